@@ -1,0 +1,15 @@
+//! What host agent, VMM and guest agent agree on about the VMBus.
+
+/// Context id of the host, as every guest sees it (virtio 1.2, 5.10.4).
+pub const HOST_CID: u32 = 2;
+
+/// Port on which the host agent serves `fabric.guest.v1.GuestService`. A guest's
+/// connection to it arrives at the unix socket `PATH_1024`.
+pub const SESSION_PORT: u32 = 1024;
+
+/// Port on which a guest agent takes faults to inject, one line of text each.
+/// It listens only when the kernel command line says [`FAULTS_ARGUMENT`].
+pub const FAULT_PORT: u32 = 1025;
+
+/// Kernel command line argument that opens [`FAULT_PORT`].
+pub const FAULTS_ARGUMENT: &str = "fabric.faults=1";
