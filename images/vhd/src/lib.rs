@@ -1,1 +1,17 @@
-//! To be written.
+//! stub
+#![forbid(unsafe_code)]
+
+mod create;
+mod device;
+mod disk;
+mod error;
+pub mod format;
+pub mod storage;
+
+pub use create::{
+    CreateOptions, DifferencingOptions, Identity, create_differencing, create_dynamic, create_fixed,
+};
+pub use device::{BlockDevice, Extent, ExtentKind, SECTOR_SIZE, extents};
+pub use disk::{Disk, MAX_CHAIN, OpenOptions, Raw, open};
+pub use error::{Defect, Error, Result, Structure};
+pub use format::DiskType;
