@@ -1,0 +1,236 @@
+//! The block device behind its transport.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+
+use thiserror::Error;
+use vhd::{BlockDevice, SECTOR_SIZE};
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES,
+};
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::executor::Executor;
+use super::request::{Limits, MAX_SEGMENT_SECTORS, MAX_SEGMENTS};
+use super::stats::BlockStats;
+use super::worker::Worker;
+use crate::devices::virtio::device::read_config_bytes;
+use crate::devices::virtio::{
+    ActivateError, Activation, QUEUE_SIZE_MAX, QueueError, VirtioDevice, feature,
+};
+
+/// The length of a serial number as a driver sees it; shorter ones end in NULs.
+pub const SERIAL_LEN: usize = VIRTIO_BLK_ID_BYTES as usize;
+
+/// The most data buffers in one request: a full queue but header and status.
+const SEG_MAX: u32 = QUEUE_SIZE_MAX as u32 - 2;
+/// What the worker's stack may grow to. It holds no buffers.
+const STACK_SIZE: usize = 256 << 10;
+/// The configuration space up to and including `write_zeroes_may_unmap` (5.2.4).
+const CONFIG_LEN: usize = 60;
+
+/// Why a block device cannot be made.
+#[derive(Debug, Error)]
+pub enum BlockError {
+    /// The serial number does not fit.
+    #[error("disk serial number {serial:?} is {} bytes long: at most {SERIAL_LEN} fit", .serial.len())]
+    SerialTooLong {
+        /// The serial number asked for.
+        serial: String,
+    },
+    /// The host gave no event descriptor.
+    #[error("cannot create an event for disk {serial:?}")]
+    Event {
+        /// The disk's serial number.
+        serial: String,
+        /// What the host answered.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// A virtio block device over a disk.
+pub struct Block {
+    disk: Arc<dyn BlockDevice>,
+    serial: String,
+    read_only: bool,
+    config: [u8; CONFIG_LEN],
+    events: [EventFd; 1],
+    stats: Arc<BlockStats>,
+    running: Option<Running>,
+}
+
+/// The device's thread and how to end it.
+struct Running {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Block {
+    /// A device over `disk`, which a guest can tell by `serial`. It is read-only
+    /// if `read_only` says so or the disk is.
+    ///
+    /// # Errors
+    ///
+    /// [`BlockError`] if the serial number is too long, or the host gives no
+    /// event descriptor.
+    pub fn new(
+        disk: Arc<dyn BlockDevice>,
+        serial: &str,
+        read_only: bool,
+    ) -> Result<Block, BlockError> {
+        let serial = serial.to_owned();
+        if serial.len() > SERIAL_LEN {
+            return Err(BlockError::SerialTooLong { serial });
+        }
+        let event = EventFd::new(libc::EFD_CLOEXEC).map_err(|source| BlockError::Event {
+            serial: serial.clone(),
+            source,
+        })?;
+        Ok(Block {
+            read_only: read_only || disk.is_read_only(),
+            config: config_space(disk.size()),
+            events: [event],
+            stats: Arc::default(),
+            running: None,
+            disk,
+            serial,
+        })
+    }
+
+    /// What the disk has done; stays valid after the device has moved into its
+    /// transport.
+    pub fn stats(&self) -> Arc<BlockStats> {
+        Arc::clone(&self.stats)
+    }
+
+    fn worker(&self, activation: Activation) -> Result<Worker, ActivateError> {
+        let Activation {
+            queues,
+            memory,
+            interrupt,
+            features,
+        } = activation;
+        let Some(queue) = queues.into_iter().next() else {
+            return Err(ActivateError::Queue {
+                index: 0,
+                source: QueueError::NotReady,
+            });
+        };
+        let event = self.events[0]
+            .try_clone()
+            .map_err(|source| ActivateError::Host {
+                what: "event descriptor",
+                source,
+            })?;
+        let mut serial = [0; SERIAL_LEN];
+        serial[..self.serial.len()].copy_from_slice(self.serial.as_bytes());
+        let stop = Arc::new(AtomicBool::new(false));
+        let has = |bit| features & feature(bit) != 0;
+        let limits = Limits {
+            size: self.disk.size(),
+            read_only: self.read_only,
+            discard: has(VIRTIO_BLK_F_DISCARD),
+            write_zeroes: has(VIRTIO_BLK_F_WRITE_ZEROES),
+        };
+        let executor = Executor::new(
+            Arc::clone(&self.disk),
+            memory.clone(),
+            serial,
+            !has(VIRTIO_BLK_F_FLUSH),
+            Arc::clone(&stop),
+        );
+        Ok(Worker {
+            name: self.serial.clone(),
+            queue,
+            event,
+            interrupt,
+            memory,
+            limits,
+            executor,
+            stop,
+            stats: Arc::clone(&self.stats),
+        })
+    }
+}
+
+impl VirtioDevice for Block {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_BLOCK
+    }
+
+    fn device_features(&self) -> u64 {
+        let common = feature(VIRTIO_BLK_F_SEG_MAX)
+            | feature(VIRTIO_BLK_F_BLK_SIZE)
+            | feature(VIRTIO_BLK_F_FLUSH);
+        if self.read_only {
+            common | feature(VIRTIO_BLK_F_RO)
+        } else {
+            common | feature(VIRTIO_BLK_F_DISCARD) | feature(VIRTIO_BLK_F_WRITE_ZEROES)
+        }
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE_MAX]
+    }
+
+    fn queue_events(&self) -> &[EventFd] {
+        &self.events
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(&self.config, offset, data);
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        let worker = self.worker(activation)?;
+        let stop = Arc::clone(&worker.stop);
+        let thread = thread::Builder::new()
+            .name(format!("disk-{}", self.serial))
+            .stack_size(STACK_SIZE)
+            .spawn(move || worker.run())
+            .map_err(|source| ActivateError::Host {
+                what: "thread",
+                source,
+            })?;
+        self.running = Some(Running { stop, thread });
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        let Some(Running { stop, thread }) = self.running.take() else {
+            return;
+        };
+        stop.store(true, Ordering::Release);
+        // Fails only when the counter is full, and then the thread wakes as well.
+        let _ = self.events[0].write(1);
+        if thread.join().is_err() {
+            eprintln!("fabric-vmm: disk {}: its thread panicked", self.serial);
+        }
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.reset();
+    }
+}
+
+fn config_space(size: u64) -> [u8; CONFIG_LEN] {
+    let mut config = [0; CONFIG_LEN];
+    let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
+    let max_segments = MAX_SEGMENTS as u32;
+    put(0, &(size / SECTOR_SIZE).to_le_bytes()); // capacity
+    put(12, &SEG_MAX.to_le_bytes()); // seg_max
+    put(20, &(SECTOR_SIZE as u32).to_le_bytes()); // blk_size
+    put(36, &MAX_SEGMENT_SECTORS.to_le_bytes()); // max_discard_sectors
+    put(40, &max_segments.to_le_bytes()); // max_discard_seg
+    put(44, &8_u32.to_le_bytes()); // discard_sector_alignment: 4 KiB
+    put(48, &MAX_SEGMENT_SECTORS.to_le_bytes()); // max_write_zeroes_sectors
+    put(52, &max_segments.to_le_bytes()); // max_write_zeroes_seg
+    put(56, &[1]); // write_zeroes_may_unmap
+    config
+}

@@ -1,0 +1,166 @@
+//! The thread of one disk: takes requests from the queue, has them carried out,
+//! gives them back.
+//!
+//! It sleeps on the queue's event, which KVM writes when the driver notifies the
+//! queue; whoever stops it sets the flag and writes the same event. An interrupt
+//! follows each batch rather than each request, because a guest pays far more
+//! for an interrupt than a request in the page cache takes; before a flush,
+//! which may take long, what is done is reported first.
+
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::executor::{ExecuteError, Executor};
+use super::request::{Limits, Parsed, Request};
+use super::stats::BlockStats;
+use crate::devices::virtio::{Chain, Interrupt, QueueError, Virtqueue};
+use crate::memory::GuestMemory;
+
+/// How many requests are finished before the driver is told, at the most.
+const BATCH: usize = 16;
+/// How many failures of the host's disk are written to standard error; the rest
+/// is only counted.
+const REPORTED_FAILURES: u64 = 10;
+
+/// Everything the thread owns while the device runs.
+pub struct Worker {
+    /// The device's name in messages.
+    pub name: String,
+    /// The device's one queue.
+    pub queue: Virtqueue,
+    /// Written when the queue is notified, and to stop.
+    pub event: EventFd,
+    /// The device's interrupt.
+    pub interrupt: Interrupt,
+    /// The guest's memory.
+    pub memory: GuestMemory,
+    /// What requests are checked against.
+    pub limits: Limits,
+    /// What carries them out.
+    pub executor: Executor,
+    /// Set to stop the thread.
+    pub stop: Arc<AtomicBool>,
+    /// What is counted.
+    pub stats: Arc<BlockStats>,
+}
+
+impl Worker {
+    /// Serves the queue until told to stop, or until the ring breaks: then the
+    /// driver is told that the device needs a reset.
+    pub fn run(mut self) {
+        while !self.stopped() {
+            if self.serve().is_err() {
+                self.interrupt.signal_needs_reset();
+                return;
+            }
+            match self.event.read() {
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // A bad descriptor, which would come back for ever.
+                Err(_) => return self.interrupt.signal_needs_reset(),
+            }
+        }
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    /// Serves everything that is in the queue.
+    fn serve(&mut self) -> Result<(), QueueError> {
+        loop {
+            self.queue.disable_notification()?;
+            let mut unreported = 0;
+            while !self.stopped() {
+                let Some(popped) = self.queue.pop()? else {
+                    break;
+                };
+                match popped {
+                    Ok(chain) => self.answer(chain)?,
+                    Err(bad) => {
+                        self.stats.count_refused();
+                        self.queue.push_used(bad.head, 0)?;
+                    }
+                }
+                unreported += 1;
+                if unreported == BATCH {
+                    self.queue.notify(&self.interrupt)?;
+                    unreported = 0;
+                }
+            }
+            if unreported > 0 {
+                self.queue.notify(&self.interrupt)?;
+            }
+            if self.stopped() || !self.queue.enable_notification()? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn answer(&mut self, chain: Chain) -> Result<(), QueueError> {
+        let head = chain.head;
+        let Some(parsed) = Parsed::from_chain(chain, &self.memory, &self.limits) else {
+            self.stats.count_refused();
+            return self.queue.push_used(head, 0);
+        };
+        let (status, written) = match parsed.request {
+            Err(refusal) => {
+                self.stats.count_refused();
+                (refusal.status(), 0)
+            }
+            Ok(request) => {
+                if request == Request::Flush {
+                    self.queue.notify(&self.interrupt)?;
+                }
+                match self.executor.execute(&request) {
+                    Ok(written) => {
+                        self.count(&request);
+                        (VIRTIO_BLK_S_OK as u8, written)
+                    }
+                    Err(ExecuteError::Stopped) => return Ok(()),
+                    Err(error) => {
+                        self.report(&request, &error);
+                        (VIRTIO_BLK_S_IOERR as u8, 0)
+                    }
+                }
+            }
+        };
+        // A status outside guest memory harms only the driver that put it there.
+        let said = parsed.status.write_at(&self.memory, 0, &[status]).is_ok();
+        self.queue.push_used(head, written + usize::from(said))
+    }
+
+    fn count(&self, request: &Request) {
+        match request {
+            Request::Read { into, .. } => self.stats.count_read(into.len()),
+            Request::Write { from, .. } => self.stats.count_write(from.len()),
+            Request::Flush => self.stats.count_flush(),
+            Request::Discard(_) | Request::WriteZeroes(_) => self.stats.count_discard(),
+            Request::GetId { .. } => {}
+        }
+    }
+
+    /// A failing disk is the operator's business, a failing guest is not.
+    fn report(&self, request: &Request, error: &ExecuteError) {
+        let ExecuteError::Disk(cause) = error else {
+            self.stats.count_refused();
+            return;
+        };
+        if self.stats.count_failed() >= REPORTED_FAILURES {
+            return;
+        }
+        let what = match request {
+            Request::Read { offset, .. } => format!("read at byte {offset}"),
+            Request::Write { offset, .. } => format!("write at byte {offset}"),
+            Request::Flush => "flush".to_owned(),
+            Request::GetId { .. } => "serial number".to_owned(),
+            Request::Discard(_) => "discard".to_owned(),
+            Request::WriteZeroes(_) => "write of zeroes".to_owned(),
+        };
+        eprintln!("fabric-vmm: disk {}: {what} failed: {cause}", self.name);
+    }
+}
