@@ -1,0 +1,119 @@
+//! Who may know whom: the table in ARCHITECTURE.md, held to by the build's own
+//! account of itself.
+
+use std::{collections::BTreeMap, path::PathBuf, process::Command};
+
+use serde_json::Value;
+
+/// Each crate of ours, and those of ours that it may use.
+const MAY_USE: [(&str, &[&str]); 9] = [
+    ("vhd", &[]),
+    ("fabric-vmm", &["vhd"]),
+    ("fabric-proto", &[]),
+    ("guest-agent", &["fabric-proto"]),
+    ("host-agent", &["fabric-proto", "fabric-vmm", "vhd"]),
+    ("fabric-controller", &["fabric-proto", "vhd"]),
+    ("fabctl", &["fabric-proto", "vhd"]),
+    ("fabric-tests", &["fabric-proto", "fabric-vmm", "vhd"]),
+    ("xtask", &["vhd"]),
+];
+
+/// Crates whose presence in a crate of ours would break its promise.
+const NEVER: [(&str, &[&str]); 2] = [
+    ("vhd", &["tokio", "tonic", "prost", "kvm-ioctls"]),
+    ("fabric-vmm", &["tokio", "tonic", "prost"]),
+];
+
+/// The one crate that may hold `unsafe`.
+const MAY_BE_UNSAFE: &str = "fabric-vmm";
+
+/// What cargo says of the workspace.
+fn metadata() -> Value {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo metadata runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("cargo metadata is JSON")
+}
+
+/// Direct dependencies of each crate of the workspace, those of tests and build
+/// scripts included.
+fn dependencies() -> BTreeMap<String, Vec<String>> {
+    let packages = metadata()["packages"].as_array().expect("packages").clone();
+    packages
+        .iter()
+        .map(|package| {
+            let name = package["name"].as_str().expect("name").to_owned();
+            let uses = package["dependencies"].as_array().expect("dependencies").iter();
+            (name, uses.map(|d| d["name"].as_str().expect("name").to_owned()).collect())
+        })
+        .collect()
+}
+
+#[test]
+fn every_crate_stands_in_the_table() {
+    let mut known: Vec<_> = MAY_USE.iter().map(|(name, _)| (*name).to_owned()).collect();
+    known.sort();
+    let found: Vec<_> = dependencies().into_keys().collect();
+    assert_eq!(found, known, "add a new crate to ARCHITECTURE.md and to this table");
+}
+
+#[test]
+fn no_crate_knows_more_of_ours_than_it_may() {
+    let dependencies = dependencies();
+    for (name, allowed) in MAY_USE {
+        for used in &dependencies[name] {
+            let ours = MAY_USE.iter().any(|(other, _)| other == used);
+            assert!(
+                !ours || allowed.contains(&used.as_str()),
+                "{name} uses {used}, which ARCHITECTURE.md does not allow",
+            );
+        }
+    }
+}
+
+#[test]
+fn the_disk_format_and_the_vmm_stay_free_of_rpc_and_runtimes() {
+    let dependencies = dependencies();
+    for (name, never) in NEVER {
+        for used in &dependencies[name] {
+            assert!(!never.contains(&used.as_str()), "{name} uses {used}");
+        }
+    }
+}
+
+#[test]
+fn unsafe_is_forbidden_everywhere_but_in_the_vmm() {
+    for package in metadata()["packages"].as_array().expect("packages") {
+        if package["name"] == MAY_BE_UNSAFE {
+            continue;
+        }
+        for target in package["targets"].as_array().expect("targets") {
+            let kinds: Vec<_> = target["kind"].as_array().expect("kind").iter().collect();
+            if !kinds.iter().any(|kind| *kind == "lib" || *kind == "bin") {
+                continue;
+            }
+            let root = PathBuf::from(target["src_path"].as_str().expect("src_path"));
+            let source = std::fs::read_to_string(&root).expect("crate root is readable");
+            assert!(
+                source.contains("#![forbid(unsafe_code)]"),
+                "{} does not forbid unsafe code",
+                root.display(),
+            );
+        }
+    }
+}
+
+#[test]
+fn every_crate_says_in_one_line_what_it_is() {
+    for package in metadata()["packages"].as_array().expect("packages") {
+        let description = package["description"].as_str().unwrap_or_default();
+        assert!(
+            !description.is_empty() && !description.contains('\n'),
+            "{} has no one-line description",
+            package["name"],
+        );
+    }
+}
