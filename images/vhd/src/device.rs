@@ -108,7 +108,11 @@ pub enum ExtentKind {
 ///
 /// The iterator ends after the first error.
 pub fn extents(device: &dyn BlockDevice) -> impl Iterator<Item = Result<Extent>> + '_ {
-    Extents { device, next: 0, held: None }
+    Extents {
+        device,
+        next: 0,
+        held: None,
+    }
 }
 
 struct Extents<'a> {
@@ -150,7 +154,10 @@ fn continues(extent: &Extent, next: &Extent) -> bool {
         (ExtentKind::Zero, ExtentKind::Zero) => true,
         (
             ExtentKind::Data { depth, file_offset },
-            ExtentKind::Data { depth: next_depth, file_offset: next_offset },
+            ExtentKind::Data {
+                depth: next_depth,
+                file_offset: next_offset,
+            },
         ) => depth == next_depth && file_offset + extent.len == next_offset,
         _ => false,
     }

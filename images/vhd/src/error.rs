@@ -176,12 +176,19 @@ pub enum Error {
 impl Error {
     /// An I/O error on `path` while trying to `operation`.
     pub(crate) fn io(path: &Path, operation: &'static str, source: io::Error) -> Self {
-        Self::Io { path: path.to_owned(), operation, source }
+        Self::Io {
+            path: path.to_owned(),
+            operation,
+            source,
+        }
     }
 
     /// A defect of the image at `path`.
     pub(crate) fn invalid(path: &Path, defect: Defect) -> Self {
-        Self::Invalid { path: path.to_owned(), defect: Box::new(defect) }
+        Self::Invalid {
+            path: path.to_owned(),
+            defect: Box::new(defect),
+        }
     }
 
     /// The defect, when that is what this error is about.
@@ -251,13 +258,23 @@ impl Defect {
         value: impl fmt::Display,
         rule: impl Into<String>,
     ) -> Self {
-        Self { structure, field: field.into(), value: value.to_string(), rule: rule.into() }
+        Self {
+            structure,
+            field: field.into(),
+            value: value.to_string(),
+            rule: rule.into(),
+        }
     }
 }
 
 impl fmt::Display for Defect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { structure, field, value, rule } = self;
+        let Self {
+            structure,
+            field,
+            value,
+            rule,
+        } = self;
         write!(f, "{structure}, {field} is {value}: {rule}")
     }
 }

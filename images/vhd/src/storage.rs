@@ -118,7 +118,10 @@ pub(crate) fn open_locked(path: &Path, read_only: bool) -> Result<File> {
         .write(!read_only)
         .open(path)
         .map_err(|source| Error::io(path, "open", source))?;
-    let kind = file.metadata().map_err(|source| Error::io(path, "inspect", source))?.file_type();
+    let kind = file
+        .metadata()
+        .map_err(|source| Error::io(path, "inspect", source))?
+        .file_type();
     if !kind.is_file() {
         let source = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
         return Err(Error::io(path, "use as a disk image", source));
@@ -129,9 +132,15 @@ pub(crate) fn open_locked(path: &Path, read_only: bool) -> Result<File> {
 
 /// Locks an open file.
 pub(crate) fn lock(file: &File, path: &Path, shared: bool) -> Result<()> {
-    let locked = if shared { file.try_lock_shared() } else { file.try_lock() };
+    let locked = if shared {
+        file.try_lock_shared()
+    } else {
+        file.try_lock()
+    };
     locked.map_err(|error| match error {
-        TryLockError::WouldBlock => Error::Locked { path: path.to_owned() },
+        TryLockError::WouldBlock => Error::Locked {
+            path: path.to_owned(),
+        },
         TryLockError::Error(source) => Error::io(path, "lock", source),
     })
 }

@@ -20,7 +20,12 @@ pub(super) struct Fixed {
 
 impl Fixed {
     pub(super) fn new(path: PathBuf, storage: Box<dyn Storage>, size: u64) -> Self {
-        Self { path, storage, size, poisoned: AtomicBool::new(false) }
+        Self {
+            path,
+            storage,
+            size,
+            poisoned: AtomicBool::new(false),
+        }
     }
 
     pub(super) fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
@@ -61,7 +66,10 @@ impl Fixed {
             .map_err(|source| Error::io(&self.path, "look for holes", source))?;
         let len = end.min(self.size).max(offset + 1).next_multiple_of(512) - offset;
         let kind = if data {
-            ExtentKind::Data { depth: 0, file_offset: offset }
+            ExtentKind::Data {
+                depth: 0,
+                file_offset: offset,
+            }
         } else {
             ExtentKind::Zero
         };
@@ -70,7 +78,9 @@ impl Fixed {
 
     fn check_poison(&self) -> Result<()> {
         if self.poisoned.load(Ordering::Acquire) {
-            return Err(Error::Poisoned { path: self.path.clone() });
+            return Err(Error::Poisoned {
+                path: self.path.clone(),
+            });
         }
         Ok(())
     }

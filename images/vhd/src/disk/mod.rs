@@ -13,11 +13,13 @@ pub use chain::MAX_CHAIN;
 pub use raw::Raw;
 
 pub(crate) use locate::{Located, locate};
+pub(crate) use sparse::layout::{self, Layout};
+pub(crate) use sparse::read_header;
 
 use crate::device::{BlockDevice, Extent, SECTOR_SIZE};
 use crate::error::{Defect, Error, Result};
 use crate::format::{DiskType, Footer, Header};
-use crate::storage::{self, Storage};
+use crate::storage::Storage;
 
 use fixed::Fixed;
 use sparse::Sparse;
@@ -48,7 +50,10 @@ impl OpenOptions {
     /// Options for reading only.
     #[must_use]
     pub fn read_only() -> Self {
-        Self { read_only: true, ..Self::default() }
+        Self {
+            read_only: true,
+            ..Self::default()
+        }
     }
 
     /// Options for reading and writing.
@@ -159,7 +164,9 @@ impl Disk {
 
     fn check_write(&self, offset: u64, len: u64) -> Result<()> {
         if self.read_only {
-            return Err(Error::ReadOnly { path: self.path.clone() });
+            return Err(Error::ReadOnly {
+                path: self.path.clone(),
+            });
         }
         check_request(offset, len, self.size())
     }

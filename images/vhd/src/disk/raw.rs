@@ -1,12 +1,13 @@
 //! A raw image: a file that holds the sectors of a disk and nothing else.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use super::fixed::Fixed;
 use super::check_request;
+use super::fixed::Fixed;
 use crate::device::{BlockDevice, Extent, SECTOR_SIZE};
 use crate::error::{Error, Result};
-use crate::storage::{self, Storage as _};
+use crate::storage::{self, Storage};
 
 /// A raw disk image behind the same trait as a VHD.
 ///
@@ -24,25 +25,39 @@ pub struct Raw {
 impl Raw {
     /// Opens a raw image under the same locks as a VHD.
     pub fn open(path: impl AsRef<Path>, read_only: bool) -> Result<Self> {
-        let path = path.as_ref().to_owned();
-        let file = storage::open_locked(&path, read_only)?;
-        let mut file_len = file.len().map_err(|source| Error::io(&path, "inspect", source))?;
+        let path = path.as_ref();
+        Self::from_file(path, storage::open_locked(path, read_only)?, read_only)
+    }
+
+    /// A raw image in an open file; `path` is for messages.
+    pub(crate) fn from_file(path: &Path, file: File, read_only: bool) -> Result<Self> {
+        let mut file_len = file
+            .len()
+            .map_err(|source| Error::io(path, "inspect", source))?;
         let size = file_len.next_multiple_of(SECTOR_SIZE);
         if !read_only && size != file_len {
-            file.set_len(size).map_err(|source| Error::io(&path, "extend", source))?;
+            Storage::set_len(&file, size).map_err(|source| Error::io(path, "extend", source))?;
             file_len = size;
         }
-        let flat = Fixed::new(path.clone(), Box::new(file), size);
-        Ok(Self { path, flat, size, file_len, read_only })
+        let flat = Fixed::new(path.to_owned(), Box::new(file), size);
+        Ok(Self {
+            path: path.to_owned(),
+            flat,
+            size,
+            file_len,
+            read_only,
+        })
     }
 
     /// Creates a raw image of `size` bytes, all of it a hole, and opens it for
     /// writing.
     pub fn create(path: impl AsRef<Path>, size: u64) -> Result<Self> {
         let path = path.as_ref();
-        let made = std::fs::File::create_new(path).and_then(|file| file.set_len(size));
+        let made = File::create_new(path).and_then(|file| file.set_len(size));
         made.map_err(|source| match source.kind() {
-            std::io::ErrorKind::AlreadyExists => Error::Exists { path: path.to_owned() },
+            std::io::ErrorKind::AlreadyExists => Error::Exists {
+                path: path.to_owned(),
+            },
             _ => Error::io(path, "create", source),
         })?;
         Self::open(path, false)
@@ -50,7 +65,9 @@ impl Raw {
 
     fn check_write(&self, offset: u64, len: u64) -> Result<()> {
         if self.read_only {
-            return Err(Error::ReadOnly { path: self.path.clone() });
+            return Err(Error::ReadOnly {
+                path: self.path.clone(),
+            });
         }
         check_request(offset, len, self.size)
     }
@@ -79,7 +96,11 @@ impl BlockDevice for Raw {
     }
 
     fn flush(&self) -> Result<()> {
-        if self.read_only { Ok(()) } else { self.flat.flush() }
+        if self.read_only {
+            Ok(())
+        } else {
+            self.flat.flush()
+        }
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<()> {

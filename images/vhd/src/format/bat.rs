@@ -28,8 +28,13 @@ impl BlockShape {
     #[must_use]
     pub fn new(block_size: u32) -> Self {
         let block_size = u64::from(block_size);
-        let bitmap_len = (block_size / SECTOR_SIZE).div_ceil(8).next_multiple_of(SECTOR_SIZE);
-        Self { block_size, bitmap_len }
+        let bitmap_len = (block_size / SECTOR_SIZE)
+            .div_ceil(8)
+            .next_multiple_of(SECTOR_SIZE);
+        Self {
+            block_size,
+            bitmap_len,
+        }
     }
 
     /// Bytes that a block takes in the file.

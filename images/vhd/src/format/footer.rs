@@ -58,7 +58,9 @@ impl DiskType {
     }
 
     fn from_code(code: u32) -> Option<Self> {
-        [Self::Fixed, Self::Dynamic, Self::Differencing].into_iter().find(|t| t.code() == code)
+        [Self::Fixed, Self::Dynamic, Self::Differencing]
+            .into_iter()
+            .find(|t| t.code() == code)
     }
 }
 
@@ -161,7 +163,11 @@ impl Footer {
         let current_size = fields.u64();
         let cylinders = fields.u16();
         let [heads, sectors_per_track] = fields.take();
-        let disk_geometry = Geometry { cylinders, heads, sectors_per_track };
+        let disk_geometry = Geometry {
+            cylinders,
+            heads,
+            sectors_per_track,
+        };
         let type_code = fields.u32();
         let stored = fields.u32();
         let unique_id = fields.uuid();
@@ -173,11 +179,19 @@ impl Footer {
             return defect("Checksum", &format!("{stored:#010x}"), &rule);
         }
         if features & !(FEATURE_TEMPORARY | FEATURE_RESERVED) != 0 {
-            return defect("Features", &format!("{features:#010x}"), "has bits that are not known");
+            return defect(
+                "Features",
+                &format!("{features:#010x}"),
+                "has bits that are not known",
+            );
         }
         if file_format_version >> 16 != FILE_FORMAT_VERSION >> 16 {
             let value = format!("{file_format_version:#010x}");
-            return defect("File Format Version", &value, "only version 1 (0x0001____) is known");
+            return defect(
+                "File Format Version",
+                &value,
+                "only version 1 (0x0001____) is known",
+            );
         }
         let Some(disk_type) = DiskType::from_code(type_code) else {
             let rule = "must be 2 (fixed), 3 (dynamic) or 4 (differencing)";
@@ -218,7 +232,12 @@ impl Footer {
                  specification's calculation it is {}",
                 Geometry::for_size(size)
             );
-            return Err(Defect::new(structure, "Disk Geometry", self.disk_geometry, rule));
+            return Err(Defect::new(
+                structure,
+                "Disk Geometry",
+                self.disk_geometry,
+                rule,
+            ));
         }
         Ok(())
     }
@@ -230,7 +249,12 @@ impl Footer {
         }
         if offset < FOOTER_LEN as u64 || !offset.is_multiple_of(SECTOR_SIZE) {
             let rule = "must be a multiple of 512 behind the copy of the footer";
-            return Err(Defect::new(structure, "Data Offset", format!("{offset:#x}"), rule));
+            return Err(Defect::new(
+                structure,
+                "Data Offset",
+                format!("{offset:#x}"),
+                rule,
+            ));
         }
         Ok(())
     }
@@ -264,15 +288,34 @@ impl Footer {
     /// matters, with both values.
     pub(crate) fn difference(&self, copy: &Self) -> Option<Defect> {
         let fields: [(&str, String, String); 4] = [
-            ("Disk Type", self.disk_type.to_string(), copy.disk_type.to_string()),
-            ("Current Size", self.current_size.to_string(), copy.current_size.to_string()),
-            ("Unique Id", self.unique_id.to_string(), copy.unique_id.to_string()),
-            ("Data Offset", self.data_offset.to_string(), copy.data_offset.to_string()),
+            (
+                "Disk Type",
+                self.disk_type.to_string(),
+                copy.disk_type.to_string(),
+            ),
+            (
+                "Current Size",
+                self.current_size.to_string(),
+                copy.current_size.to_string(),
+            ),
+            (
+                "Unique Id",
+                self.unique_id.to_string(),
+                copy.unique_id.to_string(),
+            ),
+            (
+                "Data Offset",
+                self.data_offset.to_string(),
+                copy.data_offset.to_string(),
+            ),
         ];
-        fields.into_iter().find(|(_, here, there)| here != there).map(|(field, here, there)| {
-            let rule = format!("the footer at the end of the file says {here}");
-            Defect::new(Structure::FooterCopy, field, there, rule)
-        })
+        fields
+            .into_iter()
+            .find(|(_, here, there)| here != there)
+            .map(|(field, here, there)| {
+                let rule = format!("the footer at the end of the file says {here}");
+                Defect::new(Structure::FooterCopy, field, there, rule)
+            })
     }
 }
 
@@ -290,7 +333,12 @@ mod tests {
     use super::*;
 
     fn footer() -> Footer {
-        Footer::new(DiskType::Dynamic, 10 << 20, Uuid::from_u128(7), TimeStamp(42))
+        Footer::new(
+            DiskType::Dynamic,
+            10 << 20,
+            Uuid::from_u128(7),
+            TimeStamp(42),
+        )
     }
 
     /// The field that `parse` complains about after `change`, checksum mended.
@@ -313,7 +361,10 @@ mod tests {
         for byte in 0..85 {
             let mut bytes = footer().to_bytes();
             bytes[byte] ^= 1;
-            assert!(Footer::parse(&bytes, Structure::Footer).is_err(), "byte {byte}");
+            assert!(
+                Footer::parse(&bytes, Structure::Footer).is_err(),
+                "byte {byte}"
+            );
         }
     }
 
@@ -334,7 +385,9 @@ mod tests {
     fn names_field_value_and_rule() {
         let mut bytes = footer().to_bytes();
         bytes[64..68].fill(0);
-        let text = Footer::parse(&bytes, Structure::FooterCopy).unwrap_err().to_string();
+        let text = Footer::parse(&bytes, Structure::FooterCopy)
+            .unwrap_err()
+            .to_string();
         assert!(
             text.starts_with("copy of the hard disk footer, Checksum is 0x00000000: must be 0xff"),
             "{text}"

@@ -33,7 +33,11 @@ pub struct Geometry {
 impl Geometry {
     /// The largest geometry: 65535 cylinders, 16 heads, 255 sectors, which is
     /// a little below 128 GiB.
-    pub const MAX: Self = Self { cylinders: 65535, heads: 16, sectors_per_track: 255 };
+    pub const MAX: Self = Self {
+        cylinders: 65535,
+        heads: 16,
+        sectors_per_track: 255,
+    };
 
     /// The geometry of a disk of `size` bytes ("Appendix: CHS Calculation").
     #[must_use]
@@ -45,7 +49,11 @@ impl Geometry {
             Self::small(total)
         };
         let cylinders = total / u64::from(sectors_per_track) / u64::from(heads);
-        Self { cylinders: u16::try_from(cylinders).unwrap_or(u16::MAX), heads, sectors_per_track }
+        Self {
+            cylinders: u16::try_from(cylinders).unwrap_or(u16::MAX),
+            heads,
+            sectors_per_track,
+        }
     }
 
     /// Heads and sectors per track of a disk below 65535 × 16 × 63 sectors:
@@ -56,7 +64,11 @@ impl Geometry {
         if heads <= 16 && tracks < heads * 1024 {
             return (u8::try_from(heads).unwrap_or(16), 17);
         }
-        if total / 31 < 16 * 1024 { (16, 31) } else { (16, 63) }
+        if total / 31 < 16 * 1024 {
+            (16, 31)
+        } else {
+            (16, 63)
+        }
     }
 
     /// Sectors that the geometry describes.
@@ -80,14 +92,17 @@ impl Geometry {
     pub fn describes(self, size: u64) -> bool {
         let total = size / SECTOR_SIZE;
         let cylinder = self.sectors_per_cylinder();
-        self == Self::MAX
-            || self.sectors() <= total && total - self.sectors() < cylinder
+        self == Self::MAX || self.sectors() <= total && total - self.sectors() < cylinder
     }
 }
 
 impl fmt::Display for Geometry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}/{}", self.cylinders, self.heads, self.sectors_per_track)
+        write!(
+            f,
+            "{}/{}/{}",
+            self.cylinders, self.heads, self.sectors_per_track
+        )
     }
 }
 
@@ -98,7 +113,11 @@ mod tests {
     use super::*;
 
     fn geometry(cylinders: u16, heads: u8, sectors_per_track: u8) -> Geometry {
-        Geometry { cylinders, heads, sectors_per_track }
+        Geometry {
+            cylinders,
+            heads,
+            sectors_per_track,
+        }
     }
 
     #[test]
@@ -108,7 +127,10 @@ mod tests {
         assert_eq!(Geometry::for_size(104_865_792), geometry(1004, 12, 17));
         assert_eq!(Geometry::for_size(10 << 30), geometry(20805, 16, 63));
         assert_eq!(Geometry::for_size(100 << 30), geometry(51400, 16, 255));
-        assert_eq!(Geometry::for_size(crate::format::MAX_DISK_SIZE), Geometry::MAX);
+        assert_eq!(
+            Geometry::for_size(crate::format::MAX_DISK_SIZE),
+            Geometry::MAX
+        );
     }
 
     #[test]
@@ -118,7 +140,11 @@ mod tests {
 
     #[test]
     fn a_cylinder_more_or_less_does_not_describe_the_disk() {
-        let Geometry { cylinders, heads, sectors_per_track } = Geometry::for_size(64 << 20);
+        let Geometry {
+            cylinders,
+            heads,
+            sectors_per_track,
+        } = Geometry::for_size(64 << 20);
         assert!(!geometry(cylinders + 1, heads, sectors_per_track).describes(64 << 20));
         assert!(!geometry(cylinders - 1, heads, sectors_per_track).describes(64 << 20));
         assert!(!geometry(0, 0, 0).describes(64 << 20));

@@ -112,7 +112,11 @@ impl Header {
     fn check(&self) -> Result<(), Defect> {
         if self.header_version >> 16 != HEADER_VERSION >> 16 {
             let value = format!("{:#010x}", self.header_version);
-            return Err(defect("Header Version", value, "only version 1 (0x0001____) is known"));
+            return Err(defect(
+                "Header Version",
+                value,
+                "only version 1 (0x0001____) is known",
+            ));
         }
         let sector = SECTOR_SIZE as u32;
         if !self.block_size.is_power_of_two() || self.block_size < sector {
@@ -128,7 +132,11 @@ impl Header {
         }
         if self.table_offset < FOOTER_LEN as u64 || !self.table_offset.is_multiple_of(SECTOR_SIZE) {
             let rule = "must be a multiple of 512 behind the copy of the footer";
-            return Err(defect("Table Offset", format!("{:#x}", self.table_offset), rule));
+            return Err(defect(
+                "Table Offset",
+                format!("{:#x}", self.table_offset),
+                rule,
+            ));
         }
         Ok(())
     }
@@ -196,7 +204,12 @@ fn parse_locator(fields: &mut FieldReader<'_, HEADER_LEN>) -> ParentLocator {
     let platform_data_length = fields.u32();
     let _reserved = fields.u32();
     let platform_data_offset = fields.u64();
-    ParentLocator { platform_code, platform_data_space, platform_data_length, platform_data_offset }
+    ParentLocator {
+        platform_code,
+        platform_data_space,
+        platform_data_length,
+        platform_data_offset,
+    }
 }
 
 fn decode_name(bytes: &[u8; 2 * NAME_UNITS]) -> String {
@@ -263,7 +276,10 @@ mod tests {
         assert_eq!(refused(|b| b[23] = 1), "Table Offset");
         assert_eq!(refused(|b| b[28] = 1), "Max Table Entries");
         assert_eq!(refused(|b| b[33] = 0x30), "Block Size");
-        assert_eq!(refused(|b| b[32..36].copy_from_slice(&256u32.to_be_bytes())), "Block Size");
+        assert_eq!(
+            refused(|b| b[32..36].copy_from_slice(&256u32.to_be_bytes())),
+            "Block Size"
+        );
     }
 
     #[test]
@@ -276,7 +292,10 @@ mod tests {
     #[test]
     fn the_table_must_cover_the_disk() {
         assert!(header().check_size(10 << 20).is_ok());
-        assert_eq!(header().check_size((10 << 20) + 512).unwrap_err().field, "Max Table Entries");
+        assert_eq!(
+            header().check_size((10 << 20) + 512).unwrap_err().field,
+            "Max Table Entries"
+        );
     }
 
     #[test]

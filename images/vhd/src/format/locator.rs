@@ -88,7 +88,11 @@ impl ParentLocator {
     #[must_use]
     pub fn space(&self) -> u64 {
         let space = u64::from(self.platform_data_space);
-        let bytes = if space < SECTOR_SIZE { space * SECTOR_SIZE } else { space };
+        let bytes = if space < SECTOR_SIZE {
+            space * SECTOR_SIZE
+        } else {
+            space
+        };
         bytes.max(u64::from(self.platform_data_length))
     }
 
@@ -97,9 +101,18 @@ impl ParentLocator {
     pub fn decode(&self, data: &[u8]) -> Option<String> {
         match self.platform_code {
             PlatformCode::W2RU | PlatformCode::W2KU => {
-                let units: Vec<u16> =
-                    data.as_chunks().0.iter().copied().map(u16::from_le_bytes).collect();
-                Some(String::from_utf16_lossy(&units).trim_end_matches('\0').to_owned())
+                let units: Vec<u16> = data
+                    .as_chunks()
+                    .0
+                    .iter()
+                    .copied()
+                    .map(u16::from_le_bytes)
+                    .collect();
+                Some(
+                    String::from_utf16_lossy(&units)
+                        .trim_end_matches('\0')
+                        .to_owned(),
+                )
             }
             PlatformCode::MAC_X => Some(String::from_utf8_lossy(data).into_owned()),
             _ => None,
@@ -152,7 +165,10 @@ mod tests {
     fn relative_paths_start_at_the_childs_folder() {
         assert_eq!(relative("/disks", "/disks/base.vhd"), ".\\base.vhd");
         assert_eq!(relative("/disks/a", "/disks/base.vhd"), "..\\base.vhd");
-        assert_eq!(relative("/a/b", "/images/base.vhd"), "..\\..\\images\\base.vhd");
+        assert_eq!(
+            relative("/a/b", "/images/base.vhd"),
+            "..\\..\\images\\base.vhd"
+        );
         assert_eq!(relative("/", "/base.vhd"), ".\\base.vhd");
     }
 

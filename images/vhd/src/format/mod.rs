@@ -27,7 +27,11 @@ pub const MAX_DISK_SIZE: u64 = 2040 << 30;
 /// One's complement of the sum of all bytes, those of the checksum field left
 /// out ("Checksum" of footer and header).
 pub(crate) fn checksum(bytes: &[u8], field: std::ops::Range<usize>) -> u32 {
-    let sum = |bytes: &[u8]| bytes.iter().fold(0u32, |sum, byte| sum.wrapping_add(u32::from(*byte)));
+    let sum = |bytes: &[u8]| {
+        bytes
+            .iter()
+            .fold(0u32, |sum, byte| sum.wrapping_add(u32::from(*byte)))
+    };
     !sum(bytes).wrapping_sub(sum(&bytes[field]))
 }
 
@@ -74,7 +78,10 @@ pub(crate) struct FieldWriter<const N: usize> {
 
 impl<const N: usize> FieldWriter<N> {
     pub(crate) fn new() -> Self {
-        Self { bytes: [0; N], at: 0 }
+        Self {
+            bytes: [0; N],
+            at: 0,
+        }
     }
 
     pub(crate) fn put(&mut self, field: &[u8]) -> &mut Self {

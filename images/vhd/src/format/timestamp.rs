@@ -29,7 +29,10 @@ impl TimeStamp {
 impl From<SystemTime> for TimeStamp {
     /// Times that the format cannot tell become the nearest one it can.
     fn from(time: SystemTime) -> Self {
-        let unix = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let unix = time
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
         Self(u32::try_from(unix.saturating_sub(EPOCH)).unwrap_or(u32::MAX))
     }
 }
@@ -59,12 +62,18 @@ mod tests {
     #[test]
     fn counts_from_the_year_2000() {
         assert_eq!(TimeStamp(0).to_string(), "2000-01-01T00:00:00Z");
-        assert_eq!(TimeStamp::from(SystemTime::from(TimeStamp(86_400))), TimeStamp(86_400));
+        assert_eq!(
+            TimeStamp::from(SystemTime::from(TimeStamp(86_400))),
+            TimeStamp(86_400)
+        );
     }
 
     #[test]
     fn clamps_what_it_cannot_tell() {
         assert_eq!(TimeStamp::from(UNIX_EPOCH), TimeStamp(0));
-        assert_eq!(TimeStamp::from(UNIX_EPOCH + Duration::from_secs(u64::MAX / 4)), TimeStamp(u32::MAX));
+        assert_eq!(
+            TimeStamp::from(UNIX_EPOCH + Duration::from_secs(u64::MAX / 4)),
+            TimeStamp(u32::MAX)
+        );
     }
 }
