@@ -193,7 +193,12 @@ impl Virtqueue {
             .map_err(QueueError::Ring)
     }
 
-    fn wants_interrupt(&mut self) -> Result<bool, QueueError> {
+    /// Whether the driver wants to hear of what was pushed since the last call.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError`] if the ring cannot be read.
+    pub fn wants_interrupt(&mut self) -> Result<bool, QueueError> {
         let wanted = self
             .queue
             .needs_notification(&*self.memory)
