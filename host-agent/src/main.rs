@@ -1,2 +1,7 @@
-//! To be written.
-fn main() {}
+//! The `host-agent` program.
+
+#![forbid(unsafe_code)]
+
+fn main() -> std::process::ExitCode {
+    host_agent::cli::main()
+}

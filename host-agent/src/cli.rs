@@ -1,0 +1,259 @@
+//! The command line.
+
+use std::{collections::BTreeMap, io, path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::Context as _;
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use fabric_proto::id::NodeId;
+
+use crate::{
+    preflight::{self, Finding, Preflight},
+    serve::{self, Listen, Options},
+};
+
+/// Drives one node's virtual machines to what the controller wants of them.
+///
+/// The host agent dials the controller, is given the node's whole goal state, and
+/// starts, watches, restarts and stops one virtual machine per instance. It works
+/// on while the controller is away, and a host agent that is started again finds
+/// the virtual machines of the one before and takes them over undisturbed.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  host-agent check --kernel vmlinux --data-dir /var/lib/fabric
+  host-agent serve --controller http://127.0.0.1:7070 --node-id node-1 \\
+      --data-dir /var/lib/fabric --kernel vmlinux
+  host-agent completions bash > /etc/bash_completion.d/host-agent
+
+Exit status: 0 done, 1 failed, 2 wrong usage, 3 this machine cannot run guests.
+
+RUST_LOG sets what is logged, for example RUST_LOG=host_agent=debug.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(Serve),
+    Check(Check),
+    /// Prints completions for a shell.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Where things are on this machine.
+#[derive(Debug, Args)]
+struct Machine {
+    /// Where everything is kept: images, disks, records. For one host agent alone.
+    #[arg(long, value_name = "DIR")]
+    data_dir: PathBuf,
+    /// The guests' kernel: an ELF vmlinux or a bzImage.
+    #[arg(long, value_name = "FILE")]
+    kernel: PathBuf,
+    /// The virtual machine monitor [default: fabric-vmm beside this program].
+    #[arg(long, value_name = "FILE")]
+    vmm: Option<PathBuf>,
+}
+
+/// Serves this node until SIGTERM or SIGINT.
+///
+/// Virtual machines run on when it ends, whatever ends it: start it again with the
+/// same data directory to take them over. With --stop-vms-on-exit, SIGTERM and
+/// SIGINT stop them first; nothing else does.
+#[derive(Debug, Args)]
+struct Serve {
+    /// The controller: http://127.0.0.1:PORT or unix:PATH.
+    #[arg(long, value_name = "ADDRESS", default_value = "http://127.0.0.1:7070")]
+    controller: String,
+    /// This node's name in the cluster.
+    #[arg(long, value_name = "NAME")]
+    node_id: NodeId,
+    #[command(flatten)]
+    machine: Machine,
+    /// How often to report at least, until the controller says otherwise.
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = time)]
+    heartbeat: Duration,
+    /// How often guests give a sign of life; after three missed ones they are restarted.
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = time)]
+    guest_heartbeat: Duration,
+    /// How long a guest may take from its start until its agent says hello.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = time)]
+    boot_deadline: Duration,
+    /// Lets guests be told to fail in certain ways, for tests and demonstrations.
+    #[arg(long)]
+    fault_injection: bool,
+    /// A label of this node; can be given several times.
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    labels: Vec<(String, String)>,
+    /// Where to serve health and reflection: unix:PATH or 127.0.0.1:PORT
+    /// [default: unix:DATA_DIR/host-agent.sock].
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<Listen>,
+    /// Stops all virtual machines gracefully before ending on SIGTERM or SIGINT.
+    #[arg(long)]
+    stop_vms_on_exit: bool,
+}
+
+/// Says whether this machine can run guests, and what to do if it cannot.
+#[derive(Debug, Args)]
+struct Check {
+    #[command(flatten)]
+    machine: Machine,
+    /// How to print it.
+    #[arg(long, value_enum, default_value = "table")]
+    output: Output,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Output {
+    /// For people.
+    Table,
+    /// One JSON object.
+    Json,
+}
+
+/// Runs the program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("host-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "host-agent", &mut io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Check(check) => runtime()?.block_on(show_check(check)),
+        Command::Serve(options) => {
+            log();
+            runtime()?.block_on(serve::serve(options.into_options()?))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
+}
+
+fn log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .init();
+}
+
+impl Machine {
+    fn vmm(&self) -> anyhow::Result<PathBuf> {
+        match &self.vmm {
+            Some(path) => Ok(path.clone()),
+            None => {
+                let own = std::env::current_exe().context("cannot find this program's file")?;
+                Ok(own.with_file_name("fabric-vmm"))
+            }
+        }
+    }
+}
+
+impl Serve {
+    fn into_options(self) -> anyhow::Result<Options> {
+        Ok(Options {
+            vmm: self.machine.vmm()?,
+            controller: self.controller,
+            node_id: self.node_id,
+            data_dir: self.machine.data_dir,
+            kernel: self.machine.kernel,
+            heartbeat: self.heartbeat,
+            guest_heartbeat: self.guest_heartbeat,
+            boot_deadline: self.boot_deadline,
+            fault_injection: self.fault_injection,
+            labels: self.labels.into_iter().collect::<BTreeMap<_, _>>(),
+            listen: self.listen,
+            stop_vms_on_exit: self.stop_vms_on_exit,
+        })
+    }
+}
+
+async fn show_check(check: Check) -> anyhow::Result<ExitCode> {
+    let machine = check.machine;
+    let found = preflight::run(&machine.vmm()?, &machine.kernel, &machine.data_dir).await;
+    match check.output {
+        Output::Json => println!("{}", serde_json::to_string(&found)?),
+        Output::Table => print_table(&found),
+    }
+    Ok(if found.passed() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(3)
+    })
+}
+
+fn print_table(found: &Preflight) {
+    for check in &found.checks {
+        let finding = match check.finding {
+            Finding::Good => "good",
+            Finding::Warning => "warning",
+            Finding::Bad => "BAD",
+        };
+        println!("{:<10} {finding:<8} {}", check.name, check.detail);
+        if !check.remedy.is_empty() {
+            println!("{:<19} do: {}", "", check.remedy);
+        }
+    }
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let allowed = Duration::from_millis(50)..=Duration::from_secs(3600);
+    if allowed.contains(&time) {
+        Ok(time)
+    } else {
+        Err("must be 50ms to 1h".to_owned())
+    }
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE")?;
+    if key.is_empty() || text.len() > 256 {
+        return Err("must be KEY=VALUE, the key not empty, 256 bytes at most".to_owned());
+    }
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn only_this_machine_can_be_listened_on() {
+        for wrong in ["0.0.0.0:1", "10.0.0.1:7070", "localhost", "/x"] {
+            assert!(wrong.parse::<Listen>().is_err(), "{wrong} was taken");
+        }
+        assert_eq!("unix:/x/y".parse(), Ok(Listen::Unix("/x/y".into())));
+        assert!("[::1]:7070".parse::<Listen>().is_ok());
+    }
+}

@@ -1,0 +1,53 @@
+//! The node's boot-time clock: the one by which everything here is timed.
+//!
+//! Its readings mean the same to the next process of the host agent, as long as
+//! the machine has not been restarted; [`host_boot_id`] tells whether it has.
+//! It advances with tokio's clock, so that tests can pause it.
+
+use std::{fs, io, time::Duration};
+
+use rustix::time::{ClockId, clock_gettime};
+use tokio::time::Instant;
+
+/// A clock whose readings are distances from the machine's start.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    at: Duration,
+    then: Instant,
+}
+
+impl Clock {
+    /// The machine's clock.
+    #[must_use]
+    pub fn system() -> Self {
+        let time = clock_gettime(ClockId::Boottime);
+        let at = Duration::try_from(time).unwrap_or_default();
+        Self {
+            at,
+            then: Instant::now(),
+        }
+    }
+
+    /// Time since the machine's start.
+    #[must_use]
+    pub fn now(&self) -> Duration {
+        self.at + self.then.elapsed()
+    }
+
+    /// The instant at which [`now`](Self::now) will say `time`.
+    #[must_use]
+    pub fn instant(&self, time: Duration) -> Instant {
+        self.then + time.saturating_sub(self.at)
+    }
+}
+
+/// Names this run of the machine's kernel.
+///
+/// # Errors
+///
+/// When /proc cannot be read.
+pub fn host_boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim_end()
+        .to_owned())
+}

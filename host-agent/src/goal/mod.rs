@@ -1,0 +1,347 @@
+//! The node's goal state, checked where it enters.
+//!
+//! A goal with one bad instance is still a goal for the others: each instance is
+//! checked by itself, and one that is refused is left as it is.
+
+mod store;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use fabric_proto::{
+    guest::v1 as guest,
+    id::{Digest, InstanceId, RoleName},
+    node::v1 as wire,
+};
+use prost::Message as _;
+
+pub use store::GoalStore;
+
+use crate::{
+    guest::report::duration,
+    instance::state::{Presence, Scope, Wanted},
+};
+
+/// Most instances that one node is given.
+const MOST_INSTANCES: usize = 4096;
+/// Longest role in a goal, encoded, in bytes.
+const LONGEST_ROLE: usize = 256 * 1024;
+/// Least memory that a guest kernel starts in.
+const LEAST_MEMORY_MIB: u64 = 32;
+/// Most memory of one guest.
+const MOST_MEMORY_MIB: u64 = 1024 * 1024;
+const MIB: u64 = 1024 * 1024;
+
+/// What is wrong with a goal.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GoalError {
+    /// A field of an instance holds what it must not.
+    #[error("{field} is {value}, must be {rule}")]
+    Field {
+        /// Its name in the contract.
+        field: &'static str,
+        /// What it holds.
+        value: String,
+        /// What it must be.
+        rule: &'static str,
+    },
+    /// An epoch that has been superseded.
+    #[error("epoch {given} is lower than {seen}, which this node has seen for it")]
+    Epoch {
+        /// What was sent.
+        given: u64,
+        /// What had been seen.
+        seen: u64,
+    },
+    /// A goal that has been superseded.
+    #[error("goal incarnation {given} is lower than {seen}, which this node has seen")]
+    Incarnation {
+        /// What was sent.
+        given: u64,
+        /// What had been seen.
+        seen: u64,
+    },
+}
+
+/// A file that is named by its content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlobRef {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its size, in bytes.
+    pub bytes: u64,
+}
+
+/// One instance to have.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InstanceGoal {
+    /// Which.
+    pub id: InstanceId,
+    /// Under which epoch.
+    pub epoch: u64,
+    /// Whether it runs.
+    pub presence: Presence,
+    /// Virtual processors.
+    pub vcpus: u8,
+    /// Memory, in MiB.
+    pub memory_mib: u32,
+    /// Its operating system.
+    pub image: BlobRef,
+    /// What its role needs.
+    pub package: Option<BlobRef>,
+    /// Its role, as the guest agent is told.
+    pub role: Arc<guest::RoleSpec>,
+    /// Counts operators' restarts.
+    pub restart_generation: u64,
+    /// What the last of them restarts.
+    pub restart_scope: Scope,
+}
+
+impl InstanceGoal {
+    /// What its machine must know.
+    #[must_use]
+    pub fn wanted(&self) -> Wanted {
+        let package = self
+            .package
+            .as_ref()
+            .map_or("", |package| package.digest.as_str());
+        let policy = self
+            .role
+            .restart_policy
+            .as_ref()
+            .map(guest::RestartPolicy::mode);
+        Wanted {
+            presence: self.presence,
+            disk: self.image.digest.to_string(),
+            shape: format!("{} vcpus, {} MiB, {package}", self.vcpus, self.memory_mib),
+            restart_generation: self.restart_generation,
+            restart_scope: self.restart_scope,
+            always_on: matches!(
+                policy,
+                None | Some(guest::RestartMode::Unspecified | guest::RestartMode::Always)
+            ),
+            stop_grace: duration(self.role.stop_grace).unwrap_or_default(),
+        }
+    }
+}
+
+/// The node's whole goal state.
+#[derive(Debug, Clone, Default)]
+pub struct NodeGoal {
+    /// Its number.
+    pub incarnation: u64,
+    /// Instances to have; those that were refused with the reason.
+    pub instances: BTreeMap<InstanceId, Result<InstanceGoal, GoalError>>,
+    /// What is wrong with instances that do not even have an id.
+    pub nameless: Vec<GoalError>,
+    /// Output that operators want to see.
+    pub outputs: Vec<wire::OutputRequest>,
+    /// How often to send a status at least.
+    pub heartbeat_period: Option<Duration>,
+}
+
+impl NodeGoal {
+    /// Checks what the controller sent.
+    #[must_use]
+    pub fn check(goal: wire::NodeGoal) -> Self {
+        let mut checked = Self {
+            incarnation: goal.incarnation,
+            outputs: goal.outputs,
+            heartbeat_period: duration(goal.heartbeat_period).filter(|period| !period.is_zero()),
+            ..Self::default()
+        };
+        for instance in goal.instances.into_iter().take(MOST_INSTANCES) {
+            match instance.instance_id.parse::<InstanceId>() {
+                Ok(id) => {
+                    let result = check_instance(id.clone(), instance);
+                    checked.instances.insert(id, result);
+                }
+                Err(error) => checked.nameless.push(GoalError::Field {
+                    field: "instance_id",
+                    value: error.to_string(),
+                    rule: "the id of an instance",
+                }),
+            }
+        }
+        checked
+    }
+}
+
+fn check_instance(id: InstanceId, goal: wire::InstanceGoal) -> Result<InstanceGoal, GoalError> {
+    let presence = match goal.power() {
+        wire::InstancePower::Stopped => Presence::Stop,
+        wire::InstancePower::Running | wire::InstancePower::Unspecified => Presence::Run,
+    };
+    let restart_scope = match goal.restart_scope() {
+        wire::RestartScope::Role | wire::RestartScope::Unspecified => Scope::Role,
+        wire::RestartScope::Vm => Scope::Vm,
+        wire::RestartScope::Reimage => Scope::Reimage,
+    };
+    let vcpus = u8::try_from(goal.vcpus)
+        .ok()
+        .filter(|vcpus| (1..=8).contains(vcpus))
+        .ok_or_else(|| refused("vcpus", &goal.vcpus, "1 to 8"))?;
+    let memory = goal.memory_bytes;
+    let memory_mib = (memory / MIB)
+        .try_into()
+        .ok()
+        .filter(|_| memory.is_multiple_of(MIB))
+        .filter(|_| (LEAST_MEMORY_MIB..=MOST_MEMORY_MIB).contains(&(memory / MIB)))
+        .ok_or_else(|| refused("memory_bytes", &memory, "whole MiB, 32 MiB to 1 TiB"))?;
+    let package = if goal.package_digest.is_empty() {
+        None
+    } else {
+        Some(check_blob(
+            "package_digest",
+            &goal.package_digest,
+            goal.package_bytes,
+        )?)
+    };
+    Ok(InstanceGoal {
+        id,
+        epoch: goal.epoch,
+        presence,
+        vcpus,
+        memory_mib,
+        image: check_blob("image_digest", &goal.image_digest, goal.image_bytes)?,
+        role: Arc::new(check_role(goal.role, package.is_some())?),
+        package,
+        restart_generation: goal.restart_generation,
+        restart_scope,
+    })
+}
+
+fn check_blob(field: &'static str, digest: &str, bytes: u64) -> Result<BlobRef, GoalError> {
+    let digest = digest.parse().map_err(|_| {
+        refused(
+            field,
+            &format!("{digest:.80?}"),
+            "\"sha256:\" and 64 hex digits",
+        )
+    })?;
+    Ok(BlobRef { digest, bytes })
+}
+
+fn check_role(
+    role: Option<guest::RoleSpec>,
+    has_package: bool,
+) -> Result<guest::RoleSpec, GoalError> {
+    let mut role = role.ok_or_else(|| refused("role", &"absent", "there"))?;
+    if role.name.parse::<RoleName>().is_err() {
+        return Err(refused(
+            "role.name",
+            &format!("{:.80?}", role.name),
+            "the name of a role",
+        ));
+    }
+    if role.encoded_len() > LONGEST_ROLE {
+        return Err(refused(
+            "role",
+            &format!("{} bytes", role.encoded_len()),
+            "256 KiB at most",
+        ));
+    }
+    role.package_disk_serial = if has_package {
+        crate::instance::disks::PACKAGE_SERIAL.to_owned()
+    } else {
+        String::new()
+    };
+    Ok(role)
+}
+
+fn refused(field: &'static str, value: &dyn ToString, rule: &'static str) -> GoalError {
+    GoalError::Field {
+        field,
+        value: value.to_string(),
+        rule,
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A goal that nothing is wrong with.
+    pub(crate) fn instance(id: &str) -> wire::InstanceGoal {
+        wire::InstanceGoal {
+            instance_id: id.to_owned(),
+            epoch: 1,
+            power: wire::InstancePower::Running.into(),
+            vcpus: 1,
+            memory_bytes: 128 * MIB,
+            image_digest: format!("sha256:{}", "ab".repeat(32)),
+            image_bytes: 1 << 20,
+            role: Some(guest::RoleSpec {
+                name: "web".to_owned(),
+                ..guest::RoleSpec::default()
+            }),
+            ..wire::InstanceGoal::default()
+        }
+    }
+
+    fn refusal(change: impl FnOnce(&mut wire::InstanceGoal)) -> String {
+        let mut goal = instance("shop-web-0");
+        change(&mut goal);
+        let goal = wire::NodeGoal {
+            instances: vec![goal],
+            ..wire::NodeGoal::default()
+        };
+        let checked = NodeGoal::check(goal);
+        checked
+            .instances
+            .into_values()
+            .next()
+            .unwrap()
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn each_wrong_field_is_named_with_its_value_and_the_rule() {
+        assert_eq!(refusal(|goal| goal.vcpus = 9), "vcpus is 9, must be 1 to 8");
+        assert_eq!(
+            refusal(|goal| goal.memory_bytes += 1),
+            "memory_bytes is 134217729, must be whole MiB, 32 MiB to 1 TiB"
+        );
+        assert!(refusal(|goal| goal.memory_bytes = u64::MAX).starts_with("memory_bytes"));
+        assert!(refusal(|goal| goal.image_digest = "x".repeat(999)).starts_with("image_digest"));
+        assert!(refusal(|goal| goal.role = None).starts_with("role is absent"));
+        assert!(
+            refusal(|goal| {
+                "../etc".clone_into(&mut goal.role.as_mut().unwrap().name);
+            })
+            .starts_with("role.name")
+        );
+    }
+
+    #[test]
+    fn one_bad_instance_does_not_cost_the_others() {
+        let mut bad = instance("bad");
+        bad.vcpus = 0;
+        let goal = NodeGoal::check(wire::NodeGoal {
+            incarnation: 3,
+            instances: vec![instance("good"), bad, instance("../worse")],
+            ..wire::NodeGoal::default()
+        });
+        assert!(goal.instances[&"good".parse().unwrap()].is_ok());
+        assert!(goal.instances[&"bad".parse().unwrap()].is_err());
+        assert_eq!((goal.instances.len(), goal.nameless.len()), (2, 1));
+    }
+
+    #[test]
+    fn the_package_disk_is_named_to_the_guest_only_if_there_is_one() {
+        let mut with = instance("with");
+        with.package_digest.clone_from(&with.image_digest);
+        let goal = NodeGoal::check(wire::NodeGoal {
+            instances: vec![with, instance("without")],
+            ..wire::NodeGoal::default()
+        });
+        let serial = |id: &str| {
+            let goal = goal.instances[&id.parse().unwrap()].as_ref().unwrap();
+            goal.role.package_disk_serial.clone()
+        };
+        assert_eq!(
+            (serial("with").as_str(), serial("without").as_str()),
+            ("package", "")
+        );
+    }
+}

@@ -1,0 +1,342 @@
+//! Serves `fabric.guest.v1.GuestService` to one guest.
+//!
+//! Takes reports in and hands the goal out; decides nothing. A newer session ends
+//! the one before: after a restart of the guest agent, the old connection may hang
+//! about for a while.
+
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use fabric_proto::{
+    PROTOCOL_VERSION,
+    guest::v1::{
+        self as wire,
+        guest_service_server::{GuestService, GuestServiceServer},
+        session_request::Report,
+    },
+    id::InstanceId,
+};
+use tokio::{
+    net::UnixListener,
+    sync::{mpsc, watch},
+};
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use tokio_util::task::AbortOnDropHandle;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{
+    report::{RoleReport, cut},
+    throttle::throttled,
+};
+use crate::{
+    clock::Clock, files, instance::directory::InstanceDirectory, instance::state::GuestSaid,
+    output::role_log::RoleLog, policy::rate::Rate,
+};
+
+/// Name of the socket at which a guest's connection to the session port arrives.
+#[must_use]
+pub fn socket_name() -> String {
+    format!(
+        "{}_{}",
+        crate::instance::directory::VMBUS,
+        fabric_proto::vmbus::SESSION_PORT
+    )
+}
+
+/// Connections of one guest at a time: the session, and one that is about to
+/// replace it, and some that hang about.
+const MOST_CONNECTIONS: usize = 4;
+/// Largest message from a guest.
+const LARGEST_MESSAGE: usize = 128 * 1024;
+/// What a connection may send ahead of us.
+const WINDOW: u32 = 128 * 1024;
+/// How long a guest agent may take to say hello on a connection.
+const HELLO_PATIENCE: Duration = Duration::from_secs(20);
+/// Random bytes for a guest's kernel.
+const ENTROPY: usize = 64;
+
+/// What a guest is to be told, but for what is new in every message.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GuestGoal {
+    /// Which start of the machine this is for; what is heard belongs to it.
+    pub boot: u32,
+    /// Its number.
+    pub incarnation: u64,
+    /// The instance, also its host name.
+    pub instance: InstanceId,
+    /// How often to send a heartbeat.
+    pub heartbeat: Duration,
+    /// Whether the guest should power off.
+    pub off: bool,
+    /// The role to run; none before there is a goal.
+    pub role: Option<Arc<wire::RoleSpec>>,
+}
+
+impl GuestGoal {
+    fn to_wire(&self) -> wire::Goal {
+        let power = if self.off {
+            wire::GuestPower::Off
+        } else {
+            wire::GuestPower::Run
+        };
+        wire::Goal {
+            incarnation: self.incarnation,
+            instance_id: self.instance.to_string(),
+            hostname: self.instance.to_string(),
+            wall_clock: Some(SystemTime::now().into()),
+            heartbeat_period: self.heartbeat.try_into().ok(),
+            power: power.into(),
+            roles: self.role.iter().map(|role| role.as_ref().clone()).collect(),
+            entropy: entropy(),
+        }
+    }
+}
+
+fn entropy() -> Bytes {
+    let mut bytes = vec![0; ENTROPY];
+    match rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) {
+        Ok(ENTROPY) => bytes.into(),
+        _ => Bytes::new(),
+    }
+}
+
+/// What a guest said, and which start of its machine said it.
+#[derive(Debug)]
+pub struct Heard {
+    /// Value of [`GuestGoal::boot`] when its connection was made.
+    pub boot: u32,
+    /// What it said.
+    pub said: GuestSaid,
+}
+
+/// A guest's listener; dropping it closes it.
+#[derive(Debug)]
+pub struct GuestServer {
+    _task: AbortOnDropHandle<()>,
+}
+
+/// What the listener works with.
+#[derive(Debug, Clone)]
+pub struct GuestLink {
+    /// What the guest is told.
+    pub goal: watch::Receiver<Option<GuestGoal>>,
+    /// Where what it says goes.
+    pub heard: mpsc::Sender<Heard>,
+    /// Where its role's output goes.
+    pub log: Arc<RoleLog>,
+    /// Time, for rates.
+    pub clock: Clock,
+}
+
+impl GuestServer {
+    /// Listens in an instance's directory.
+    ///
+    /// # Errors
+    ///
+    /// When the socket cannot be made.
+    pub fn listen(directory: &InstanceDirectory, link: GuestLink) -> io::Result<Self> {
+        let name = socket_name();
+        files::remove_if_there(&directory.file(&name))?;
+        let listener = UnixListener::bind(directory.socket(&name))?;
+        let service = Service {
+            link,
+            newest: watch::Sender::new(0),
+        };
+        let service = GuestServiceServer::new(service).max_decoding_message_size(LARGEST_MESSAGE);
+        let task = tokio::spawn(async move {
+            let served = tonic::transport::Server::builder()
+                .initial_connection_window_size(WINDOW)
+                .initial_stream_window_size(WINDOW)
+                .max_concurrent_streams(4)
+                .http2_max_header_list_size(16 * 1024)
+                .add_service(service)
+                .serve_with_incoming(throttled(listener, MOST_CONNECTIONS))
+                .await;
+            if let Err(error) = served {
+                tracing::error!(%error, "a guest's listener failed");
+            }
+        });
+        Ok(Self {
+            _task: AbortOnDropHandle::new(task),
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Service {
+    link: GuestLink,
+    /// Number of the newest session.
+    newest: watch::Sender<u64>,
+}
+
+#[tonic::async_trait]
+impl GuestService for Service {
+    type SessionStream = ReceiverStream<Result<wire::SessionResponse, Status>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<wire::SessionRequest>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let (answers, receiver) = mpsc::channel(2);
+        let mut superseded = self.newest.subscribe();
+        let mut number = 0;
+        self.newest.send_modify(|newest| {
+            *newest += 1;
+            number = *newest;
+        });
+        superseded.mark_unchanged();
+        let boot = self.link.goal.borrow().as_ref().map_or(0, |goal| goal.boot);
+        let session = Session {
+            link: self.link.clone(),
+            reports: request.into_inner(),
+            answers,
+            boot,
+            // Far above what a guest agent has to say, far below what would hurt.
+            rate: Rate::new(100, Duration::from_millis(50)),
+        };
+        tokio::spawn(async move {
+            tokio::select! {
+                () = session.run() => {}
+                _ = superseded.wait_for(|newest| *newest > number) => {}
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+struct Session {
+    link: GuestLink,
+    reports: Streaming<wire::SessionRequest>,
+    answers: mpsc::Sender<Result<wire::SessionResponse, Status>>,
+    boot: u32,
+    rate: Rate,
+}
+
+impl Session {
+    async fn run(mut self) {
+        if let Err(refusal) = self.converse().await {
+            tracing::info!(
+                boot = self.boot,
+                message = refusal.message(),
+                "a guest's session ended"
+            );
+            // It may be gone; then there is nobody to tell.
+            self.answers.send(Err(refusal)).await.ok();
+        }
+    }
+
+    async fn converse(&mut self) -> Result<(), Status> {
+        let first = tokio::time::timeout(HELLO_PATIENCE, self.reports.next())
+            .await
+            .map_err(|_| Status::deadline_exceeded("no Hello in time"))?
+            .ok_or_else(|| Status::cancelled("it ended before a Hello"))??;
+        let Some(Report::Hello(hello)) = first.report else {
+            return Err(Status::failed_precondition(
+                "the first message must be a Hello",
+            ));
+        };
+        if hello.protocol_version != PROTOCOL_VERSION {
+            return Err(Status::failed_precondition(format!(
+                "protocol version {} is not spoken here, only {PROTOCOL_VERSION}",
+                hello.protocol_version
+            )));
+        }
+        self.pass_on(GuestSaid::Hello {
+            boot_id: cut(&hello.boot_id),
+        })
+        .await?;
+        self.link.goal.mark_changed();
+        loop {
+            tokio::select! {
+                changed = self.link.goal.changed() => {
+                    changed.map_err(|_| Status::unavailable("the host agent is going down"))?;
+                    self.tell().await?;
+                }
+                report = self.reports.next() => match report {
+                    None => return Ok(()),
+                    Some(report) => self.take(report?).await?,
+                },
+            }
+        }
+    }
+
+    async fn tell(&mut self) -> Result<(), Status> {
+        let goal = self
+            .link
+            .goal
+            .borrow_and_update()
+            .as_ref()
+            .map(GuestGoal::to_wire);
+        let Some(goal) = goal else { return Ok(()) };
+        let answer = wire::SessionResponse { goal: Some(goal) };
+        self.answers
+            .send(Ok(answer))
+            .await
+            .map_err(|_| Status::cancelled("the guest agent is gone"))
+    }
+
+    async fn take(&mut self, request: wire::SessionRequest) -> Result<(), Status> {
+        match request.report {
+            Some(Report::Heartbeat(_)) => self.pass_on(GuestSaid::Heartbeat).await,
+            Some(Report::RoleStatus(status)) => match RoleReport::from_wire(status) {
+                Some(report) if self.is_ours(&report.role) => {
+                    self.pass_on(GuestSaid::Role(report)).await
+                }
+                _ => Ok(()),
+            },
+            Some(Report::Log(chunk)) => {
+                self.log(&chunk);
+                Ok(())
+            }
+            Some(Report::Goodbye(goodbye)) => {
+                let reboot = goodbye.reason() == wire::GoodbyeReason::Reboot;
+                self.pass_on(GuestSaid::Goodbye { reboot }).await
+            }
+            Some(Report::Hello(_)) => Err(Status::failed_precondition("a second Hello")),
+            None => Ok(()),
+        }
+    }
+
+    /// A guest has one role; what it says of others is of no interest.
+    fn is_ours(&self, name: &str) -> bool {
+        let goal = self.link.goal.borrow();
+        goal.as_ref()
+            .and_then(|goal| goal.role.as_ref())
+            .is_some_and(|role| role.name == name)
+    }
+
+    /// Each of these costs the node a write or two; output has bounds of its own.
+    async fn pass_on(&mut self, said: GuestSaid) -> Result<(), Status> {
+        let wait = self.rate.wait(self.link.clock.now());
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+        self.rate.take(self.link.clock.now());
+        let heard = Heard {
+            boot: self.boot,
+            said,
+        };
+        self.link
+            .heard
+            .send(heard)
+            .await
+            .map_err(|_| Status::unavailable("the instance is being removed"))
+    }
+
+    fn log(&self, chunk: &wire::LogChunk) {
+        let write = || {
+            if chunk.dropped_bytes > 0 {
+                let remark = format!("[fabric: {} bytes were lost here]\n", chunk.dropped_bytes);
+                self.link.log.append(remark.as_bytes())?;
+            }
+            self.link.log.append(&chunk.data)
+        };
+        if let Err(error) = write() {
+            tracing::warn!(%error, "cannot keep a role's output");
+        }
+    }
+}

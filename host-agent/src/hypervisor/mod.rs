@@ -1,0 +1,112 @@
+//! The border between an instance's supervisor and what runs its virtual machine.
+//!
+//! [`process`] is the real one: one `fabric-vmm` process per instance.
+//! [`fake`] runs nothing, for tests of everything above the border.
+
+#[cfg(test)]
+pub mod fake;
+pub mod proc;
+pub mod process;
+
+use std::{fmt, io, path::Path, path::PathBuf, sync::Arc};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::instance::{directory::InstanceDirectory, state::Exit};
+
+/// Why a virtual machine cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// Its configuration cannot be written.
+    #[error("cannot write {path}")]
+    Configuration {
+        /// Which file.
+        path: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
+    /// The VMM cannot be spawned.
+    #[error("cannot start {program}")]
+    Spawn {
+        /// Which program.
+        program: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What is to be run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmSpec {
+    /// Name, for people.
+    pub name: String,
+    /// Virtual processors.
+    pub vcpus: u8,
+    /// Memory, in MiB.
+    pub memory_mib: u32,
+    /// The differencing disk's file name within the instance's directory.
+    pub os_disk: &'static str,
+    /// Its parents, nearest first.
+    pub os_parents: Vec<PathBuf>,
+    /// The role's package.
+    pub package: Option<PathBuf>,
+    /// Context id on the VMBus.
+    pub cid: u32,
+}
+
+/// Which process a virtual machine is. Two processes never have the same record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmRecord {
+    /// Process id.
+    pub pid: u32,
+    /// When it was started, in clock ticks since the machine's start
+    /// (proc_pid_stat(5), field 22).
+    pub started: u64,
+    /// Which start of the machine.
+    pub host_boot_id: String,
+}
+
+/// Runs virtual machines.
+#[async_trait]
+pub trait Hypervisor: fmt::Debug + Send + Sync {
+    /// Starts one in an instance's directory.
+    async fn launch(
+        &self,
+        directory: &InstanceDirectory,
+        spec: &VmSpec,
+    ) -> Result<Arc<dyn Vm>, LaunchError>;
+
+    /// Finds the one that runs in an instance's directory: the recorded one, or
+    /// one that was started and never recorded.
+    async fn find(
+        &self,
+        directory: &InstanceDirectory,
+        record: Option<&VmRecord>,
+    ) -> io::Result<Option<Arc<dyn Vm>>>;
+
+    /// How the last one in that directory ended, if that is on record.
+    fn last_exit(&self, directory: &InstanceDirectory) -> Exit;
+
+    /// Ends all that run in directories below `instances` that are not there any
+    /// longer; returns how many.
+    async fn end_strays(&self, instances: &Path) -> usize;
+}
+
+/// A virtual machine that was started.
+#[async_trait]
+pub trait Vm: fmt::Debug + Send + Sync {
+    /// Which process it is.
+    fn record(&self) -> &VmRecord;
+
+    /// Waits for its end. May be dropped and called again.
+    async fn exited(&self) -> Exit;
+
+    /// Tells it to end by itself.
+    async fn order_stop(&self);
+
+    /// Ends it.
+    fn kill(&self);
+}

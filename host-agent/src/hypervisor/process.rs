@@ -1,0 +1,372 @@
+//! The real hypervisor: one `fabric-vmm` process per instance.
+//!
+//! A VMM runs in its instance's directory, in a session of its own, without any
+//! descriptor of ours, and outlives us. It is watched through a pidfd, whether we
+//! are its parent or only found it again. What it said goes to files in the
+//! directory, so that its last words are there however it and we came to die.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Seek as _, SeekFrom},
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use process_wrap::std::{CommandWrap, ProcessSession};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, unix::AsyncFd},
+    net::UnixStream,
+};
+
+use super::{Hypervisor, LaunchError, Vm, VmRecord, VmSpec, proc};
+use crate::{
+    clock, files,
+    instance::{
+        directory::{CONFIGURATION, CONSOLE, CONTROL, InstanceDirectory, VMBUS, VMM_ERR, VMM_OUT},
+        disks::PACKAGE_SERIAL,
+        state::{Exit, ExitKind},
+    },
+};
+
+/// Bytes of a guest's console that are kept.
+const CONSOLE_BYTES: u64 = 256 * 1024;
+/// A VMM's last line is looked for in so many bytes.
+const LAST_WORDS: u64 = 256 * 1024;
+/// What a VMM wrote on standard error is moved aside beyond this.
+const LARGEST_LOG: u64 = 1024 * 1024;
+/// How long a VMM may take to answer an order.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How every virtual machine of this node is started.
+#[derive(Debug, Clone)]
+pub struct ProcessHypervisor {
+    /// The `fabric-vmm` program.
+    pub vmm: PathBuf,
+    /// The guests' kernel.
+    pub kernel: PathBuf,
+    /// Added to the guests' kernel command line.
+    pub cmdline: String,
+}
+
+#[async_trait]
+impl Hypervisor for ProcessHypervisor {
+    async fn launch(
+        &self,
+        directory: &InstanceDirectory,
+        spec: &VmSpec,
+    ) -> Result<Arc<dyn Vm>, LaunchError> {
+        self.configure(directory, spec)?;
+        let spawned = self
+            .spawn(directory)
+            .and_then(|pid| Process::watch(pid, directory, true));
+        let vm = spawned.map_err(|source| LaunchError::Spawn {
+            program: self.vmm.clone(),
+            source,
+        })?;
+        Ok(Arc::new(vm))
+    }
+
+    async fn find(
+        &self,
+        directory: &InstanceDirectory,
+        record: Option<&VmRecord>,
+    ) -> io::Result<Option<Arc<dyn Vm>>> {
+        for (pid, place) in proc::working_below(directory.path())? {
+            if place != directory.path() || !is_vmm(pid) {
+                continue;
+            }
+            match Process::watch(pid, directory, false) {
+                Ok(vm) => {
+                    if record.is_some_and(|record| *record != vm.record) {
+                        tracing::warn!(pid, "found a VMM that is not the recorded one");
+                    }
+                    return Ok(Some(Arc::new(vm)));
+                }
+                // It has ended in the meantime.
+                Err(error) => tracing::debug!(pid, %error, "cannot watch a VMM"),
+            }
+        }
+        Ok(None)
+    }
+
+    fn last_exit(&self, directory: &InstanceDirectory) -> Exit {
+        last_words(directory, "it ended while nobody watched")
+    }
+
+    async fn end_strays(&self, instances: &Path) -> usize {
+        let Ok(instances) = fs::canonicalize(instances) else {
+            return 0;
+        };
+        let Ok(found) = proc::working_below(&instances) else {
+            return 0;
+        };
+        let mut ended = 0;
+        for (pid, place) in found {
+            if place.exists() || !is_vmm(pid) {
+                continue;
+            }
+            let Some(process) = open(pid) else { continue };
+            // Whoever has this number now is still the one that was looked at.
+            if proc::working_directory(pid).is_some_and(|now| now == place)
+                && pidfd_send_signal(&process, Signal::KILL).is_ok()
+            {
+                tracing::warn!(pid, place = %place.display(), "ended a VMM without an instance");
+                ended += 1;
+            }
+        }
+        ended
+    }
+}
+
+impl ProcessHypervisor {
+    fn configure(&self, directory: &InstanceDirectory, spec: &VmSpec) -> Result<(), LaunchError> {
+        let path = directory.file(CONFIGURATION);
+        let write = || {
+            let text = serde_json::to_vec_pretty(&self.configuration(spec))?;
+            files::write_atomically(&path, &text)
+        };
+        write().map_err(|source| LaunchError::Configuration {
+            path: path.clone(),
+            source,
+        })
+    }
+
+    fn configuration(&self, spec: &VmSpec) -> serde_json::Value {
+        let mut disks = vec![serde_json::json!({
+            "path": spec.os_disk, "format": "vhd", "serial": "os", "readonly": false,
+            "parents": spec.os_parents,
+        })];
+        disks.extend(spec.package.as_ref().map(|package| {
+            serde_json::json!({
+                "path": package, "format": "vhd", "serial": PACKAGE_SERIAL, "readonly": true,
+                "parents": [],
+            })
+        }));
+        serde_json::json!({
+            "name": spec.name, "kernel": self.kernel, "cmdline": self.cmdline,
+            "memory_mib": spec.memory_mib, "vcpus": spec.vcpus, "disks": disks,
+            "vsock": { "cid": spec.cid, "path": VMBUS },
+            "console": { "ring": { "path": CONSOLE, "bytes": CONSOLE_BYTES } },
+            "control": CONTROL, "repair": "auto",
+        })
+    }
+
+    fn spawn(&self, directory: &InstanceDirectory) -> io::Result<u32> {
+        for socket in [VMBUS, CONTROL] {
+            files::remove_if_there(&directory.file(socket))?;
+        }
+        // Its last words are its own, not those of the one before.
+        files::remove_if_there(&directory.file(VMM_OUT))?;
+        move_aside_if_large(&directory.file(VMM_ERR))?;
+        let append = |name| {
+            OpenOptions::new()
+                .append(true)
+                .create(true)
+                .open(directory.file(name))
+        };
+        let mut command = Command::new(&self.vmm);
+        command
+            .args(["run", "--config", CONFIGURATION])
+            .current_dir(directory.path())
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(append(VMM_OUT)?)
+            .stderr(append(VMM_ERR)?);
+        // A session of its own: what a terminal sends to us does not reach it.
+        let child = CommandWrap::from(command).wrap(ProcessSession).spawn()?;
+        Ok(child.id())
+    }
+}
+
+/// A VMM process.
+#[derive(Debug)]
+struct Process {
+    record: VmRecord,
+    pidfd: AsyncFd<OwnedFd>,
+    directory: PathBuf,
+    control: PathBuf,
+    /// Whether its status is ours to collect.
+    child: bool,
+    ended: Mutex<Option<Exit>>,
+}
+
+impl Process {
+    fn watch(pid: u32, directory: &InstanceDirectory, child: bool) -> io::Result<Self> {
+        let gone = || {
+            io::Error::new(
+                io::ErrorKind::NotFound,
+                "the process is not there any longer",
+            )
+        };
+        let pidfd = open(pid).ok_or_else(gone)?;
+        // Read after the descriptor was opened: they are of the same process, or
+        // there is none and the descriptor says so.
+        let started = proc::start_time(pid).ok_or_else(gone)?;
+        Ok(Self {
+            record: VmRecord {
+                pid,
+                started,
+                host_boot_id: clock::host_boot_id()?,
+            },
+            pidfd: AsyncFd::register(pidfd)?,
+            directory: directory.path().to_owned(),
+            control: directory.socket(CONTROL),
+            child,
+            ended: Mutex::default(),
+        })
+    }
+
+    /// Collects a child's status, so that no zombie stays, and says it in words.
+    fn collect(&self) -> String {
+        if !self.child {
+            return "it ended".to_owned();
+        }
+        use std::os::fd::AsFd as _;
+        let id = WaitId::PidFd(self.pidfd.get_ref().as_fd());
+        match waitid(id, WaitIdOptions::EXITED) {
+            Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
+                (Some(code), _) => format!("it ended with status {code}"),
+                (_, Some(signal)) => format!("it was ended by signal {signal}"),
+                _ => "it ended".to_owned(),
+            },
+            Ok(None) => "it ended".to_owned(),
+            Err(error) => format!("its status is unknown: {error}"),
+        }
+    }
+
+    async fn send_order(&self) -> io::Result<()> {
+        let mut stream = BufReader::new(UnixStream::connect(&self.control).await?);
+        stream.write_all(b"{\"op\":\"stop\"}\n").await?;
+        let mut answer = String::new();
+        stream.take(64 * 1024).read_line(&mut answer).await?;
+        tracing::debug!(
+            pid = self.record.pid,
+            answer = answer.trim_end(),
+            "ordered to stop"
+        );
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Vm for Process {
+    fn record(&self) -> &VmRecord {
+        &self.record
+    }
+
+    async fn exited(&self) -> Exit {
+        // A pidfd is readable once its process has ended.
+        if let Err(error) = self.pidfd.readable().await {
+            tracing::error!(pid = self.record.pid, %error, "cannot watch a VMM");
+        }
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        ended
+            .get_or_insert_with(|| last_words_in(&self.directory, &self.collect()))
+            .clone()
+    }
+
+    async fn order_stop(&self) {
+        let order = tokio::time::timeout(PATIENCE, self.send_order()).await;
+        let error = match order {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error,
+            Err(_) => io::ErrorKind::TimedOut.into(),
+        };
+        tracing::debug!(pid = self.record.pid, %error, "no control socket; sending SIGTERM");
+        if let Err(error) = pidfd_send_signal(self.pidfd.get_ref(), Signal::TERM) {
+            tracing::debug!(pid = self.record.pid, %error, "cannot signal a VMM");
+        }
+    }
+
+    fn kill(&self) {
+        if let Err(error) = pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL) {
+            tracing::debug!(pid = self.record.pid, %error, "cannot kill a VMM");
+        }
+    }
+}
+
+fn open(pid: u32) -> Option<OwnedFd> {
+    let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
+    pidfd_open(pid, PidfdFlags::NONBLOCK).ok()
+}
+
+/// Whether a process is a VMM that was started by [`ProcessHypervisor::spawn`].
+/// Its program may have been replaced by a newer one since, so its file says nothing.
+fn is_vmm(pid: u32) -> bool {
+    proc::arguments(pid)
+        .get(1..)
+        .is_some_and(|rest| rest == ["run", "--config", CONFIGURATION])
+}
+
+fn move_aside_if_large(path: &Path) -> io::Result<()> {
+    match fs::metadata(path) {
+        Ok(facts) if facts.len() > LARGEST_LOG => fs::rename(path, path.with_extension("err.1")),
+        _ => Ok(()),
+    }
+}
+
+fn last_words(directory: &InstanceDirectory, otherwise: &str) -> Exit {
+    last_words_in(directory.path(), otherwise)
+}
+
+/// What a VMM said of its end, or `otherwise`.
+fn last_words_in(directory: &Path, otherwise: &str) -> Exit {
+    let text = tail(&directory.join(VMM_OUT), LAST_WORDS).unwrap_or_default();
+    let report = text.lines().rev().find_map(parse_report);
+    report.unwrap_or_else(|| Exit {
+        kind: ExitKind::Failed,
+        detail: format!("without last words: {otherwise}"),
+        json: String::new(),
+    })
+}
+
+fn parse_report(line: &str) -> Option<Exit> {
+    #[derive(serde::Deserialize)]
+    struct Report {
+        reason: String,
+        #[serde(default)]
+        detail: String,
+        #[serde(default)]
+        panic: Option<String>,
+    }
+    let report: Report = serde_json::from_str(line).ok()?;
+    let panic = report.panic.filter(|text| !text.is_empty());
+    let kind = match report.reason.as_str() {
+        "guest_power_off" => ExitKind::GuestPowerOff,
+        "kernel_panic" => ExitKind::KernelPanic,
+        "guest_reset" if panic.is_some() => ExitKind::KernelPanic,
+        "guest_reset" => ExitKind::GuestReset,
+        "stopped" => ExitKind::Stopped,
+        _ => ExitKind::Failed,
+    };
+    let detail = match panic {
+        Some(panic) => panic,
+        None if kind == ExitKind::Failed => format!("{}: {}", report.reason, report.detail),
+        None => report.detail,
+    };
+    Some(Exit {
+        kind,
+        detail: crate::guest::report::cut(&detail),
+        json: line.to_owned(),
+    })
+}
+
+fn tail(path: &Path, most: u64) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(most)))?;
+    let mut bytes = Vec::new();
+    file.take(most).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+#[path = "process_tests.rs"]
+mod tests;

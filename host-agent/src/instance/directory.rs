@@ -1,0 +1,108 @@
+//! An instance's directory: the names of the files in it, and the way to its
+//! sockets.
+//!
+//! The path of a unix socket has room for 107 bytes (unix(7)), too few for a data
+//! directory and an instance id of any length. The directory is held open, and
+//! its sockets are reached through `/proc/self/fd`.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io,
+    os::{fd::AsRawFd as _, unix::fs::DirBuilderExt as _},
+    path::{Path, PathBuf},
+};
+
+/// The manifest.
+pub const MANIFEST: &str = "manifest.json";
+/// The VMM's configuration.
+pub const CONFIGURATION: &str = "vm.json";
+/// The differencing disk.
+pub const OS_DISK: &str = "os.vhd";
+/// The VMBus; a guest's connection to port N arrives at this name, `_` and N.
+pub const VMBUS: &str = "vsock.sock";
+/// Where the VMM takes orders.
+pub const CONTROL: &str = "control.sock";
+/// The guest's serial console.
+pub const CONSOLE: &str = "console.ring";
+/// The VMM's standard output; its last line says why it ended.
+pub const VMM_OUT: &str = "vmm.out";
+/// The VMM's standard error.
+pub const VMM_ERR: &str = "vmm.err";
+/// The role's output.
+pub const ROLE_LOG: &str = "role.log";
+
+/// An instance's directory, held open.
+#[derive(Debug)]
+pub struct InstanceDirectory {
+    path: PathBuf,
+    handle: File,
+}
+
+impl InstanceDirectory {
+    /// Opens the directory, and makes it if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// What the file system says.
+    pub fn open(path: PathBuf) -> io::Result<Self> {
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        // As the kernel will show it as a working directory.
+        let path = fs::canonicalize(path)?;
+        let handle = File::open(&path)?;
+        Ok(Self { path, handle })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A file in it.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// A short path to a socket in it, good for as long as the directory is open.
+    #[must_use]
+    pub fn socket(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}/{name}", self.handle.as_raw_fd()))
+    }
+
+    /// Removes it and everything in it.
+    ///
+    /// # Errors
+    ///
+    /// What the file system says.
+    pub fn remove(&self) -> io::Result<()> {
+        match fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    use super::*;
+
+    #[test]
+    fn sockets_are_reached_however_long_the_path_is() {
+        let data = tempfile::tempdir().unwrap();
+        let deep = data.path().join("d".repeat(200));
+        fs::create_dir(&deep).unwrap();
+        let directory = InstanceDirectory::open(deep.join("shop-web-0")).unwrap();
+        let listener = UnixListener::bind(directory.socket(VMBUS)).unwrap();
+        UnixStream::connect(directory.socket(VMBUS)).unwrap();
+        listener.accept().unwrap();
+        assert!(directory.file(VMBUS).exists());
+        directory.remove().unwrap();
+        directory.remove().unwrap();
+    }
+}

@@ -1,0 +1,19 @@
+//! One instance of a role: its directory, its record, its machine, and the task
+//! that owns them.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`state`] | the words: states, inputs, actions |
+//! | [`machine`] | all decisions, pure; opens with the picture of the states |
+//! | [`supervisor`] | carries them out; one task per instance |
+//! | [`manifest`] | the record that survives the host agent |
+//! | [`directory`] | names of files, ways to sockets |
+//! | [`disks`] | image, package, differencing disk |
+
+pub mod directory;
+pub mod disks;
+pub mod machine;
+pub mod manifest;
+pub mod state;
+pub mod status;
+pub mod supervisor;

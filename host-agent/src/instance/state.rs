@@ -1,0 +1,262 @@
+//! The words of an instance's life: its states, what happens to it, and what is
+//! to be done about it. See [`machine`](super::machine) for the picture.
+
+use std::{fmt, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{events::Reason, guest::report::RoleReport};
+
+/// Whether and how the goal wants the instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wanted {
+    /// Whether it should be there and run.
+    pub presence: Presence,
+    /// Names what its disk is made from; a change needs a fresh disk.
+    pub disk: String,
+    /// Names what else a running machine cannot change; a change needs a restart.
+    pub shape: String,
+    /// Counts operators' restarts.
+    pub restart_generation: u64,
+    /// What the last of them restarts.
+    pub restart_scope: Scope,
+    /// Whether a guest that powers off by itself is started again.
+    pub always_on: bool,
+    /// How long the role may take to stop.
+    pub stop_grace: Duration,
+}
+
+/// Whether the goal wants the instance there and running.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Presence {
+    /// It should run.
+    Run,
+    /// It should be stopped; its disk stays.
+    Stop,
+    /// It should not be here.
+    Remove,
+}
+
+/// What an operator's restart restarts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Scope {
+    /// The role, by the guest agent.
+    Role,
+    /// The virtual machine, on its disk.
+    Vm,
+    /// The virtual machine, on a fresh disk.
+    Reimage,
+}
+
+/// How the next start is made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// On a fresh disk, whatever is there.
+    pub fresh: bool,
+    /// To recover it, rather than because someone wants it.
+    pub recovery: bool,
+}
+
+/// Where an instance is. Times are those of the node's boot-time clock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum State {
+    /// Known; nothing done yet.
+    Pending,
+    /// Image and package are fetched, disks are made.
+    Preparing {
+        /// How it will be started.
+        start: Start,
+    },
+    /// A VMM is about to be spawned, or has been and is not in the manifest yet.
+    Launching,
+    /// The VMM runs; the guest agent has not said hello.
+    Booting {
+        /// When it was spawned.
+        launched: Duration,
+        /// When patience ends.
+        deadline: Duration,
+    },
+    /// The guest agent is there.
+    Running {
+        /// When the VMM was spawned.
+        launched: Duration,
+        /// Last sign of life.
+        heard: Duration,
+    },
+    /// On its way down.
+    Stopping {
+        /// How it is being stopped now.
+        how: Stopping,
+        /// When the next, harder way is taken.
+        deadline: Duration,
+        /// What comes after.
+        then: Then,
+    },
+    /// Down, and meant to be.
+    Stopped {
+        /// Who wanted it.
+        by: StoppedBy,
+    },
+    /// Failed; started again at a time.
+    Backoff {
+        /// When.
+        until: Duration,
+        /// How.
+        start: Start,
+    },
+    /// Given up.
+    Failed {
+        /// When it is tried once more.
+        retry_at: Duration,
+    },
+    /// Gone, and its directory with it.
+    Removed,
+}
+
+/// The ways to stop a machine, each harder than the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stopping {
+    /// The guest agent has been asked to power off.
+    Asking,
+    /// The VMM has been told to end.
+    Ordering,
+    /// The VMM has been killed.
+    Killing,
+}
+
+/// What comes after a machine has been stopped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Then {
+    /// What the goal says then.
+    Goal,
+    /// A start, if the goal still wants it to run.
+    Start(Start),
+    /// The ladder decides, if the goal still wants it to run.
+    Recover {
+        /// What was wrong.
+        why: String,
+    },
+}
+
+/// Who wanted a machine to be down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StoppedBy {
+    /// The goal.
+    Goal,
+    /// The guest itself, by powering off.
+    Guest,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// There is a goal for it.
+    Goal(Wanted),
+    /// Disks are there, or cannot be made.
+    Prepared(Result<(), Unprepared>),
+    /// The VMM has been spawned, or could not be.
+    Launched(Result<(), String>),
+    /// The VMM has ended.
+    Exited(Exit),
+    /// The guest agent said something.
+    Guest(GuestSaid),
+    /// A deadline has passed.
+    Tick,
+}
+
+/// Why disks could not be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unprepared {
+    /// The reason, for people.
+    pub reason: String,
+    /// Whether it may be gone by itself the next time.
+    pub may_pass: bool,
+}
+
+/// What a guest agent said.
+#[derive(Debug, Clone)]
+pub enum GuestSaid {
+    /// It is there.
+    Hello {
+        /// Which boot of its kernel this is.
+        boot_id: String,
+    },
+    /// It is still there.
+    Heartbeat,
+    /// How its role is.
+    Role(RoleReport),
+    /// It goes down on purpose.
+    Goodbye {
+        /// To come back up.
+        reboot: bool,
+    },
+}
+
+/// How a VMM ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    /// In a word.
+    pub kind: ExitKind,
+    /// In a line.
+    pub detail: String,
+    /// Its last words as it wrote them; empty if it had none.
+    pub json: String,
+}
+
+/// How a VMM ended, in a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitKind {
+    /// The guest powered off.
+    GuestPowerOff,
+    /// The guest reset itself.
+    GuestReset,
+    /// The guest's kernel panicked.
+    KernelPanic,
+    /// It was told to stop.
+    Stopped,
+    /// Anything else: the VMM failed or was killed.
+    Failed,
+}
+
+impl fmt::Display for ExitKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::GuestPowerOff => "the guest powered off",
+            Self::GuestReset => "the guest rebooted",
+            Self::KernelPanic => "the guest's kernel panicked",
+            Self::Stopped => "the virtual machine was stopped",
+            Self::Failed => "the virtual machine failed",
+        })
+    }
+}
+
+/// Something to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Fetch what is missing and make the disks.
+    Prepare {
+        /// Throw away a disk that is there.
+        fresh: bool,
+    },
+    /// Spawn the VMM.
+    Launch,
+    /// Tell the VMM to end.
+    OrderStop,
+    /// Kill the VMM.
+    Kill,
+    /// Remove the directory and everything in it.
+    Remove,
+    /// Tell operators.
+    Tell(Note),
+}
+
+/// Something to tell operators.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// What, as a stable word.
+    pub reason: Reason,
+    /// One line for people.
+    pub message: String,
+    /// Whether something failed.
+    pub warning: bool,
+}

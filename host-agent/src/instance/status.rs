@@ -1,0 +1,91 @@
+//! What is reported of an instance.
+
+use std::{collections::BTreeMap, time::SystemTime};
+
+use fabric_proto::{id::InstanceId, node::v1 as wire};
+use tokio::sync::watch;
+
+use super::{manifest::Manifest, state::State};
+use crate::{goal::GoalError, guest::report::RoleReport};
+
+/// The newest report on every instance of the node.
+#[derive(Debug, Default)]
+pub struct Board {
+    reports: watch::Sender<BTreeMap<InstanceId, wire::InstanceStatus>>,
+}
+
+impl Board {
+    /// Puts up a report, if it says something new.
+    pub fn put(&self, id: &InstanceId, report: wire::InstanceStatus) {
+        self.reports.send_if_modified(|reports| {
+            if reports.get(id) == Some(&report) {
+                return false;
+            }
+            reports.insert(id.clone(), report);
+            true
+        });
+    }
+
+    /// There is nothing to report on that one any longer.
+    pub fn take_down(&self, id: &InstanceId) {
+        self.reports
+            .send_if_modified(|reports| reports.remove(id).is_some());
+    }
+
+    /// The reports, and word when they change.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<BTreeMap<InstanceId, wire::InstanceStatus>> {
+        self.reports.subscribe()
+    }
+}
+
+/// The word for a state that others see.
+#[must_use]
+pub fn vm_state(state: &State) -> wire::VmState {
+    match state {
+        State::Pending => wire::VmState::Pending,
+        State::Preparing { .. } => wire::VmState::Preparing,
+        State::Launching | State::Booting { .. } => wire::VmState::Booting,
+        State::Running { .. } => wire::VmState::Running,
+        State::Stopping { .. } => wire::VmState::Stopping,
+        State::Stopped { .. } | State::Removed => wire::VmState::Stopped,
+        State::Backoff { .. } => wire::VmState::Backoff,
+        State::Failed { .. } => wire::VmState::Failed,
+    }
+}
+
+/// The report on an instance.
+#[must_use]
+pub fn report(id: &InstanceId, manifest: &Manifest) -> wire::InstanceStatus {
+    let machine = &manifest.machine;
+    wire::InstanceStatus {
+        instance_id: id.to_string(),
+        epoch: manifest.epoch,
+        vm_state: vm_state(machine.state()).into(),
+        vm_reason: machine.why().to_owned(),
+        vm_since: Some(manifest.since.into()),
+        role: machine.role().map(RoleReport::to_wire),
+        vmm_pid: manifest.process.as_ref().map_or(0, |process| process.pid),
+        boots: machine.boots(),
+        vm_restarts: machine.vm_restarts(),
+        reimages: machine.reimages(),
+        boot_to_hello: machine
+            .boot_to_hello()
+            .and_then(|took| took.try_into().ok()),
+        last_exit_json: manifest.last_exit.clone(),
+        boot_id: machine.boot_id().to_owned(),
+        restart_generation: machine.restart_generation(),
+    }
+}
+
+/// The report on an instance that was refused and is not here.
+#[must_use]
+pub fn refusal(id: &InstanceId, error: &GoalError) -> wire::InstanceStatus {
+    wire::InstanceStatus {
+        instance_id: id.to_string(),
+        vm_state: wire::VmState::Failed.into(),
+        vm_reason: format!("its goal was refused: {error}"),
+        vm_since: Some(SystemTime::now().into()),
+        ..wire::InstanceStatus::default()
+    }
+}

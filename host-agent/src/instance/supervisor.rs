@@ -1,0 +1,494 @@
+//! The task that owns one instance: feeds its [`Machine`] with what happens and
+//! carries out what it says. Decides nothing.
+//!
+//! The manifest is written whenever the machine has changed, before the actions
+//! are carried out. A virtual machine that was spawned by an action whose record
+//! was never completed is found by where it runs.
+
+use std::{collections::VecDeque, io, sync::Arc, time::SystemTime};
+
+use fabric_proto::id::InstanceId;
+use tokio::sync::{mpsc, watch};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    directory::{InstanceDirectory, MANIFEST},
+    disks::{PrepareError, Workshop, chain, prepare},
+    machine::{Limits, Machine},
+    manifest::Manifest,
+    state::{Action, Exit, GuestSaid, Input, Presence, Scope, State, Wanted},
+    status::{self, Board},
+};
+use crate::{
+    clock::Clock,
+    events::Reason,
+    goal::InstanceGoal,
+    guest::server::{GuestGoal, GuestLink, GuestServer, Heard},
+    hypervisor::{Hypervisor, Vm, VmSpec},
+    output::role_log::RoleLog,
+};
+
+/// What the node lends to every instance.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// Runs virtual machines.
+    pub hypervisor: Arc<dyn Hypervisor>,
+    /// Images, packages, events.
+    pub workshop: Arc<Workshop>,
+    /// Where reports are put up.
+    pub board: Arc<Board>,
+    /// Time.
+    pub clock: Clock,
+    /// This start of the machine.
+    pub host_boot_id: String,
+    /// How long what may take.
+    pub limits: Arc<Limits>,
+}
+
+/// What the node wants of an instance.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Order {
+    /// To follow this goal.
+    Follow(InstanceGoal),
+    /// To be down for as long as this process of the host agent lives.
+    Rest,
+    /// To go, with everything it has.
+    Go,
+}
+
+/// Owns one instance.
+#[derive(Debug)]
+pub struct Supervisor {
+    id: InstanceId,
+    node: Node,
+    directory: Arc<InstanceDirectory>,
+    log: Arc<RoleLog>,
+    manifest: Manifest,
+    saved: Option<Manifest>,
+    orders: watch::Receiver<Order>,
+    goal: Option<InstanceGoal>,
+    spec: Option<VmSpec>,
+    vm: Option<Arc<dyn Vm>>,
+    preparing: Option<AbortOnDropHandle<Result<VmSpec, PrepareError>>>,
+    server: Option<GuestServer>,
+    guest_goal: watch::Sender<Option<GuestGoal>>,
+    heard: mpsc::Receiver<Heard>,
+    heard_by: mpsc::Sender<Heard>,
+}
+
+/// What a supervisor starts from.
+#[derive(Debug)]
+pub struct Beginning {
+    /// Its directory.
+    pub directory: Arc<InstanceDirectory>,
+    /// Its role's output.
+    pub log: Arc<RoleLog>,
+    /// Its record.
+    pub manifest: Manifest,
+    /// What it is to do.
+    pub orders: watch::Receiver<Order>,
+}
+
+/// What happens to a supervisor.
+enum Happening {
+    Order,
+    Prepared(Result<VmSpec, PrepareError>),
+    Exited(Exit),
+    Heard(Heard),
+    Deadline,
+    /// Nobody is there any longer to give orders.
+    Abandoned,
+}
+
+/// Reports of one guest that are taken before anything else gets its turn.
+const MOST_AT_ONCE: usize = 64;
+
+impl Supervisor {
+    /// A supervisor of an instance that is new here, or was here before.
+    #[must_use]
+    pub fn new(id: InstanceId, node: Node, beginning: Beginning) -> Self {
+        let Beginning {
+            directory,
+            log,
+            manifest,
+            orders,
+        } = beginning;
+        let (heard_by, heard) = mpsc::channel(MOST_AT_ONCE);
+        Self {
+            id,
+            node,
+            directory,
+            log,
+            manifest,
+            saved: None,
+            orders,
+            goal: None,
+            spec: None,
+            vm: None,
+            preparing: None,
+            server: None,
+            guest_goal: watch::Sender::new(None),
+            heard,
+            heard_by,
+        }
+    }
+
+    /// Owns the instance until it is removed, or nobody gives orders any longer;
+    /// its virtual machine runs on then.
+    pub async fn run(mut self) {
+        self.resume().await;
+        self.orders.mark_changed();
+        while *self.machine().state() != State::Removed {
+            match self.happening().await {
+                Happening::Order => self.follow().await,
+                Happening::Prepared(result) => self.prepared(result).await,
+                Happening::Exited(exit) => self.exited(exit).await,
+                Happening::Heard(heard) => self.hear(heard).await,
+                Happening::Deadline => self.deadline().await,
+                Happening::Abandoned => return,
+            }
+        }
+    }
+
+    fn machine(&self) -> &Machine {
+        &self.manifest.machine
+    }
+
+    async fn happening(&mut self) -> Happening {
+        let deadline = self.machine().deadline(&self.node.limits);
+        let deadline = deadline.map(|time| self.node.clock.instant(time));
+        tokio::select! {
+            changed = self.orders.changed() => match changed {
+                Ok(()) => Happening::Order,
+                Err(_) => Happening::Abandoned,
+            },
+            exit = ended(self.vm.clone()) => Happening::Exited(exit),
+            result = finished(&mut self.preparing) => Happening::Prepared(result),
+            Some(heard) = self.heard.recv() => Happening::Heard(heard),
+            () = until(deadline) => Happening::Deadline,
+        }
+    }
+
+    /// Goes on where an earlier process was ended.
+    async fn resume(&mut self) {
+        if let Order::Follow(goal) = &*self.orders.borrow() {
+            self.goal = Some(goal.clone());
+        }
+        self.listen();
+        let record = self.manifest.process.clone();
+        let found = self
+            .node
+            .hypervisor
+            .find(&self.directory, record.as_ref())
+            .await;
+        self.vm = found.unwrap_or_else(|error| {
+            tracing::error!(instance = %self.id, %error, "cannot look for its VMM");
+            None
+        });
+        let same_boot = self.manifest.host_boot_id == self.node.host_boot_id;
+        self.manifest
+            .host_boot_id
+            .clone_from(&self.node.host_boot_id);
+        // The guest may have seen any goal up to this number.
+        self.manifest.guest_incarnation += 1;
+        let (now, limits) = (self.node.clock.now(), Arc::clone(&self.node.limits));
+        let there = self.vm.is_some();
+        self.manifest.process = self.vm.as_ref().map(|vm| vm.record().clone());
+        let actions = self.manifest.machine.resume(now, there, same_boot, &limits);
+        self.carry_out(actions).await;
+        if let Some(vm) = self.vm.as_ref().filter(|_| !self.machine().has_vm()) {
+            // It should not be there in this state.
+            tracing::warn!(instance = %self.id, pid = vm.record().pid, "ending a VMM left over");
+            vm.kill();
+            vm.exited().await;
+            self.vm = None;
+        } else if self.vm.is_none() && self.machine().has_vm() {
+            let exit = self.node.hypervisor.last_exit(&self.directory);
+            self.exited(exit).await;
+        }
+        self.settle();
+    }
+
+    fn listen(&mut self) {
+        let link = GuestLink {
+            goal: self.guest_goal.subscribe(),
+            heard: self.heard_by.clone(),
+            log: Arc::clone(&self.log),
+            clock: self.node.clock,
+        };
+        self.server = match GuestServer::listen(&self.directory, link) {
+            Ok(server) => Some(server),
+            Err(error) => {
+                tracing::error!(instance = %self.id, %error, "cannot listen to its guest");
+                None
+            }
+        };
+    }
+
+    async fn follow(&mut self) {
+        let order = self.orders.borrow_and_update().clone();
+        let wanted = match order {
+            Order::Follow(goal) => {
+                self.manifest.epoch = goal.epoch;
+                let wanted = goal.wanted();
+                self.goal = Some(goal);
+                wanted
+            }
+            Order::Rest => self.wanted_but(Presence::Stop),
+            Order::Go => self.wanted_but(Presence::Remove),
+        };
+        self.step(Input::Goal(wanted)).await;
+    }
+
+    fn wanted_but(&self, presence: Presence) -> Wanted {
+        let last = self.machine().wanted().cloned();
+        Wanted {
+            presence,
+            ..last.unwrap_or_else(nothing_wanted)
+        }
+    }
+
+    async fn prepared(&mut self, result: Result<VmSpec, PrepareError>) {
+        self.preparing = None;
+        let result = result
+            .map(|spec| self.spec = Some(spec))
+            .map_err(Into::into);
+        self.step(Input::Prepared(result)).await;
+    }
+
+    async fn exited(&mut self, exit: Exit) {
+        self.hear_all().await;
+        self.vm = None;
+        self.manifest.process = None;
+        self.manifest.last_exit.clone_from(&exit.json);
+        self.step(Input::Exited(exit)).await;
+    }
+
+    async fn hear(&mut self, heard: Heard) {
+        // What an earlier boot said is of no interest now.
+        if heard.boot == self.machine().boots() && self.machine().has_vm() {
+            self.step(Input::Guest(heard.said)).await;
+        }
+    }
+
+    /// What the guest said before now counts before what is decided now.
+    async fn hear_all(&mut self) {
+        for _ in 0..MOST_AT_ONCE {
+            let Ok(heard) = self.heard.try_recv() else {
+                return;
+            };
+            self.hear(heard).await;
+        }
+    }
+
+    async fn deadline(&mut self) {
+        self.hear_all().await;
+        self.step(Input::Tick).await;
+    }
+
+    async fn step(&mut self, input: Input) {
+        let quiet = matches!(input, Input::Guest(GuestSaid::Heartbeat));
+        let (now, limits) = (self.node.clock.now(), Arc::clone(&self.node.limits));
+        let before = status::vm_state(self.machine().state());
+        let actions = self.manifest.machine.step(now, input, &limits);
+        if quiet && actions.is_empty() {
+            return;
+        }
+        if status::vm_state(self.machine().state()) != before {
+            self.manifest.since = SystemTime::now();
+        }
+        self.carry_out(actions).await;
+    }
+
+    async fn carry_out(&mut self, actions: Vec<Action>) {
+        self.settle();
+        let mut todo = VecDeque::from(actions);
+        while let Some(action) = todo.pop_front() {
+            match action {
+                Action::Tell(note) => {
+                    let events = &self.node.workshop.events;
+                    events.tell(self.id.as_str(), note.reason, &note.message, note.warning);
+                }
+                Action::Prepare { fresh } => self.prepare(fresh),
+                Action::Launch => todo.extend(self.launch().await),
+                Action::OrderStop => self.order_stop(),
+                Action::Kill => {
+                    if let Some(vm) = &self.vm {
+                        vm.kill();
+                    }
+                }
+                Action::Remove => self.remove(),
+            }
+        }
+    }
+
+    /// Brings everything else in line with the machine: what is on record, what
+    /// is reported, what the guest is told.
+    fn settle(&mut self) {
+        if *self.machine().state() == State::Removed {
+            return;
+        }
+        if !matches!(self.machine().state(), State::Preparing { .. }) {
+            self.preparing = None;
+        }
+        let goal = self.guest_goal();
+        let told = self.guest_goal.borrow().clone();
+        let tell = told.as_ref().is_none_or(|told| {
+            *told
+                != GuestGoal {
+                    incarnation: told.incarnation,
+                    ..goal.clone()
+                }
+        });
+        if tell {
+            self.manifest.guest_incarnation += 1;
+        }
+        self.save();
+        if tell {
+            let incarnation = self.manifest.guest_incarnation;
+            self.guest_goal.send_replace(Some(GuestGoal {
+                incarnation,
+                ..goal
+            }));
+        }
+        self.node
+            .board
+            .put(&self.id, status::report(&self.id, &self.manifest));
+    }
+
+    fn guest_goal(&self) -> GuestGoal {
+        GuestGoal {
+            boot: self.machine().boots(),
+            incarnation: 0,
+            instance: self.id.clone(),
+            heartbeat: self.node.limits.heartbeat,
+            off: self.machine().guest_should_be_off(),
+            role: self.goal.as_ref().map(|goal| self.role_of(goal)),
+        }
+    }
+
+    /// The role as the guest is told; an operator's restart of the role alone
+    /// travels in it.
+    fn role_of(&self, goal: &InstanceGoal) -> Arc<fabric_proto::guest::v1::RoleSpec> {
+        if goal.restart_scope == Scope::Role
+            && goal.restart_generation > goal.role.restart_generation
+        {
+            let mut role = goal.role.as_ref().clone();
+            role.restart_generation = goal.restart_generation;
+            return Arc::new(role);
+        }
+        Arc::clone(&goal.role)
+    }
+
+    fn save(&mut self) {
+        if self.saved.as_ref() == Some(&self.manifest) {
+            return;
+        }
+        match self.manifest.save(&self.directory.file(MANIFEST)) {
+            Ok(()) => self.saved = Some(self.manifest.clone()),
+            // A VMM that is not on record is found by where it runs.
+            Err(error) => {
+                tracing::error!(instance = %self.id, %error, "cannot write its manifest");
+            }
+        }
+    }
+
+    fn prepare(&mut self, fresh: bool) {
+        let Some(goal) = self.goal.clone() else {
+            // It is about to go; the order to do so is next.
+            tracing::debug!(instance = %self.id, "nothing is known of its image");
+            return;
+        };
+        let (workshop, directory) = (Arc::clone(&self.node.workshop), Arc::clone(&self.directory));
+        let cid = self.manifest.cid;
+        let task =
+            tokio::spawn(async move { prepare(&workshop, &directory, &goal, cid, fresh).await });
+        self.preparing = Some(AbortOnDropHandle::new(task));
+    }
+
+    async fn launch(&mut self) -> Vec<Action> {
+        if self.server.is_none() {
+            self.listen();
+        }
+        let result = match (&self.server, self.spec.take()) {
+            (None, _) => Err("cannot listen to its guest".to_owned()),
+            (_, None) => Err("it was not made ready".to_owned()),
+            (Some(_), Some(spec)) => {
+                let launched = self.node.hypervisor.launch(&self.directory, &spec).await;
+                launched.map_err(|error| chain(&error))
+            }
+        };
+        let result = result.map(|vm| {
+            self.manifest.process = Some(vm.record().clone());
+            self.vm = Some(vm);
+        });
+        let (now, limits) = (self.node.clock.now(), Arc::clone(&self.node.limits));
+        let actions = self
+            .manifest
+            .machine
+            .step(now, Input::Launched(result), &limits);
+        self.settle();
+        actions
+    }
+
+    fn order_stop(&self) {
+        if let Some(vm) = self.vm.clone() {
+            tokio::spawn(async move { vm.order_stop().await });
+        }
+    }
+
+    fn remove(&mut self) {
+        self.server = None;
+        if let Err(error) = self.directory.remove() {
+            tracing::error!(instance = %self.id, %error, "cannot remove its directory");
+        }
+        self.node.board.take_down(&self.id);
+        let events = &self.node.workshop.events;
+        events.tell(
+            self.id.as_str(),
+            Reason::InstanceRemoved,
+            "removed from this node",
+            false,
+        );
+    }
+}
+
+fn nothing_wanted() -> Wanted {
+    Wanted {
+        presence: Presence::Stop,
+        disk: String::new(),
+        shape: String::new(),
+        restart_generation: 0,
+        restart_scope: Scope::Role,
+        always_on: true,
+        stop_grace: std::time::Duration::ZERO,
+    }
+}
+
+async fn ended(vm: Option<Arc<dyn Vm>>) -> Exit {
+    match vm {
+        Some(vm) => vm.exited().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn finished(
+    task: &mut Option<AbortOnDropHandle<Result<VmSpec, PrepareError>>>,
+) -> Result<VmSpec, PrepareError> {
+    let Some(task) = task else {
+        return std::future::pending().await;
+    };
+    task.await
+        .unwrap_or_else(|error| Err(PrepareError::Task(io::Error::other(error))))
+}
+
+async fn until(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+#[path = "supervisor_tests.rs"]
+mod tests;

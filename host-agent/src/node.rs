@@ -1,0 +1,412 @@
+//! The node: one supervisor per instance, and the goal that they follow.
+//!
+//! A goal is taken up as a whole: checked, kept on disk, then handed out. What
+//! the goal does not name is removed. While there is no goal at all, nothing is
+//! touched.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use fabric_proto::{id::InstanceId, node::v1 as wire};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+
+use crate::{
+    events::Reason,
+    goal::{GoalError, GoalStore, InstanceGoal, NodeGoal},
+    instance::{
+        directory::{InstanceDirectory, MANIFEST},
+        manifest::Manifest,
+        status,
+        supervisor::{Beginning, Node as Lent, Order, Supervisor},
+    },
+    output::{role_log::RoleLog, stream::Shown},
+};
+
+/// Smallest context id of a guest; those below are spoken for (virtio 1.2, 5.10.4).
+const FIRST_CID: u32 = 3;
+
+/// What the session and the output streams need to know of the node.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// Highest goal incarnation that has been taken up.
+    pub applied: watch::Receiver<u64>,
+    /// How often a status is sent at least.
+    pub heartbeat: watch::Receiver<Duration>,
+    /// Output that operators want to see.
+    pub outputs: watch::Receiver<Vec<wire::OutputRequest>>,
+    /// Where output is.
+    pub shown: watch::Receiver<BTreeMap<InstanceId, Shown>>,
+}
+
+/// The node.
+#[derive(Debug)]
+pub struct Node {
+    lent: Lent,
+    store: GoalStore,
+    instances_in: PathBuf,
+    instances: BTreeMap<InstanceId, Instance>,
+    supervisors: JoinSet<InstanceId>,
+    goal: Option<NodeGoal>,
+    /// Epochs of instances that are not here any longer.
+    epochs: BTreeMap<InstanceId, u64>,
+    /// Complaints already made, so that each is made once.
+    refused: BTreeSet<(InstanceId, String)>,
+    applied: watch::Sender<u64>,
+    heartbeat: watch::Sender<Duration>,
+    outputs: watch::Sender<Vec<wire::OutputRequest>>,
+    shown: watch::Sender<BTreeMap<InstanceId, Shown>>,
+}
+
+#[derive(Debug)]
+struct Instance {
+    orders: watch::Sender<Order>,
+    cid: u32,
+    epoch: u64,
+}
+
+/// Most epochs of bygone instances that are remembered.
+const MOST_EPOCHS: usize = 4096;
+
+impl Node {
+    /// The node whose files are in `data`; nothing is done yet.
+    ///
+    /// # Errors
+    ///
+    /// What the file system says.
+    pub fn open(data: &Path, lent: Lent, heartbeat: Duration) -> io::Result<Self> {
+        let instances_in = data.join("instances");
+        fs::create_dir_all(&instances_in)?;
+        let instances_in = fs::canonicalize(instances_in)?;
+        let journal = data.join("journal");
+        fs::create_dir_all(&journal)?;
+        Ok(Self {
+            lent,
+            store: GoalStore::new(&journal),
+            instances_in,
+            instances: BTreeMap::new(),
+            supervisors: JoinSet::new(),
+            goal: None,
+            epochs: BTreeMap::new(),
+            refused: BTreeSet::new(),
+            applied: watch::Sender::new(0),
+            heartbeat: watch::Sender::new(heartbeat),
+            outputs: watch::Sender::default(),
+            shown: watch::Sender::default(),
+        })
+    }
+
+    /// What others may look at.
+    #[must_use]
+    pub fn view(&self) -> View {
+        View {
+            applied: self.applied.subscribe(),
+            heartbeat: self.heartbeat.subscribe(),
+            outputs: self.outputs.subscribe(),
+            shown: self.shown.subscribe(),
+        }
+    }
+
+    /// Takes up the last goal and the machines that run, without a controller.
+    ///
+    /// # Errors
+    ///
+    /// What the file system says.
+    pub async fn resume(&mut self) -> io::Result<()> {
+        let ended = self.lent.hypervisor.end_strays(&self.instances_in).await;
+        if ended > 0 {
+            tracing::warn!(ended, "ended virtual machines without an instance");
+        }
+        if let Some(goal) = self.store.load()? {
+            self.take_up(NodeGoal::check(goal));
+        }
+        Ok(())
+    }
+
+    /// Follows goals until there are no more, or until `stop` comes.
+    pub async fn run(
+        &mut self,
+        goals: &mut mpsc::Receiver<wire::NodeGoal>,
+        stop: impl Future<Output = ()>,
+    ) {
+        tokio::pin!(stop);
+        loop {
+            tokio::select! {
+                () = &mut stop => return,
+                goal = goals.recv() => match goal {
+                    Some(goal) => self.take(goal),
+                    None => return,
+                },
+                Some(ended) = self.supervisors.join_next() => self.after(ended),
+            }
+        }
+    }
+
+    /// Stops every virtual machine gracefully; waits for it `patience` at most.
+    pub async fn stop_all(&mut self, patience: Duration) {
+        for instance in self.instances.values() {
+            instance.orders.send_replace(Order::Rest);
+        }
+        let mut board = self.lent.board.subscribe();
+        let down = |reports: &BTreeMap<InstanceId, wire::InstanceStatus>| {
+            reports.values().all(|report| report.vmm_pid == 0)
+        };
+        if tokio::time::timeout(patience, board.wait_for(down))
+            .await
+            .is_err()
+        {
+            tracing::error!("some virtual machines are still running");
+        }
+    }
+
+    /// Takes a goal from the controller, or refuses it and says so.
+    fn take(&mut self, goal: wire::NodeGoal) {
+        let seen = *self.applied.borrow();
+        if goal.incarnation < seen {
+            let error = GoalError::Incarnation {
+                given: goal.incarnation,
+                seen,
+            };
+            self.lent
+                .workshop
+                .events
+                .tell("", Reason::GoalRefused, &error.to_string(), true);
+            return;
+        }
+        if let Err(error) = self.store.save(&goal) {
+            // Followed all the same: a restart would only take up an older one.
+            tracing::error!(%error, "cannot keep the goal");
+        }
+        self.take_up(NodeGoal::check(goal));
+    }
+
+    fn take_up(&mut self, goal: NodeGoal) {
+        tracing::debug!(
+            incarnation = goal.incarnation,
+            instances = goal.instances.len(),
+            "goal"
+        );
+        self.applied.send_replace(goal.incarnation);
+        if let Some(period) = goal.heartbeat_period {
+            self.heartbeat
+                .send_replace(period.max(Duration::from_millis(100)));
+        }
+        self.outputs.send_if_modified(|outputs| {
+            let changed = *outputs != goal.outputs;
+            outputs.clone_from(&goal.outputs);
+            changed
+        });
+        for error in &goal.nameless {
+            tracing::warn!(%error, "an instance of the goal has no usable id");
+        }
+        self.goal = Some(goal);
+        self.reconcile();
+    }
+
+    /// Brings supervisors in line with the goal.
+    fn reconcile(&mut self) {
+        let Some(goal) = self.goal.clone() else {
+            return;
+        };
+        self.keep_blobs(&goal);
+        for (id, wanted) in &goal.instances {
+            match wanted {
+                Ok(wanted) => self.follow(wanted),
+                Err(error) => self.refuse(id, error),
+            }
+        }
+        let gone: BTreeSet<InstanceId> = self
+            .instances
+            .keys()
+            .cloned()
+            .chain(self.directories())
+            .filter(|id| !goal.instances.contains_key(id))
+            .collect();
+        for id in gone {
+            self.order(&id, Order::Go);
+        }
+        let reports = self.lent.board.subscribe().borrow().clone();
+        for id in reports.keys() {
+            if !goal.instances.contains_key(id) && !self.instances.contains_key(id) {
+                self.lent.board.take_down(id);
+            }
+        }
+    }
+
+    fn follow(&mut self, goal: &InstanceGoal) {
+        let seen = self.seen_epoch(&goal.id);
+        if goal.epoch < seen {
+            self.refuse(
+                &goal.id,
+                &GoalError::Epoch {
+                    given: goal.epoch,
+                    seen,
+                },
+            );
+            return;
+        }
+        self.order(&goal.id, Order::Follow(goal.clone()));
+        if let Some(instance) = self.instances.get_mut(&goal.id) {
+            instance.epoch = goal.epoch;
+        }
+    }
+
+    fn seen_epoch(&self, id: &InstanceId) -> u64 {
+        match self.instances.get(id) {
+            Some(instance) => instance.epoch,
+            None => {
+                let manifest = self.instances_in.join(id.as_str()).join(MANIFEST);
+                let recorded = Manifest::load(&manifest).ok().flatten();
+                let recorded = recorded.map_or(0, |manifest| manifest.epoch);
+                recorded.max(self.epochs.get(id).copied().unwrap_or(0))
+            }
+        }
+    }
+
+    /// An instance that is here goes on as it was; one that is not does not come.
+    fn refuse(&mut self, id: &InstanceId, error: &GoalError) {
+        if !self.instances.contains_key(id) {
+            if self.instances_in.join(id.as_str()).exists() {
+                tracing::warn!(instance = %id, "left alone until there is a goal that can be used");
+            }
+            self.lent.board.put(id, status::refusal(id, error));
+        }
+        if self.refused.insert((id.clone(), error.to_string())) {
+            let events = &self.lent.workshop.events;
+            events.tell(id.as_str(), Reason::GoalRefused, &error.to_string(), true);
+        }
+        if self.refused.len() > MOST_EPOCHS {
+            self.refused.clear();
+        }
+    }
+
+    fn order(&mut self, id: &InstanceId, order: Order) {
+        if let Some(instance) = self.instances.get(id) {
+            instance.orders.send_if_modified(|last| {
+                let changed = *last != order;
+                *last = order;
+                changed
+            });
+            return;
+        }
+        if let Err(error) = self.begin(id, order) {
+            tracing::error!(instance = %id, %error, "cannot open its directory");
+            let error = GoalError::Field {
+                field: "instance_id",
+                value: id.to_string(),
+                rule: "one whose directory can be opened; see the host agent's log",
+            };
+            self.lent.board.put(id, status::refusal(id, &error));
+        }
+    }
+
+    /// Puts a supervisor in charge of an instance, new or found.
+    fn begin(&mut self, id: &InstanceId, order: Order) -> io::Result<()> {
+        let directory = InstanceDirectory::open(self.instances_in.join(id.as_str()))?;
+        let manifest = match Manifest::load(&directory.file(MANIFEST)) {
+            Ok(Some(manifest)) => manifest,
+            Ok(None) => Manifest::new(self.free_cid(), self.lent.host_boot_id.clone()),
+            Err(error) => {
+                // Its VMM, if there is one, is found and ended; its disk is made anew.
+                tracing::error!(instance = %id, %error, "its manifest cannot be used");
+                Manifest::new(self.free_cid(), self.lent.host_boot_id.clone())
+            }
+        };
+        let log = Arc::new(RoleLog::open(
+            &directory.file(crate::instance::directory::ROLE_LOG),
+        )?);
+        let directory = Arc::new(directory);
+        let shown = Shown {
+            log: Arc::clone(&log),
+            directory: Arc::clone(&directory),
+        };
+        let (cid, epoch) = (manifest.cid, manifest.epoch);
+        let (orders, receiver) = watch::channel(order);
+        let beginning = Beginning {
+            directory,
+            log,
+            manifest,
+            orders: receiver,
+        };
+        let supervisor = Supervisor::new(id.clone(), self.lent.clone(), beginning);
+        let name = id.clone();
+        self.supervisors.spawn(async move {
+            supervisor.run().await;
+            name
+        });
+        self.instances
+            .insert(id.clone(), Instance { orders, cid, epoch });
+        self.shown.send_modify(|all| {
+            all.insert(id.clone(), shown);
+        });
+        Ok(())
+    }
+
+    /// A supervisor has ended: its instance was removed, or it failed.
+    fn after(&mut self, ended: Result<InstanceId, tokio::task::JoinError>) {
+        let id = match ended {
+            Ok(id) => id,
+            Err(error) => {
+                tracing::error!(%error, "a supervisor failed");
+                let closed = self
+                    .instances
+                    .iter()
+                    .find(|(_, one)| one.orders.is_closed());
+                let Some((id, _)) = closed else { return };
+                id.clone()
+            }
+        };
+        if let Some(instance) = self.instances.remove(&id) {
+            self.epochs.insert(id.clone(), instance.epoch);
+            while self.epochs.len() > MOST_EPOCHS {
+                self.epochs.pop_first();
+            }
+        }
+        self.shown.send_modify(|all| {
+            all.remove(&id);
+        });
+        // It may be wanted again by now.
+        self.reconcile();
+    }
+
+    fn directories(&self) -> Vec<InstanceId> {
+        let Ok(entries) = fs::read_dir(&self.instances_in) else {
+            return Vec::new();
+        };
+        entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .collect()
+    }
+
+    /// The smallest context id that no instance has.
+    fn free_cid(&self) -> u32 {
+        let here = self.instances.values().map(|instance| instance.cid);
+        let recorded = self.directories().into_iter().filter_map(|id| {
+            let manifest = self.instances_in.join(id.as_str()).join(MANIFEST);
+            Some(Manifest::load(&manifest).ok()??.cid)
+        });
+        let taken: BTreeSet<u32> = here.chain(recorded).collect();
+        (FIRST_CID..u32::MAX)
+            .find(|cid| !taken.contains(cid))
+            .unwrap_or(FIRST_CID)
+    }
+
+    fn keep_blobs(&self, goal: &NodeGoal) {
+        let needed = goal.instances.values().flatten().flat_map(|instance| {
+            let package = instance
+                .package
+                .iter()
+                .map(|package| package.digest.clone());
+            package.chain([instance.image.digest.clone()])
+        });
+        self.lent.workshop.blobs.keep(needed.collect());
+    }
+}

@@ -1,0 +1,329 @@
+//! `host-agent serve`: puts the parts together, and takes them apart again.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, DirBuilder, File, Permissions, TryLockError},
+    io,
+    net::SocketAddr,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use fabric_proto::id::NodeId;
+use tokio::{
+    net::{TcpListener, UnixListener},
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+
+use crate::{
+    blobs::BlobCache,
+    clock::{self, Clock},
+    events::EventLog,
+    hypervisor::process::ProcessHypervisor,
+    instance::{disks::Workshop, machine::Limits, status::Board, supervisor::Node as Lent},
+    inventory,
+    node::Node,
+    output::stream::send_outputs,
+    preflight,
+    session::{self, ControllerBlobs, Identity, Link},
+};
+
+/// Name of our own socket in the data directory.
+pub const SOCKET: &str = "host-agent.sock";
+/// Name of the lock in the data directory.
+const LOCK: &str = "lock";
+/// How long stopping every virtual machine may take.
+const STOP_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What an operator says when starting a host agent.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where the controller is.
+    pub controller: String,
+    /// This node's name.
+    pub node_id: NodeId,
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    /// The guests' kernel.
+    pub kernel: PathBuf,
+    /// The VMM.
+    pub vmm: PathBuf,
+    /// How often a status is sent at least, until the goal says otherwise.
+    pub heartbeat: Duration,
+    /// How often guests send a sign of life.
+    pub guest_heartbeat: Duration,
+    /// How long a guest may take to say hello.
+    pub boot_deadline: Duration,
+    /// Whether guests take faults.
+    pub fault_injection: bool,
+    /// Labels of the node.
+    pub labels: BTreeMap<String, String>,
+    /// Where health and reflection are served.
+    pub listen: Option<Listen>,
+    /// Whether to stop the virtual machines on the way out.
+    pub stop_vms_on_exit: bool,
+}
+
+/// Where to listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// On a unix socket.
+    Unix(PathBuf),
+    /// On a loopback address.
+    Tcp(SocketAddr),
+}
+
+impl std::str::FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return Ok(Self::Unix(path.trim_start_matches("//").into()));
+        }
+        let address: SocketAddr = text
+            .parse()
+            .map_err(|_| "must be unix:PATH or ADDRESS:PORT".to_owned())?;
+        if address.ip().is_loopback() {
+            Ok(Self::Tcp(address))
+        } else {
+            Err(
+                "must be a loopback address or a unix socket: there are no certificates yet"
+                    .to_owned(),
+            )
+        }
+    }
+}
+
+/// Serves until SIGTERM or SIGINT comes.
+///
+/// # Errors
+///
+/// When it cannot start. Later failures are told and survived.
+pub async fn serve(options: Options) -> anyhow::Result<()> {
+    // What we were started with is none of the guests' business.
+    close_fds::set_fds_cloexec_threadsafe(3, &[]);
+    let data = open_data(&options.data_dir)?;
+    let _lock = lock(&data)?;
+    let stop = stop_signal()?;
+    let client = session::connect(&options.controller)?;
+
+    let found = preflight::run(&options.vmm, &options.kernel, &data).await;
+    for check in found
+        .checks
+        .iter()
+        .filter(|check| check.finding != preflight::Finding::Good)
+    {
+        tracing::warn!(
+            check = check.name,
+            remedy = check.remedy,
+            "{}",
+            check.detail
+        );
+    }
+    let journal = data.join("journal");
+    fs::create_dir_all(&journal).with_context(|| format!("cannot create {}", journal.display()))?;
+    let events = EventLog::open(&journal)
+        .with_context(|| format!("cannot open the events in {}", journal.display()))?;
+    let source = Arc::new(ControllerBlobs {
+        client: client.clone(),
+    });
+    let workshop = Arc::new(Workshop {
+        blobs: BlobCache::open(data.join("blobs"), source)?,
+        events: Arc::new(events),
+    });
+    let board = Arc::new(Board::default());
+    let lent = Lent {
+        hypervisor: Arc::new(hypervisor(&options)?),
+        workshop: Arc::clone(&workshop),
+        board: Arc::clone(&board),
+        clock: Clock::system(),
+        host_boot_id: clock::host_boot_id().context("cannot read this machine's boot id")?,
+        limits: Arc::new(Limits {
+            heartbeat: options.guest_heartbeat,
+            boot: options.boot_deadline,
+            ..Limits::default()
+        }),
+    };
+    let mut node = Node::open(&data, lent, options.heartbeat)
+        .with_context(|| format!("cannot use {}", data.display()))?;
+    node.resume()
+        .await
+        .context("cannot take up what ran before")?;
+
+    let served = tokio::spawn(serve_health(listener(&options, &data)?));
+    let outputs = tokio::spawn(send_outputs(node.view(), client.clone()));
+    let (goals, mut taken) = mpsc::channel(4);
+    let identity = Identity {
+        node: options.node_id,
+        inventory: inventory::take(&data, &found.kvm_kind),
+        labels: options.labels,
+    };
+    let view = node.view();
+    let link = Link {
+        identity,
+        client,
+        goals,
+        view,
+        board,
+        workshop,
+        data,
+    };
+    let link = tokio::spawn(link.run());
+    tracing::info!(controller = options.controller, "ready");
+    node.run(&mut taken, stop).await;
+    if options.stop_vms_on_exit {
+        tracing::info!("stopping all virtual machines");
+        node.stop_all(STOP_PATIENCE).await;
+    } else {
+        tracing::info!("going down; virtual machines run on");
+    }
+    link.abort();
+    outputs.abort();
+    served.abort();
+    Ok(())
+}
+
+fn hypervisor(options: &Options) -> anyhow::Result<ProcessHypervisor> {
+    let absolute = |path: &Path| {
+        std::path::absolute(path).with_context(|| format!("cannot resolve {}", path.display()))
+    };
+    let cmdline = if options.fault_injection {
+        fabric_proto::vmbus::FAULTS_ARGUMENT
+    } else {
+        ""
+    };
+    Ok(ProcessHypervisor {
+        vmm: absolute(&options.vmm)?,
+        kernel: absolute(&options.kernel)?,
+        cmdline: cmdline.to_owned(),
+    })
+}
+
+/// The data directory, for us alone.
+fn open_data(path: &Path) -> anyhow::Result<PathBuf> {
+    let open = || {
+        DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        fs::set_permissions(path, Permissions::from_mode(0o700))?;
+        fs::canonicalize(path)
+    };
+    open().with_context(|| format!("cannot use {} as the data directory", path.display()))
+}
+
+/// One host agent per data directory.
+fn lock(data: &Path) -> anyhow::Result<File> {
+    let path = data.join(LOCK);
+    let open = || {
+        File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+    };
+    let file = open().with_context(|| format!("cannot open {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => anyhow::bail!(
+            "another host agent uses {}: stop it, or choose another --data-dir",
+            data.display()
+        ),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
+    }
+}
+
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut term = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+enum Listener {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+fn listener(options: &Options, data: &Path) -> anyhow::Result<Listener> {
+    match &options.listen {
+        Some(Listen::Tcp(address)) => {
+            let bind = || {
+                let listener = std::net::TcpListener::bind(address)?;
+                listener.set_nonblocking(true)?;
+                TcpListener::from_std(listener)
+            };
+            let listener = bind().with_context(|| format!("cannot listen on {address}"))?;
+            tracing::info!("listening on http://{address}");
+            Ok(Listener::Tcp(listener))
+        }
+        Some(Listen::Unix(path)) => listen_at(path),
+        None => listen_at(&data.join(SOCKET)),
+    }
+}
+
+fn listen_at(path: &Path) -> anyhow::Result<Listener> {
+    let name = path
+        .file_name()
+        .context("the socket to listen on has no name")?;
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let bind = || -> io::Result<UnixListener> {
+        use std::os::fd::AsRawFd as _;
+        crate::files::remove_if_there(path)?;
+        // A short name, however long the path is.
+        let handle = File::open(directory)?;
+        let short = PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd())).join(name);
+        UnixListener::bind(short)
+    };
+    let listener = bind().with_context(|| format!("cannot listen on {}", path.display()))?;
+    tracing::info!("listening on unix:{}", path.display());
+    Ok(Listener::Unix(listener))
+}
+
+/// Health and reflection, for whoever looks after this process.
+async fn serve_health(listener: Listener) {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter
+        .set_service_status("", tonic_health::ServingStatus::Serving)
+        .await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(fabric_proto::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1();
+    let reflection = match reflection {
+        Ok(reflection) => Some(reflection),
+        Err(error) => {
+            tracing::error!(%error, "no reflection");
+            None
+        }
+    };
+    let router = tonic::transport::Server::builder()
+        .add_service(health)
+        .add_optional_service(reflection);
+    let served = match listener {
+        Listener::Unix(listener) => {
+            router
+                .serve_with_incoming(UnixListenerStream::new(listener))
+                .await
+        }
+        Listener::Tcp(listener) => {
+            router
+                .serve_with_incoming(TcpListenerStream::new(listener))
+                .await
+        }
+    };
+    if let Err(error) = served {
+        tracing::error!(%error, "health is not served any longer");
+    }
+}
