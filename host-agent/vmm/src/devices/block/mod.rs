@@ -26,3 +26,6 @@ pub mod worker;
 
 pub use device::{Block, BlockError, SERIAL_LEN};
 pub use stats::{BlockStats, BlockStatsSnapshot};
+
+#[cfg(test)]
+mod tests;

@@ -25,6 +25,8 @@ pub mod status;
 
 #[cfg(test)]
 pub(crate) mod test_driver;
+#[cfg(test)]
+mod tests;
 
 pub use chain::{BadChain, Chain, GuestBuffer};
 pub use device::{ActivateError, Activation, VirtioDevice};

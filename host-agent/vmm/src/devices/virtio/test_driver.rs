@@ -3,11 +3,14 @@
 //! It lays out rings in a small guest memory and can say anything to the
 //! device, well-formed or not.
 
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use virtio_bindings::virtio_mmio as register;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::queue::{QueueConfig, Virtqueue};
 use super::{MmioTransport, RING_FEATURES};
@@ -254,4 +257,33 @@ pub fn bring_up(transport: &mut MmioTransport, features: u64, queues: &[&DriverQ
         lay_out(transport, index as u32, &queue.config());
     }
     write(transport, register::VIRTIO_MMIO_STATUS, 15);
+}
+
+/// Waits for an interrupt.
+///
+/// # Panics
+///
+/// After ten seconds without one.
+pub fn wait_for_interrupt(irq: &EventFd) {
+    assert!(wait_readable(irq.as_raw_fd(), 10_000), "no interrupt within ten seconds");
+    irq.read().unwrap();
+}
+
+/// Waits until a descriptor is readable; returns whether it is.
+pub fn wait_readable(descriptor: RawFd, milliseconds: i32) -> bool {
+    let epoll = Epoll::new().unwrap();
+    let event = EpollEvent::new(EventSet::IN, 0);
+    epoll.ctl(ControlOperation::Add, descriptor, event).unwrap();
+    epoll.wait(milliseconds, &mut [EpollEvent::default()]).unwrap() == 1
+}
+
+/// Whether an interrupt has been raised since the last look.
+pub fn interrupted(irq: &EventFd) -> bool {
+    irq.read().is_ok()
+}
+
+/// An event to be raised as an interrupt line, and its other end.
+pub fn interrupt_line() -> (EventFd, EventFd) {
+    let irq = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+    (irq.try_clone().unwrap(), irq)
 }
