@@ -1,1 +1,183 @@
-//! To be written.
+//! A hypervisor that runs nothing: machines are entries in a table, which end when
+//! a test says so. Cloned, it outlives a supervisor like a process would.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+use super::{Hypervisor, LaunchError, Vm, VmRecord, VmSpec};
+use crate::instance::{
+    directory::InstanceDirectory,
+    state::{Exit, ExitKind},
+};
+
+/// Runs nothing.
+#[derive(Debug, Clone, Default)]
+pub struct FakeHypervisor {
+    table: Arc<Mutex<Table>>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    machines: BTreeMap<PathBuf, FakeVm>,
+    last_exits: BTreeMap<PathBuf, Exit>,
+    launched: u32,
+    refusing: bool,
+}
+
+/// A machine that does not exist.
+#[derive(Debug, Clone)]
+pub struct FakeVm {
+    record: VmRecord,
+    place: PathBuf,
+    /// What it was started with.
+    pub spec: VmSpec,
+    end: watch::Sender<Option<Exit>>,
+    table: Arc<Mutex<Table>>,
+}
+
+impl FakeHypervisor {
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap()
+    }
+
+    /// The machine in a directory, if one runs there.
+    pub fn machine(&self, directory: &Path) -> Option<FakeVm> {
+        self.lock()
+            .machines
+            .get(&directory.canonicalize().ok()?)
+            .cloned()
+    }
+
+    /// How many have been started.
+    pub fn launched(&self) -> u32 {
+        self.lock().launched
+    }
+
+    /// From now on, nothing can be started, or can again.
+    pub fn refuse(&self, refusing: bool) {
+        self.lock().refusing = refusing;
+    }
+
+    /// How many run.
+    pub fn running(&self) -> usize {
+        self.lock().machines.len()
+    }
+}
+
+impl FakeVm {
+    /// Ends it.
+    pub fn end(&self, kind: ExitKind, detail: &str) {
+        let exit = Exit {
+            kind,
+            detail: detail.to_owned(),
+            json: format!("{{\"kind\":\"{kind}\"}}"),
+        };
+        let mut table = self.table.lock().unwrap();
+        table.machines.retain(|_, vm| vm.record != self.record);
+        table.last_exits.insert(self.place.clone(), exit.clone());
+        drop(table);
+        self.end.send_replace(Some(exit));
+    }
+}
+
+#[async_trait]
+impl Hypervisor for FakeHypervisor {
+    async fn launch(
+        &self,
+        directory: &InstanceDirectory,
+        spec: &VmSpec,
+    ) -> Result<Arc<dyn Vm>, LaunchError> {
+        let mut table = self.lock();
+        if table.refusing {
+            let source = io::ErrorKind::NotFound.into();
+            return Err(LaunchError::Spawn {
+                program: "fabric-vmm".into(),
+                source,
+            });
+        }
+        assert!(
+            !table.machines.contains_key(directory.path()),
+            "two machines in one directory"
+        );
+        table.launched += 1;
+        let pid = 1000 + table.launched;
+        let vm = FakeVm {
+            record: VmRecord {
+                pid,
+                started: pid.into(),
+                host_boot_id: "boot".to_owned(),
+            },
+            place: directory.path().to_owned(),
+            spec: spec.clone(),
+            end: watch::Sender::new(None),
+            table: Arc::clone(&self.table),
+        };
+        table
+            .machines
+            .insert(directory.path().to_owned(), vm.clone());
+        Ok(Arc::new(vm))
+    }
+
+    async fn find(
+        &self,
+        directory: &InstanceDirectory,
+        _record: Option<&VmRecord>,
+    ) -> io::Result<Option<Arc<dyn Vm>>> {
+        let found = self.lock().machines.get(directory.path()).cloned();
+        Ok(found.map(|vm| Arc::new(vm) as Arc<dyn Vm>))
+    }
+
+    fn last_exit(&self, directory: &InstanceDirectory) -> Exit {
+        self.lock()
+            .last_exits
+            .get(directory.path())
+            .cloned()
+            .unwrap_or(Exit {
+                kind: ExitKind::Failed,
+                detail: "unknown".to_owned(),
+                json: String::new(),
+            })
+    }
+
+    async fn end_strays(&self, _instances: &Path) -> usize {
+        let strays: Vec<FakeVm> = self
+            .lock()
+            .machines
+            .values()
+            .filter(|vm| !vm.place.exists())
+            .cloned()
+            .collect();
+        for vm in &strays {
+            vm.kill();
+        }
+        strays.len()
+    }
+}
+
+#[async_trait]
+impl Vm for FakeVm {
+    fn record(&self) -> &VmRecord {
+        &self.record
+    }
+
+    async fn exited(&self) -> Exit {
+        let mut end = self.end.subscribe();
+        let end = end.wait_for(Option::is_some).await.unwrap();
+        end.clone().unwrap()
+    }
+
+    async fn order_stop(&self) {
+        self.end(ExitKind::Stopped, "");
+    }
+
+    fn kill(&self) {
+        self.end(ExitKind::Failed, "killed");
+    }
+}

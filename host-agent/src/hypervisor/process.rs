@@ -16,25 +16,29 @@ use std::{
 };
 
 use async_trait::async_trait;
+use fabric_vmm::{
+    config::{ConsoleConfig, DiskConfig, DiskFormat, RingConfig, VmConfig, VsockConfig},
+    control::{self, Request},
+    exit::{ExitReason, ExitReport},
+};
 use process_wrap::std::{CommandWrap, ProcessSession};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
-use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, unix::AsyncFd},
-    net::UnixStream,
-};
+use tokio::io::unix::AsyncFd;
 
 use super::{Hypervisor, LaunchError, Vm, VmRecord, VmSpec, proc};
 use crate::{
     clock, files,
     instance::{
         directory::{CONFIGURATION, CONSOLE, CONTROL, InstanceDirectory, VMBUS, VMM_ERR, VMM_OUT},
-        disks::PACKAGE_SERIAL,
+        disks::{PACKAGE_SERIAL, chain},
         state::{Exit, ExitKind},
     },
 };
 
+/// Serial of the disk that a guest boots from.
+const OS_SERIAL: &str = "os";
 /// Bytes of a guest's console that are kept.
 const CONSOLE_BYTES: u64 = 256 * 1024;
 /// A VMM's last line is looked for in so many bytes.
@@ -138,24 +142,38 @@ impl ProcessHypervisor {
         })
     }
 
-    fn configuration(&self, spec: &VmSpec) -> serde_json::Value {
-        let mut disks = vec![serde_json::json!({
-            "path": spec.os_disk, "format": "vhd", "serial": "os", "readonly": false,
-            "parents": spec.os_parents,
-        })];
-        disks.extend(spec.package.as_ref().map(|package| {
-            serde_json::json!({
-                "path": package, "format": "vhd", "serial": PACKAGE_SERIAL, "readonly": true,
-                "parents": [],
-            })
-        }));
-        serde_json::json!({
-            "name": spec.name, "kernel": self.kernel, "cmdline": self.cmdline,
-            "memory_mib": spec.memory_mib, "vcpus": spec.vcpus, "disks": disks,
-            "vsock": { "cid": spec.cid, "path": VMBUS },
-            "console": { "ring": { "path": CONSOLE, "bytes": CONSOLE_BYTES } },
-            "control": CONTROL, "repair": "auto",
-        })
+    fn configuration(&self, spec: &VmSpec) -> VmConfig {
+        let os = DiskConfig {
+            path: spec.os_disk.into(),
+            format: DiskFormat::Vhd,
+            serial: OS_SERIAL.to_owned(),
+            readonly: false,
+            parents: spec.os_parents.clone(),
+        };
+        let package = spec.package.as_ref().map(|package| DiskConfig {
+            path: package.clone(),
+            format: DiskFormat::Vhd,
+            serial: PACKAGE_SERIAL.to_owned(),
+            readonly: true,
+            parents: Vec::new(),
+        });
+        VmConfig {
+            name: spec.name.clone(),
+            cmdline: self.cmdline.clone(),
+            memory_mib: spec.memory_mib.into(),
+            vcpus: spec.vcpus,
+            disks: std::iter::once(os).chain(package).collect(),
+            vsock: Some(VsockConfig {
+                cid: spec.cid,
+                path: VMBUS.into(),
+            }),
+            console: ConsoleConfig::Ring(RingConfig {
+                path: CONSOLE.into(),
+                bytes: CONSOLE_BYTES,
+            }),
+            control: Some(CONTROL.into()),
+            ..VmConfig::new(&self.kernel)
+        }
     }
 
     fn spawn(&self, directory: &InstanceDirectory) -> io::Result<u32> {
@@ -215,7 +233,7 @@ impl Process {
                 started,
                 host_boot_id: clock::host_boot_id()?,
             },
-            pidfd: AsyncFd::register(pidfd)?,
+            pidfd: observe(pidfd)?,
             directory: directory.path().to_owned(),
             control: directory.socket(CONTROL),
             child,
@@ -240,19 +258,6 @@ impl Process {
             Err(error) => format!("its status is unknown: {error}"),
         }
     }
-
-    async fn send_order(&self) -> io::Result<()> {
-        let mut stream = BufReader::new(UnixStream::connect(&self.control).await?);
-        stream.write_all(b"{\"op\":\"stop\"}\n").await?;
-        let mut answer = String::new();
-        stream.take(64 * 1024).read_line(&mut answer).await?;
-        tracing::debug!(
-            pid = self.record.pid,
-            answer = answer.trim_end(),
-            "ordered to stop"
-        );
-        Ok(())
-    }
 }
 
 #[async_trait]
@@ -273,13 +278,21 @@ impl Vm for Process {
     }
 
     async fn order_stop(&self) {
-        let order = tokio::time::timeout(PATIENCE, self.send_order()).await;
-        let error = match order {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => error,
-            Err(_) => io::ErrorKind::TimedOut.into(),
+        let control = self.control.clone();
+        let order = move || control::ask(&control, Request::Stop, PATIENCE);
+        let error = match tokio::task::spawn_blocking(order).await {
+            Ok(Ok(answer)) => {
+                tracing::debug!(pid = self.record.pid, ?answer, "ordered to stop");
+                return;
+            }
+            Ok(Err(error)) => chain(&error),
+            Err(error) => chain(&error),
         };
-        tracing::debug!(pid = self.record.pid, %error, "no control socket; sending SIGTERM");
+        tracing::debug!(
+            pid = self.record.pid,
+            error,
+            "no control socket; sending SIGTERM"
+        );
         if let Err(error) = pidfd_send_signal(self.pidfd.get_ref(), Signal::TERM) {
             tracing::debug!(pid = self.record.pid, %error, "cannot signal a VMM");
         }
@@ -290,6 +303,15 @@ impl Vm for Process {
             tracing::debug!(pid = self.record.pid, %error, "cannot kill a VMM");
         }
     }
+}
+
+#[expect(
+    deprecated,
+    reason = "its successor is unsafe, for types whose descriptor can change; \
+                               that of an OwnedFd cannot"
+)]
+fn observe(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::new(pidfd)
 }
 
 fn open(pid: u32) -> Option<OwnedFd> {
@@ -319,43 +341,36 @@ fn last_words(directory: &InstanceDirectory, otherwise: &str) -> Exit {
 /// What a VMM said of its end, or `otherwise`.
 fn last_words_in(directory: &Path, otherwise: &str) -> Exit {
     let text = tail(&directory.join(VMM_OUT), LAST_WORDS).unwrap_or_default();
-    let report = text.lines().rev().find_map(parse_report);
-    report.unwrap_or_else(|| Exit {
-        kind: ExitKind::Failed,
-        detail: format!("without last words: {otherwise}"),
-        json: String::new(),
-    })
+    match ExitReport::from_output(&text) {
+        Some(report) => judge(&report),
+        None => Exit {
+            kind: ExitKind::Failed,
+            detail: format!("without last words: {otherwise}"),
+            json: String::new(),
+        },
+    }
 }
 
-fn parse_report(line: &str) -> Option<Exit> {
-    #[derive(serde::Deserialize)]
-    struct Report {
-        reason: String,
-        #[serde(default)]
-        detail: String,
-        #[serde(default)]
-        panic: Option<String>,
-    }
-    let report: Report = serde_json::from_str(line).ok()?;
-    let panic = report.panic.filter(|text| !text.is_empty());
-    let kind = match report.reason.as_str() {
-        "guest_power_off" => ExitKind::GuestPowerOff,
-        "kernel_panic" => ExitKind::KernelPanic,
-        "guest_reset" if panic.is_some() => ExitKind::KernelPanic,
-        "guest_reset" => ExitKind::GuestReset,
-        "stopped" => ExitKind::Stopped,
-        _ => ExitKind::Failed,
+fn judge(report: &ExitReport) -> Exit {
+    let panic = report.panic.as_ref().filter(|text| !text.is_empty());
+    let kind = match report.reason {
+        ExitReason::GuestPowerOff => ExitKind::GuestPowerOff,
+        ExitReason::KernelPanic => ExitKind::KernelPanic,
+        // A kernel that panics resets the machine.
+        ExitReason::GuestReset if panic.is_some() => ExitKind::KernelPanic,
+        ExitReason::GuestReset => ExitKind::GuestReset,
+        ExitReason::Stopped => ExitKind::Stopped,
+        ExitReason::TripleFault
+        | ExitReason::Killed
+        | ExitReason::ConfigError
+        | ExitReason::InternalError => ExitKind::Failed,
     };
-    let detail = match panic {
-        Some(panic) => panic,
-        None if kind == ExitKind::Failed => format!("{}: {}", report.reason, report.detail),
-        None => report.detail,
-    };
-    Some(Exit {
+    let detail = panic.unwrap_or(&report.detail);
+    Exit {
         kind,
-        detail: crate::guest::report::cut(&detail),
-        json: line.to_owned(),
-    })
+        detail: crate::guest::report::cut(detail),
+        json: report.to_string(),
+    }
 }
 
 fn tail(path: &Path, most: u64) -> io::Result<String> {

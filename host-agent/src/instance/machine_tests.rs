@@ -1,1 +1,654 @@
-//! To be written.
+use proptest::prelude::*;
+
+use super::*;
+
+/// A machine and what it did, for stories.
+struct Story {
+    machine: Machine,
+    limits: Limits,
+    now: Duration,
+    wanted: Wanted,
+    done: Vec<Action>,
+}
+
+impl Story {
+    fn new() -> Self {
+        Self {
+            machine: Machine::default(),
+            limits: Limits::default(),
+            now: Duration::from_secs(1000),
+            wanted: Wanted {
+                presence: Presence::Run,
+                disk: "image-1".to_owned(),
+                shape: "small".to_owned(),
+                restart_generation: 0,
+                restart_scope: Scope::Role,
+                always_on: true,
+                stop_grace: Duration::from_secs(5),
+            },
+            done: Vec::new(),
+        }
+    }
+
+    fn happens(&mut self, input: Input) -> &mut Self {
+        let actions = self.machine.step(self.now, input, &self.limits);
+        self.done.extend(actions);
+        self
+    }
+
+    fn goal(&mut self, change: impl FnOnce(&mut Wanted)) -> &mut Self {
+        change(&mut self.wanted);
+        let wanted = self.wanted.clone();
+        self.happens(Input::Goal(wanted))
+    }
+
+    fn hears(&mut self, said: GuestSaid) -> &mut Self {
+        self.happens(Input::Guest(said))
+    }
+
+    fn exits(&mut self, kind: ExitKind) -> &mut Self {
+        self.happens(Input::Exited(Exit {
+            kind,
+            detail: String::new(),
+            json: String::new(),
+        }))
+    }
+
+    fn starts(&mut self) -> &mut Self {
+        self.happens(Input::Prepared(Ok(())))
+            .happens(Input::Launched(Ok(())))
+    }
+
+    /// From nothing, or from just having been started again, to a ready role.
+    fn becomes_ready(&mut self) -> &mut Self {
+        self.starts();
+        let boot_id = format!("boot-{}", self.machine.boots);
+        self.after(2)
+            .hears(GuestSaid::Hello { boot_id })
+            .role(RoleCondition::Ready, 0)
+    }
+
+    fn role(&mut self, condition: RoleCondition, consecutive_failures: u32) -> &mut Self {
+        self.hears(GuestSaid::Role(RoleReport {
+            role: "web".to_owned(),
+            condition,
+            reason: "as told".to_owned(),
+            since: None,
+            pid: 7,
+            restarts: consecutive_failures,
+            last_exit: None,
+            restart_generation: 0,
+            consecutive_failures,
+        }))
+    }
+
+    fn after(&mut self, seconds: u64) -> &mut Self {
+        self.now += Duration::from_secs(seconds);
+        self
+    }
+
+    /// Waits for the next deadline.
+    fn waits(&mut self) -> &mut Self {
+        self.now = self
+            .machine
+            .deadline(&self.limits)
+            .expect("a deadline")
+            .max(self.now);
+        self.happens(Input::Tick)
+    }
+
+    /// What was done since this was asked last, without what was told.
+    fn did(&mut self) -> Vec<Action> {
+        let mut done = std::mem::take(&mut self.done);
+        done.retain(|action| !matches!(action, Action::Tell(_)));
+        done
+    }
+
+    /// What was told since anything was asked last.
+    fn told(&mut self) -> Vec<Reason> {
+        let done = std::mem::take(&mut self.done);
+        done.into_iter()
+            .filter_map(|action| match action {
+                Action::Tell(note) => Some(note.reason),
+                _ => None,
+            })
+            .collect()
+    }
+}
+
+const KEEP: Action = Action::Prepare { fresh: false };
+const FRESH: Action = Action::Prepare { fresh: true };
+
+#[test]
+fn a_goal_leads_to_a_ready_role() {
+    let mut story = Story::new();
+    assert_eq!(story.goal(|_| {}).did(), [KEEP]);
+    assert_eq!(story.starts().did(), [Action::Launch]);
+    story.after(7).hears(GuestSaid::Hello {
+        boot_id: "a".to_owned(),
+    });
+    story
+        .role(RoleCondition::Starting, 0)
+        .role(RoleCondition::Ready, 0);
+    assert_eq!(
+        story.told(),
+        [Reason::GuestHello, Reason::RoleStarting, Reason::RoleReady]
+    );
+    assert_eq!(story.machine.boot_to_hello(), Some(Duration::from_secs(7)));
+    assert_eq!((story.machine.boots(), story.machine.vm_restarts()), (1, 0));
+}
+
+#[test]
+fn a_guest_that_misses_heartbeats_is_killed_and_started_again_at_once() {
+    let mut story = Story::new();
+    story
+        .goal(|_| {})
+        .becomes_ready()
+        .after(2)
+        .hears(GuestSaid::Heartbeat)
+        .did();
+    let heard = story.now;
+    assert_eq!(story.waits().did(), [Action::Kill]);
+    assert_eq!(story.now - heard, Duration::from_secs(6));
+    assert_eq!(story.exits(ExitKind::Failed).did(), [KEEP]);
+    story.becomes_ready();
+    assert_eq!((story.machine.boots(), story.machine.vm_restarts()), (2, 1));
+}
+
+#[test]
+fn a_guest_that_never_says_hello_is_killed_and_started_again() {
+    let mut story = Story::new();
+    story.goal(|_| {}).starts().did();
+    let start = story.now;
+    assert_eq!(story.waits().did(), [Action::Kill]);
+    assert_eq!(story.now - start, story.limits.boot);
+    assert_eq!(story.exits(ExitKind::Failed).did(), [KEEP]);
+}
+
+#[test]
+fn a_host_agent_that_did_not_run_does_not_blame_the_guest() {
+    let mut story = Story::new();
+    story
+        .goal(|_| {})
+        .becomes_ready()
+        .after(3600)
+        .happens(Input::Tick);
+    assert_eq!(
+        *story.machine.state(),
+        State::Running {
+            launched: Duration::from_secs(1000),
+            heard: story.now - Duration::from_secs(4),
+        }
+    );
+    story.told();
+    // But only once.
+    assert_eq!(story.waits().told(), [Reason::HeartbeatsMissed]);
+}
+
+#[test]
+fn a_vmm_that_dies_and_a_kernel_that_panics_are_recovered_at_once() {
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready().did();
+    assert_eq!(story.exits(ExitKind::Failed).did(), [KEEP]);
+    story.becomes_ready().did();
+    assert_eq!(
+        story.exits(ExitKind::KernelPanic).told(),
+        [Reason::VmmExited, Reason::VmRestarting]
+    );
+    story.becomes_ready();
+    assert_eq!(story.machine.vm_restarts(), 2);
+}
+
+#[test]
+fn a_guest_that_reboots_is_started_again_without_blame() {
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready();
+    for _ in 0..4 {
+        story.did();
+        assert_eq!(story.exits(ExitKind::GuestReset).did(), [KEEP]);
+        story.starts().hears(GuestSaid::Hello {
+            boot_id: "x".to_owned(),
+        });
+    }
+    assert_eq!(story.machine.reimages(), 0);
+}
+
+#[test]
+fn a_guest_that_powers_off_by_itself_comes_back_if_its_policy_is_always() {
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready().did();
+    assert_eq!(
+        story.exits(ExitKind::GuestPowerOff).told(),
+        [
+            Reason::VmmExited,
+            Reason::GuestPoweredOff,
+            Reason::VmRestarting,
+        ]
+    );
+    story
+        .becomes_ready()
+        .goal(|wanted| wanted.always_on = false)
+        .did();
+    assert_eq!(story.exits(ExitKind::GuestPowerOff).did(), []);
+    assert_eq!(
+        *story.machine.state(),
+        State::Stopped {
+            by: StoppedBy::Guest
+        }
+    );
+    // The same goal again changes nothing; being asked does.
+    assert_eq!(story.goal(|_| {}).did(), []);
+    assert_eq!(
+        story.goal(|wanted| wanted.restart_generation += 1).did(),
+        [KEEP]
+    );
+}
+
+#[test]
+fn a_crash_loop_gets_a_fresh_disk_and_is_then_given_up() {
+    let mut story = Story::new();
+    let mut fresh = Vec::new();
+    story.goal(|_| {});
+    while !matches!(story.machine.state(), State::Failed { .. }) {
+        if matches!(story.machine.state(), State::Backoff { .. }) {
+            story.waits();
+        }
+        fresh.push(story.did() == [FRESH]);
+        story.starts().exits(ExitKind::KernelPanic);
+        story
+            .done
+            .retain(|action| !matches!(action, Action::Launch));
+    }
+    assert_eq!(fresh, [false, false, false, true, false, false]);
+    assert_eq!((story.machine.boots(), story.machine.reimages()), (6, 1));
+    assert!(story.told().contains(&Reason::GaveUp));
+    assert_eq!(story.machine.why(), "gave up: the guest's kernel panicked");
+
+    // Asking gives it everything again.
+    assert_eq!(
+        story.goal(|wanted| wanted.restart_generation += 1).did(),
+        [KEEP]
+    );
+    story.starts().did();
+    assert_eq!(story.exits(ExitKind::KernelPanic).did(), [KEEP]);
+}
+
+#[test]
+fn what_was_given_up_is_tried_once_more_after_a_long_while() {
+    let mut story = Story::new();
+    story.limits.ladder.failures_per_disk = 1;
+    story.limits.ladder.reimages = 0;
+    story.goal(|_| {}).starts().exits(ExitKind::Failed).did();
+    let given_up = story.now;
+    assert_eq!(story.waits().did(), [FRESH]);
+    assert_eq!(story.now - given_up, story.limits.ladder.retry_initial);
+    story.starts().exits(ExitKind::Failed);
+    assert!(matches!(story.machine.state(), State::Failed { .. }));
+}
+
+#[test]
+fn a_role_that_keeps_failing_costs_its_machine() {
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready();
+    story.role(RoleCondition::Unhealthy, 4).did();
+    assert!(matches!(story.machine.state(), State::Running { .. }));
+    story.role(RoleCondition::Unhealthy, 5);
+    assert!(story.machine.guest_should_be_off());
+    story.did();
+    assert_eq!(story.exits(ExitKind::GuestPowerOff).did(), [KEEP]);
+    assert_eq!(story.becomes_ready().machine.vm_restarts(), 1);
+}
+
+#[test]
+fn stopping_gets_harder_step_by_step() {
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready().did();
+    assert_eq!(
+        story.goal(|wanted| wanted.presence = Presence::Stop).did(),
+        []
+    );
+    assert!(story.machine.guest_should_be_off());
+    let asked = story.now;
+    assert_eq!(story.waits().did(), [Action::OrderStop]);
+    assert_eq!(story.now - asked, Duration::from_secs(10));
+    assert_eq!(story.waits().did(), [Action::Kill]);
+    assert_eq!(story.waits().did(), [Action::Kill]);
+    assert_eq!(story.exits(ExitKind::Failed).did(), []);
+    assert_eq!(
+        *story.machine.state(),
+        State::Stopped {
+            by: StoppedBy::Goal
+        }
+    );
+    assert_eq!(story.machine.deadline(&story.limits), None);
+    assert_eq!(
+        story.goal(|wanted| wanted.presence = Presence::Run).did(),
+        [KEEP]
+    );
+}
+
+#[test]
+fn a_machine_that_boots_is_stopped_without_its_guest() {
+    let mut story = Story::new();
+    story.goal(|_| {}).starts().did();
+    assert_eq!(
+        story
+            .goal(|wanted| wanted.presence = Presence::Remove)
+            .did(),
+        [Action::OrderStop]
+    );
+    assert_eq!(story.exits(ExitKind::Stopped).did(), [Action::Remove]);
+    assert_eq!(*story.machine.state(), State::Removed);
+}
+
+#[test]
+fn a_goal_that_changes_its_mind_while_stopping_is_followed_after_it() {
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready();
+    story.goal(|wanted| wanted.presence = Presence::Stop);
+    story.goal(|wanted| wanted.presence = Presence::Run).did();
+    assert_eq!(story.exits(ExitKind::GuestPowerOff).did(), [KEEP]);
+}
+
+#[test]
+fn a_stop_while_it_is_being_launched_is_carried_out_once_it_runs() {
+    let mut story = Story::new();
+    story.goal(|_| {}).happens(Input::Prepared(Ok(())));
+    story.goal(|wanted| wanted.presence = Presence::Stop).did();
+    assert_eq!(
+        story.happens(Input::Launched(Ok(()))).did(),
+        [Action::OrderStop]
+    );
+    story.exits(ExitKind::Stopped);
+    assert_eq!(
+        *story.machine.state(),
+        State::Stopped {
+            by: StoppedBy::Goal
+        }
+    );
+}
+
+#[test]
+fn operators_restarts_are_carried_out_once_each() {
+    let mut story = Story::new();
+    story
+        .goal(|wanted| wanted.restart_generation = 4)
+        .becomes_ready()
+        .did();
+    assert_eq!(story.machine.restart_generation(), 4);
+
+    story.goal(|wanted| {
+        wanted.restart_generation = 5;
+        wanted.restart_scope = Scope::Role;
+    });
+    assert!(
+        matches!(story.machine.state(), State::Running { .. }),
+        "that is the guest's"
+    );
+    for (scope, prepare) in [(Scope::Vm, KEEP), (Scope::Reimage, FRESH)] {
+        story.goal(|wanted| {
+            wanted.restart_generation += 1;
+            wanted.restart_scope = scope;
+        });
+        story.goal(|_| {}).did();
+        assert_eq!(story.exits(ExitKind::GuestPowerOff).did(), [prepare]);
+        story.becomes_ready().goal(|_| {}).did();
+    }
+    assert_eq!(
+        (story.machine.vm_restarts(), story.machine.reimages()),
+        (0, 0)
+    );
+}
+
+#[test]
+fn a_changed_image_means_a_fresh_disk_and_a_changed_size_a_restart() {
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready();
+    story
+        .goal(|wanted| "image-2".clone_into(&mut wanted.disk))
+        .did();
+    assert_eq!(story.exits(ExitKind::GuestPowerOff).did(), [FRESH]);
+    story.becomes_ready();
+    story
+        .goal(|wanted| "large".clone_into(&mut wanted.shape))
+        .did();
+    assert_eq!(story.exits(ExitKind::GuestPowerOff).did(), [KEEP]);
+    // And when it changes while it is stopped.
+    story
+        .becomes_ready()
+        .goal(|wanted| wanted.presence = Presence::Stop);
+    story.exits(ExitKind::GuestPowerOff);
+    story
+        .goal(|wanted| "image-3".clone_into(&mut wanted.disk))
+        .did();
+    assert_eq!(
+        story.goal(|wanted| wanted.presence = Presence::Run).did(),
+        [FRESH]
+    );
+}
+
+#[test]
+fn what_cannot_be_prepared_waits_for_ever_or_is_given_up() {
+    let mut story = Story::new();
+    story.goal(|_| {});
+    let unprepared = |may_pass| {
+        Input::Prepared(Err(Unprepared {
+            reason: "no".to_owned(),
+            may_pass,
+        }))
+    };
+    for _ in 0..20 {
+        story.happens(unprepared(true));
+        assert!(matches!(story.machine.state(), State::Backoff { .. }));
+        story.waits();
+    }
+    story.happens(unprepared(false));
+    assert!(matches!(story.machine.state(), State::Failed { .. }));
+    assert_eq!(story.machine.why(), "gave up: no");
+}
+
+#[test]
+fn a_running_machine_is_taken_over_and_given_time_to_call_back() {
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready().after(100).did();
+    let limits = story.limits.clone();
+    let actions = story.machine.resume(story.now, true, true, &limits);
+    story.done.extend(actions);
+    assert_eq!(story.told(), [Reason::InstanceAdopted]);
+    let patience = story.machine.deadline(&limits).unwrap() - story.now;
+    assert_eq!(patience, limits.reconnect);
+    assert!(story.machine.role().is_some(), "the last report stays");
+}
+
+#[test]
+fn after_a_restart_of_the_node_everything_starts_again_without_blame() {
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready().did();
+    story.now = Duration::from_secs(5);
+    let limits = story.limits.clone();
+    let actions = story.machine.resume(story.now, false, false, &limits);
+    assert_eq!(actions, [KEEP]);
+}
+
+#[derive(Debug, Clone)]
+enum Move {
+    Goal(Presence, u64, u8, bool),
+    Prepared(bool, bool),
+    Launched(bool),
+    Exited(u8),
+    Hello,
+    Heartbeat,
+    Role(u8, u32),
+    Wait(u64),
+    Resume(bool),
+}
+
+fn moves() -> impl Strategy<Value = Vec<Move>> {
+    let presence = prop_oneof![
+        3 => Just(Presence::Run), 1 => Just(Presence::Stop), 1 => Just(Presence::Remove)
+    ];
+    prop::collection::vec(
+        prop_oneof![
+            (presence, 0u64..4, 0u8..3, any::<bool>())
+                .prop_map(|(p, generation, disk, on)| Move::Goal(p, generation, disk, on)),
+            (any::<bool>(), any::<bool>()).prop_map(|(ok, passes)| Move::Prepared(ok, passes)),
+            any::<bool>().prop_map(Move::Launched),
+            (0u8..5).prop_map(Move::Exited),
+            Just(Move::Hello),
+            Just(Move::Heartbeat),
+            (0u8..5, 0u32..7).prop_map(|(condition, failures)| Move::Role(condition, failures)),
+            (0u64..100_000).prop_map(Move::Wait),
+            any::<bool>().prop_map(Move::Resume),
+        ],
+        0..120,
+    )
+}
+
+/// The world around a machine, as far as it matters: whether there is a VM.
+#[derive(Default)]
+struct World {
+    preparing: bool,
+    launching: bool,
+    vm: bool,
+    removed: bool,
+}
+
+impl World {
+    fn carry_out(&mut self, actions: &[Action]) {
+        for action in actions {
+            match action {
+                Action::Prepare { .. } => {
+                    assert!(!self.vm, "a disk is made while a machine uses it");
+                    self.preparing = true;
+                }
+                Action::Launch => {
+                    assert!(!self.vm, "two machines at once");
+                    self.launching = true;
+                }
+                Action::Remove => {
+                    assert!(!self.vm, "removed while it runs");
+                    self.removed = true;
+                }
+                Action::OrderStop | Action::Kill => assert!(self.vm, "nothing to stop"),
+                Action::Tell(_) => {}
+            }
+        }
+    }
+}
+
+proptest! {
+    /// Whatever happens in whatever order: never two machines at once, no disk
+    /// made or removed under a running one, a record that can be read again, and
+    /// what the goal stops is not started until the goal says so.
+    #[test]
+    fn nothing_ever_starts_twice_or_against_the_goal(moves in moves()) {
+        let mut story = Story::new();
+        let mut world = World::default();
+        story.goal(|_| {});
+        world.carry_out(&std::mem::take(&mut story.done));
+        for one in moves {
+            match one {
+                Move::Goal(presence, generation, disk, always_on) if !world.removed => {
+                    story.goal(|wanted| {
+                        wanted.presence = presence;
+                        wanted.restart_generation += generation / 2;
+                        wanted.restart_scope = Scope::Reimage;
+                        wanted.disk = format!("image-{disk}");
+                        wanted.always_on = always_on;
+                    });
+                }
+                Move::Prepared(ok, may_pass)
+                    if world.preparing
+                        && matches!(story.machine.state(), State::Preparing { .. }) =>
+                {
+                    world.preparing = false;
+                    let unprepared = Unprepared { reason: "no".to_owned(), may_pass };
+                    story.happens(Input::Prepared(ok.then_some(()).ok_or(unprepared)));
+                }
+                Move::Launched(ok) if world.launching => {
+                    world.launching = false;
+                    world.vm = ok;
+                    story.happens(Input::Launched(ok.then_some(()).ok_or("no".to_owned())));
+                }
+                Move::Exited(kind) if world.vm => {
+                    world.vm = false;
+                    story.exits(match kind {
+                        0 => ExitKind::GuestPowerOff,
+                        1 => ExitKind::GuestReset,
+                        2 => ExitKind::KernelPanic,
+                        3 => ExitKind::Stopped,
+                        _ => ExitKind::Failed,
+                    });
+                }
+                Move::Hello if world.vm => {
+                    story.hears(GuestSaid::Hello { boot_id: "x".to_owned() });
+                }
+                Move::Heartbeat if world.vm => { story.hears(GuestSaid::Heartbeat); }
+                Move::Role(condition, failures) if world.vm => {
+                    story.role(match condition {
+                        0 => RoleCondition::Starting,
+                        1 => RoleCondition::Ready,
+                        2 => RoleCondition::Busy,
+                        3 => RoleCondition::Unhealthy,
+                        _ => RoleCondition::Stopped,
+                    }, failures);
+                }
+                Move::Wait(milliseconds) => {
+                    story.now += Duration::from_millis(milliseconds);
+                    story.happens(Input::Tick);
+                }
+                Move::Resume(same_boot) if !world.launching && !world.removed => {
+                    let record = serde_json::to_string(&story.machine).unwrap();
+                    story.machine = serde_json::from_str(&record).unwrap();
+                    world.vm &= same_boot;
+                    world.preparing = false;
+                    let limits = story.limits.clone();
+                    let actions = story.machine.resume(story.now, world.vm, same_boot, &limits);
+                    story.done.extend(actions);
+                    if !world.vm && story.machine.has_vm() {
+                        story.exits(ExitKind::Failed);
+                    }
+                }
+                _ => {}
+            }
+            let actions = std::mem::take(&mut story.done);
+            world.carry_out(&actions);
+            prop_assert_eq!(world.vm, story.machine.has_vm());
+            if story.wanted.presence != Presence::Run {
+                prop_assert!(!actions.iter().any(|action| matches!(
+                    action,
+                    Action::Prepare { .. } | Action::Launch
+                )), "started against the goal: {:?}", actions);
+            }
+            prop_assert_eq!(world.removed, *story.machine.state() == State::Removed);
+        }
+    }
+
+    /// A machine that is wanted and does not run always has something coming:
+    /// work in progress, or a time at which it goes on.
+    #[test]
+    fn nothing_is_ever_forgotten(moves in moves()) {
+        let mut story = Story::new();
+        story.goal(|_| {});
+        for one in moves {
+            match one {
+                Move::Prepared(ok, may_pass) => {
+                    let unprepared = Unprepared { reason: "no".to_owned(), may_pass };
+                    story.happens(Input::Prepared(ok.then_some(()).ok_or(unprepared)));
+                }
+                Move::Launched(ok) => {
+                    story.happens(Input::Launched(ok.then_some(()).ok_or("no".to_owned())));
+                }
+                Move::Exited(_) => { story.exits(ExitKind::Failed); }
+                Move::Hello => { story.hears(GuestSaid::Hello { boot_id: "x".to_owned() }); }
+                Move::Wait(_) => { if story.machine.deadline(&story.limits).is_some() { story.waits(); } }
+                _ => {}
+            }
+            let working = matches!(
+                story.machine.state(),
+                State::Preparing { .. } | State::Launching
+            );
+            prop_assert!(working || story.machine.deadline(&story.limits).is_some());
+        }
+    }
+}

@@ -1,1 +1,579 @@
-//! To be written.
+//! A supervisor over a hypervisor that runs nothing and a guest agent that is a
+//! gRPC client: the paths that need files, sockets and tasks. Everything about
+//! time and order is in the machine's own tests.
+
+use std::{path::PathBuf, time::Duration};
+
+use fabric_proto::{guest::v1 as wire, id::Digest, node::v1 as node_wire};
+use hyper_util::rt::TokioIo;
+use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use wire::{guest_service_client::GuestServiceClient, session_request::Report};
+
+use super::*;
+use crate::{
+    blobs::{BlobCache, source::tests::Shelf},
+    events::EventLog,
+    goal::{NodeGoal, tests::instance},
+    hypervisor::fake::{FakeHypervisor, FakeVm},
+    instance::state::ExitKind,
+};
+
+const ID: &str = "shop-web-0";
+/// Nothing here takes long; a test that waits so long has failed.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A node with one instance, and the means to restart its host agent.
+struct Stage {
+    data: TempDir,
+    hypervisor: FakeHypervisor,
+    node: Node,
+    goal: node_wire::InstanceGoal,
+    shelf: Arc<Shelf>,
+    running: Option<(watch::Sender<Order>, JoinHandle<()>)>,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let shelf = Arc::new(Shelf::default());
+        let (digest, bytes) = shelf.put_vhd();
+        let mut goal = instance(ID);
+        goal.image_digest = digest.to_string();
+        goal.image_bytes = bytes;
+        let hypervisor = FakeHypervisor::default();
+        let limits = Limits {
+            boot: PATIENCE,
+            heartbeat: PATIENCE,
+            power_off: Duration::from_millis(100),
+            order: Duration::from_millis(100),
+            ..Limits::default()
+        };
+        let workshop = Workshop {
+            blobs: BlobCache::open(data.path().join("blobs"), Arc::clone(&shelf) as _).unwrap(),
+            events: Arc::new(EventLog::open(data.path()).unwrap()),
+        };
+        let node = Node {
+            hypervisor: Arc::new(hypervisor.clone()),
+            workshop: Arc::new(workshop),
+            board: Arc::new(Board::default()),
+            clock: Clock::system(),
+            host_boot_id: "boot".to_owned(),
+            limits: Arc::new(limits),
+        };
+        Self {
+            data,
+            hypervisor,
+            node,
+            goal,
+            shelf,
+            running: None,
+        }
+    }
+
+    fn limits(&mut self, change: impl FnOnce(&mut Limits)) {
+        change(Arc::make_mut(&mut self.node.limits));
+    }
+
+    fn directory(&self) -> PathBuf {
+        self.data.path().join(ID)
+    }
+
+    fn order(&self) -> Order {
+        let goal = node_wire::NodeGoal {
+            instances: vec![self.goal.clone()],
+            ..node_wire::NodeGoal::default()
+        };
+        let checked = NodeGoal::check(goal)
+            .instances
+            .into_values()
+            .next()
+            .unwrap();
+        Order::Follow(checked.unwrap())
+    }
+
+    /// Starts the host agent's part in this.
+    fn start(&mut self) {
+        self.start_with(self.order());
+    }
+
+    fn start_with(&mut self, order: Order) {
+        let directory = Arc::new(InstanceDirectory::open(self.directory()).unwrap());
+        let manifest = Manifest::load(&directory.file(MANIFEST)).unwrap();
+        let (orders, receiver) = watch::channel(order);
+        let beginning = Beginning {
+            log: Arc::new(RoleLog::open(&directory.file("role.log")).unwrap()),
+            manifest: manifest.unwrap_or_else(|| Manifest::new(3, "boot".to_owned())),
+            directory,
+            orders: receiver,
+        };
+        let supervisor = Supervisor::new(ID.parse().unwrap(), self.node.clone(), beginning);
+        self.running = Some((orders, tokio::spawn(supervisor.run())));
+    }
+
+    /// Ends the host agent's part without any notice.
+    async fn kill(&mut self) {
+        let (_orders, task) = self.running.take().unwrap();
+        task.abort();
+        task.await.ok();
+    }
+
+    fn follow(&mut self, change: impl FnOnce(&mut node_wire::InstanceGoal)) {
+        change(&mut self.goal);
+        self.running.as_ref().unwrap().0.send_replace(self.order());
+    }
+
+    /// Waits until the instance is reported like that.
+    async fn until(
+        &self,
+        what: &str,
+        like: impl Fn(&node_wire::InstanceStatus) -> bool,
+    ) -> node_wire::InstanceStatus {
+        let id: InstanceId = ID.parse().unwrap();
+        let mut board = self.node.board.subscribe();
+        let waiting = board.wait_for(|reports| reports.get(&id).is_some_and(&like));
+        let outcome = tokio::time::timeout(PATIENCE, waiting).await;
+        let found = outcome.ok().map(|reports| reports.unwrap()[&id].clone());
+        found.unwrap_or_else(|| panic!("never {what}: {:#?}", self.node.board.subscribe().borrow()))
+    }
+
+    async fn until_state(&self, state: node_wire::VmState) -> node_wire::InstanceStatus {
+        self.until(state.as_str_name(), |report| report.vm_state() == state)
+            .await
+    }
+
+    fn vm(&self) -> FakeVm {
+        self.hypervisor
+            .machine(&self.directory())
+            .expect("a machine runs")
+    }
+
+    async fn until_gone(&mut self) {
+        let (_orders, task) = self.running.take().unwrap();
+        tokio::time::timeout(PATIENCE, task)
+            .await
+            .expect("gone in time")
+            .unwrap();
+    }
+
+    fn told(&self) -> Vec<Reason> {
+        self.node
+            .workshop
+            .events
+            .after(0)
+            .iter()
+            .map(|event| event.reason)
+            .collect()
+    }
+
+    async fn guest(&self) -> Guest {
+        Guest::call(&self.directory()).await
+    }
+
+    /// A machine with a guest agent that said hello and a role that is ready.
+    async fn ready(&self) -> Guest {
+        self.until_state(node_wire::VmState::Booting).await;
+        let mut guest = self.guest().await;
+        guest.hello().await;
+        guest.role(wire::RoleState::Ready, 0).await;
+        self.until("ready", |report| {
+            report
+                .role
+                .as_ref()
+                .is_some_and(|role| role.state() == wire::RoleState::Ready)
+        })
+        .await;
+        guest
+    }
+}
+
+/// A guest agent.
+struct Guest {
+    reports: mpsc::Sender<wire::SessionRequest>,
+    goals: tonic::Streaming<wire::SessionResponse>,
+}
+
+impl Guest {
+    /// Calls, again and again, until somebody listens.
+    async fn call(directory: &std::path::Path) -> Self {
+        let socket = directory.join(crate::guest::server::socket_name());
+        let endpoint = tonic::transport::Endpoint::from_static("http://host");
+        let call = || {
+            let socket = socket.clone();
+            endpoint.connect_with_connector(tower::service_fn(move |_| {
+                let socket = socket.clone();
+                async {
+                    tokio::net::UnixStream::connect(socket)
+                        .await
+                        .map(TokioIo::new)
+                }
+            }))
+        };
+        let channel = tokio::time::timeout(PATIENCE, async {
+            loop {
+                match call().await {
+                    Ok(channel) => return channel,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+                }
+            }
+        })
+        .await
+        .expect("somebody listens in time");
+        let (reports, receiver) = mpsc::channel(8);
+        let session = GuestServiceClient::new(channel)
+            .session(ReceiverStream::new(receiver))
+            .await
+            .unwrap();
+        Self {
+            reports,
+            goals: session.into_inner(),
+        }
+    }
+
+    async fn say(&self, report: Report) {
+        self.reports
+            .send(wire::SessionRequest {
+                report: Some(report),
+            })
+            .await
+            .unwrap();
+    }
+
+    async fn hello(&mut self) -> wire::Goal {
+        self.say(Report::Hello(wire::Hello {
+            protocol_version: 1,
+            boot_id: "a-boot".to_owned(),
+            ..wire::Hello::default()
+        }))
+        .await;
+        self.goal().await
+    }
+
+    async fn goal(&mut self) -> wire::Goal {
+        let next = tokio::time::timeout(PATIENCE, self.goals.next())
+            .await
+            .expect("a goal in time");
+        next.expect("a goal").unwrap().goal.unwrap()
+    }
+
+    async fn role(&self, state: wire::RoleState, consecutive_failures: u32) {
+        self.say(Report::RoleStatus(wire::RoleStatus {
+            role: "web".to_owned(),
+            state: state.into(),
+            reason: "as told".to_owned(),
+            consecutive_failures,
+            ..wire::RoleStatus::default()
+        }))
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_goal_becomes_a_machine_with_a_ready_role() {
+    let mut stage = Stage::new();
+    stage
+        .goal
+        .package_digest
+        .clone_from(&stage.goal.image_digest);
+    stage.goal.package_bytes = stage.goal.image_bytes;
+    stage.start();
+    stage.until_state(node_wire::VmState::Booting).await;
+    let spec = stage.vm().spec;
+    assert!(stage.directory().join(spec.os_disk).exists());
+    assert_eq!(spec.package.as_ref(), spec.os_parents.first());
+
+    let mut guest = stage.guest().await;
+    let goal = guest.hello().await;
+    assert_eq!(goal.hostname, ID);
+    assert_eq!(goal.roles[0].package_disk_serial, "package");
+    assert_eq!(goal.power(), wire::GuestPower::Run);
+    assert!(goal.incarnation > 0 && goal.entropy.len() == 64 && goal.wall_clock.is_some());
+
+    guest.role(wire::RoleState::Starting, 0).await;
+    guest.role(wire::RoleState::Ready, 0).await;
+    let report = stage
+        .until("ready", |report| {
+            report
+                .role
+                .as_ref()
+                .is_some_and(|role| role.state() == wire::RoleState::Ready)
+        })
+        .await;
+    assert_eq!(report.vm_state(), node_wire::VmState::Running);
+    assert_eq!((report.boots, report.boot_id.as_str()), (1, "a-boot"));
+    assert_ne!(report.vmm_pid, 0);
+    assert_eq!(
+        stage.told(),
+        [
+            Reason::ImageFetched,
+            Reason::DiskCreated,
+            Reason::VmmStarted,
+            Reason::GuestHello,
+            Reason::RoleStarting,
+            Reason::RoleReady,
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_vmm_that_is_killed_comes_back_with_another_process() {
+    let mut stage = Stage::new();
+    stage.start();
+    let _guest = stage.ready().await;
+    let first = stage.vm();
+    first.kill();
+    let report = stage
+        .until("booting again", |report| {
+            report.vm_state() == node_wire::VmState::Booting && report.boots == 2
+        })
+        .await;
+    assert_ne!(report.vmm_pid, first.record().pid);
+    assert_eq!(report.vm_restarts, 1);
+    assert!(
+        report.role.is_none(),
+        "nothing is known of the role of this boot"
+    );
+    stage.ready().await;
+}
+
+#[tokio::test]
+async fn a_guest_that_falls_silent_is_restarted() {
+    let mut stage = Stage::new();
+    stage.limits(|limits| limits.heartbeat = Duration::from_millis(100));
+    stage.start();
+    let _silent = stage.ready().await;
+    stage.until("restarted", |report| report.boots == 2).await;
+    assert!(stage.told().contains(&Reason::HeartbeatsMissed));
+}
+
+#[tokio::test]
+async fn a_crash_loop_ends_in_failure_and_only_asking_helps() {
+    let mut stage = Stage::new();
+    stage.limits(|limits| limits.ladder.wait_initial = Duration::from_millis(1));
+    stage.start();
+    for boot in 1..=6 {
+        stage
+            .until("booting", |report| {
+                report.vm_state() == node_wire::VmState::Booting && report.boots == boot
+            })
+            .await;
+        stage
+            .vm()
+            .end(ExitKind::KernelPanic, "VFS: Unable to mount root fs");
+    }
+    let report = stage.until_state(node_wire::VmState::Failed).await;
+    assert_eq!((report.boots, report.reimages), (6, 1));
+    assert!(
+        report.vm_reason.contains("Unable to mount root fs"),
+        "{}",
+        report.vm_reason
+    );
+    let made = stage
+        .told()
+        .into_iter()
+        .filter(|one| *one == Reason::DiskCreated)
+        .count();
+    assert_eq!(made, 2, "one disk, and one fresh one");
+
+    // A restart of the host agent is not asking.
+    stage.kill().await;
+    stage.start();
+    stage.until_state(node_wire::VmState::Failed).await;
+    stage.follow(|goal| {
+        goal.restart_generation += 1;
+        goal.restart_scope = node_wire::RestartScope::Vm.into();
+    });
+    stage.ready().await;
+}
+
+#[tokio::test]
+async fn a_stop_is_asked_of_the_guest_and_never_undone() {
+    let mut stage = Stage::new();
+    stage.start();
+    let mut guest = stage.ready().await;
+    stage.limits(|_| {});
+    stage.follow(|goal| goal.power = node_wire::InstancePower::Stopped.into());
+    assert_eq!(guest.goal().await.power(), wire::GuestPower::Off);
+    stage.vm().end(ExitKind::GuestPowerOff, "");
+    let report = stage.until_state(node_wire::VmState::Stopped).await;
+    assert_eq!(report.vmm_pid, 0);
+    stage.kill().await;
+    stage.start();
+    stage.until_state(node_wire::VmState::Stopped).await;
+    assert_eq!(stage.hypervisor.launched(), 1);
+
+    stage.follow(|goal| goal.power = node_wire::InstancePower::Running.into());
+    stage.ready().await;
+    let made = stage
+        .told()
+        .into_iter()
+        .filter(|one| *one == Reason::DiskCreated)
+        .count();
+    assert_eq!(made, 1, "the disk stays");
+}
+
+#[tokio::test]
+async fn a_guest_that_does_not_power_off_is_stopped_all_the_same() {
+    let mut stage = Stage::new();
+    stage.start();
+    let _deaf = stage.ready().await;
+    stage.follow(|goal| goal.power = node_wire::InstancePower::Stopped.into());
+    stage.until_state(node_wire::VmState::Stopped).await;
+    assert_eq!(stage.hypervisor.running(), 0);
+}
+
+#[tokio::test]
+async fn a_restarted_host_agent_takes_over_what_runs() {
+    let mut stage = Stage::new();
+    stage.start();
+    let mut guest = stage.ready().await;
+    let pid = stage.vm().record().pid;
+    let before = guest.goals.message();
+    stage.kill().await;
+    assert!(
+        tokio::time::timeout(PATIENCE, before).await.is_ok(),
+        "the session ends"
+    );
+
+    stage.start();
+    let mut guest = stage.guest().await;
+    let goal = guest.hello().await;
+    assert!(
+        goal.incarnation > 1,
+        "the guest would ignore a lower number than it has seen"
+    );
+    let report = stage.until_state(node_wire::VmState::Running).await;
+    assert_eq!((report.vmm_pid, report.boots), (pid, 1));
+    assert!(report.role.is_some(), "the last report stays");
+    assert_eq!(stage.hypervisor.launched(), 1);
+    assert!(stage.told().contains(&Reason::InstanceAdopted));
+    // And it is watched like its own.
+    stage.vm().kill();
+    stage.until("restarted", |report| report.boots == 2).await;
+}
+
+#[tokio::test]
+async fn what_died_while_nobody_watched_is_started_again() {
+    let mut stage = Stage::new();
+    stage.start();
+    let _guest = stage.ready().await;
+    stage.kill().await;
+    stage.vm().end(ExitKind::KernelPanic, "unnoticed");
+    stage.start();
+    let report = stage.until("restarted", |report| report.boots == 2).await;
+    assert!(report.last_exit_json.contains("panicked"));
+}
+
+#[tokio::test]
+async fn a_machine_that_was_started_but_not_recorded_is_taken_over() {
+    let mut stage = Stage::new();
+    stage.start();
+    stage.until_state(node_wire::VmState::Booting).await;
+    stage.kill().await;
+    // As if the host agent had died between the spawn and the record of it.
+    let path = stage.directory().join(MANIFEST);
+    let mut manifest: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    manifest["machine"]["state"] = "Launching".into();
+    manifest["process"] = serde_json::Value::Null;
+    std::fs::write(&path, manifest.to_string()).unwrap();
+    stage.start();
+    let report = stage.until("adopted", |report| report.vmm_pid != 0).await;
+    assert_eq!(report.boots, 1);
+    assert_eq!(stage.hypervisor.launched(), 1);
+}
+
+#[tokio::test]
+async fn what_is_to_go_leaves_nothing_behind() {
+    let mut stage = Stage::new();
+    stage.start();
+    let _guest = stage.ready().await;
+    stage.running.as_ref().unwrap().0.send_replace(Order::Go);
+    stage.until_gone().await;
+    assert!(!stage.directory().exists());
+    assert_eq!(stage.hypervisor.running(), 0);
+    assert!(stage.node.board.subscribe().borrow().is_empty());
+}
+
+#[tokio::test]
+async fn an_image_that_is_no_disk_is_refused_and_the_next_one_works() {
+    let mut stage = Stage::new();
+    let sound = (stage.goal.image_digest.clone(), stage.goal.image_bytes);
+    let junk = vec![7; 4096];
+    let digest = Digest::of_sha256(&Sha256::digest(&junk).into());
+    stage.shelf.put(&digest, junk);
+    stage.goal.image_digest = digest.to_string();
+    stage.goal.image_bytes = 4096;
+    stage.start();
+    let report = stage.until_state(node_wire::VmState::Failed).await;
+    assert!(
+        report.vm_reason.contains("is not a VHD that can be used"),
+        "{}",
+        report.vm_reason
+    );
+    stage.follow(|goal| (goal.image_digest, goal.image_bytes) = sound);
+    stage.ready().await;
+}
+
+#[tokio::test]
+async fn a_vmm_that_cannot_be_started_is_tried_again() {
+    let mut stage = Stage::new();
+    stage.limits(|limits| limits.ladder.wait_initial = Duration::from_millis(300));
+    stage.hypervisor.refuse(true);
+    stage.start();
+    let report = stage.until_state(node_wire::VmState::Backoff).await;
+    assert!(
+        report.vm_reason.starts_with("cannot start fabric-vmm"),
+        "{}",
+        report.vm_reason
+    );
+    stage.hypervisor.refuse(false);
+    stage.ready().await;
+}
+
+#[tokio::test]
+async fn a_guest_can_speak_only_of_its_own_role_and_only_after_hello() {
+    let mut stage = Stage::new();
+    stage.start();
+    stage.until_state(node_wire::VmState::Booting).await;
+    let mut rude = stage.guest().await;
+    rude.role(wire::RoleState::Ready, 0).await;
+    let refusal = tokio::time::timeout(PATIENCE, rude.goals.next())
+        .await
+        .unwrap();
+    assert_eq!(
+        refusal.unwrap().unwrap_err().code(),
+        tonic::Code::FailedPrecondition
+    );
+
+    let mut guest = stage.guest().await;
+    guest.hello().await;
+    guest
+        .say(Report::RoleStatus(wire::RoleStatus {
+            role: "somebody-else".to_owned(),
+            state: wire::RoleState::Ready.into(),
+            ..wire::RoleStatus::default()
+        }))
+        .await;
+    guest.role(wire::RoleState::Busy, 0).await;
+    let report = stage.until("busy", |report| report.role.is_some()).await;
+    assert_eq!(report.role.unwrap().role, "web");
+    assert!(!stage.told().contains(&Reason::RoleReady));
+}
+
+#[tokio::test]
+async fn a_newer_session_ends_the_one_before() {
+    let mut stage = Stage::new();
+    stage.start();
+    stage.until_state(node_wire::VmState::Booting).await;
+    let mut first = stage.guest().await;
+    first.hello().await;
+    let mut second = stage.guest().await;
+    second.hello().await;
+    let end = tokio::time::timeout(PATIENCE, first.goals.next())
+        .await
+        .expect("it ends");
+    assert!(end.is_none_or(|end| end.is_err()));
+}

@@ -12,15 +12,22 @@ use fabric_proto::{
     id::InstanceId,
     node::v1::{self as wire, node_service_client::NodeServiceClient},
 };
+use fabric_vmm::console::{RingError, RingReader};
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
 use super::role_log::RoleLog;
-use crate::{instance::directory::InstanceDirectory, node::View};
+use crate::{
+    instance::{
+        directory::{CONSOLE, InstanceDirectory},
+        disks::chain,
+    },
+    node::View,
+};
 
 /// Bytes in one message; the contract's bound.
-const PIECE: u64 = 64 * 1024;
+const PIECE: usize = 64 * 1024;
 /// How often a console is looked at by who follows it.
 const LOOK: Duration = Duration::from_millis(200);
 /// Streams at a time.
@@ -149,7 +156,7 @@ async fn log(
     }
     loop {
         let (from, data) = log
-            .read(at, PIECE)
+            .read(at, PIECE as u64)
             .map_err(|error| format!("the log: {error}"))?;
         if !data.is_empty() {
             at = from + data.len() as u64;
@@ -165,11 +172,59 @@ async fn log(
     }
 }
 
+/// A console is in a file of the VMM, begun anew with each start of the machine.
 async fn console(
-    _request: &wire::OutputRequest,
-    _directory: &InstanceDirectory,
-    _pieces: &mut Pieces<'_>,
+    request: &wire::OutputRequest,
+    directory: &InstanceDirectory,
+    pieces: &mut Pieces<'_>,
 ) -> Result<(), String> {
-    let _ = LOOK;
-    Err("consoles are not shown yet".to_owned())
+    let path = directory.file(CONSOLE);
+    let mut seen = Seen { total: 0, at: None };
+    if pieces.send(Bytes::new(), String::new()).await.is_none() {
+        return Ok(());
+    }
+    loop {
+        let data = match RingReader::open(&path) {
+            Ok(ring) => seen
+                .next(&ring, request.tail_bytes)
+                .map_err(|error| format!("its console: {}", chain(&error)))?,
+            Err(_) if request.follow => Vec::new(),
+            Err(error) => return Err(format!("its console: {}", chain(&error))),
+        };
+        if !data.is_empty() {
+            if pieces.send(data.into(), String::new()).await.is_none() {
+                return Ok(());
+            }
+        } else if request.follow {
+            tokio::time::sleep(LOOK).await;
+        } else {
+            return Ok(());
+        }
+    }
 }
+
+/// How far a console has been read.
+struct Seen {
+    total: u64,
+    /// Nothing before the first look.
+    at: Option<u64>,
+}
+
+impl Seen {
+    fn next(&mut self, ring: &RingReader, tail: u64) -> Result<Vec<u8>, RingError> {
+        let total = ring.total()?;
+        if total < self.total {
+            // The machine was started again; its console begins anew.
+            self.at = Some(0);
+        }
+        self.total = total;
+        let at = self.at.unwrap_or_else(|| total.saturating_sub(tail));
+        let chunk = ring.read_from(at, PIECE)?;
+        self.at = Some(chunk.offset + chunk.bytes.len() as u64);
+        Ok(chunk.bytes)
+    }
+}
+
+#[cfg(test)]
+#[path = "stream_tests.rs"]
+mod tests;

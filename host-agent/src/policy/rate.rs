@@ -64,7 +64,7 @@ mod tests {
     #[test]
     fn a_burst_passes_and_then_the_rate_holds() {
         let mut rate = Rate::new(3, Duration::from_secs(1));
-        let at = |tenths| Duration::from_millis(100_000 + tenths * 100);
+        let at = |tenths| Duration::from_millis(100_000 + tenths * 100u64);
         assert_eq!((0..5).filter(|_| rate.take(at(0))).count(), 3);
         assert_eq!(rate.wait(at(0)), Duration::from_secs(1));
         assert!(!rate.take(at(9)));
