@@ -105,6 +105,11 @@ impl<S: HostStream> Connection<S> {
         &self.stream
     }
 
+    #[cfg(test)]
+    pub(super) fn stream_mut(&mut self) -> &mut S {
+        &mut self.stream
+    }
+
     /// When [`expire`](Self::expire) should be called, if at all.
     pub fn deadline(&self) -> Option<Instant> {
         self.state.deadline()

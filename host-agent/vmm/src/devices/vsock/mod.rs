@@ -38,6 +38,8 @@ pub mod packet;
 pub mod state;
 
 #[cfg(test)]
+mod connection_tests;
+#[cfg(test)]
 mod tests;
 
 pub use device::{Vsock, VsockError};

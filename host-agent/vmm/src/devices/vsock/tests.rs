@@ -1,1 +1,800 @@
+//! The vsock device as guest and host meet it: packets on one side, unix
+//! sockets on the other, the real event loop between them.
 
+use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown as How;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use event_manager::{EventManager, SubscriberOps};
+use proptest::prelude::*;
+use tempfile::TempDir;
+use virtio_bindings::virtio_mmio as register;
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::credit::BUFFER_SIZE;
+use super::packet::{HEADER_LEN, HOST_CID, Header, Op, Ports, Shutdown, TYPE_STREAM};
+use super::{Vsock, VsockError, VsockEventHandler};
+use crate::devices::virtio::MmioTransport;
+use crate::devices::virtio::test_driver::*;
+use crate::memory::GuestMemory;
+
+const CID: u64 = 3;
+const RX_RINGS: u64 = 0x1_0000;
+const TX_RINGS: u64 = 0x2_0000;
+const EVENT_RINGS: u64 = 0x3_0000;
+const RX_BUFFER: u32 = 4096;
+const RX_BUFFERS: u64 = 64;
+const TX_BUFFER: u64 = BUFFERS + RX_BUFFERS * 0x2000;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A guest with a vsock device, its driver played by the test.
+struct Guest {
+    // Dropped in this order: sockets go before the directory they are in.
+    manager: EventManager<VsockEventHandler>,
+    transport: MmioTransport,
+    memory: GuestMemory,
+    rx: DriverQueue,
+    tx: DriverQueue,
+    event: DriverQueue,
+    irq: EventFd,
+    dir: TempDir,
+}
+
+impl Guest {
+    /// A guest whose driver runs and has given receive buffers.
+    fn new() -> Guest {
+        let mut guest = Guest::without_driver();
+        guest.start_driver();
+        guest.give_buffers(RX_BUFFERS);
+        guest
+    }
+
+    fn without_driver() -> Guest {
+        let dir = tempfile::tempdir().unwrap();
+        let memory = guest_memory();
+        let vsock = Vsock::new(CID, &dir.path().join("v")).unwrap();
+        let mut manager = EventManager::new().unwrap();
+        manager.add_subscriber(vsock.event_handler());
+        let (line, irq) = interrupt_line();
+        Guest {
+            manager,
+            transport: MmioTransport::new(Box::new(vsock), memory.clone(), line),
+            rx: DriverQueue::new(&memory, RX_RINGS, 256),
+            tx: DriverQueue::new(&memory, TX_RINGS, 256),
+            event: DriverQueue::new(&memory, EVENT_RINGS, 16),
+            irq,
+            dir,
+            memory,
+        }
+    }
+
+    fn start_driver(&mut self) {
+        bring_up(&mut self.transport, 0, &[&self.rx, &self.tx, &self.event]);
+    }
+
+    fn reset(&mut self) {
+        write(&mut self.transport, register::VIRTIO_MMIO_STATUS, 0);
+        for (queue, rings, size) in [
+            (&mut self.rx, RX_RINGS, 256),
+            (&mut self.tx, TX_RINGS, 256),
+            (&mut self.event, EVENT_RINGS, 16),
+        ] {
+            self.memory
+                .write_slice(&[0; 0x5000], GuestAddress(rings))
+                .unwrap();
+            *queue = DriverQueue::new(&self.memory, rings, size);
+        }
+    }
+
+    fn status(&mut self) -> u32 {
+        read(&mut self.transport, register::VIRTIO_MMIO_STATUS)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("v")
+    }
+
+    /// Listens where the guest's connections to `port` arrive.
+    fn listen(&self, port: u32) -> UnixListener {
+        UnixListener::bind(self.dir.path().join(format!("v_{port}"))).unwrap()
+    }
+
+    fn give_buffers(&mut self, count: u64) {
+        for index in 0..count {
+            let at = BUFFERS + index * 0x2000;
+            self.rx.add(&[
+                writable(at, HEADER_LEN as u32),
+                writable(at + 0x1000, RX_BUFFER),
+            ]);
+        }
+        self.notify(0);
+    }
+
+    fn notify(&mut self, queue: usize) {
+        self.transport.queue_events()[queue].write(1).unwrap();
+    }
+
+    /// Runs the event loop until it has nothing to do.
+    fn run(&mut self) {
+        while self.manager.run_with_timeout(0).unwrap() > 0 {}
+    }
+
+    /// Runs the event loop until `done`.
+    fn run_until(&mut self, what: &str, mut done: impl FnMut(&mut Guest) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !done(self) {
+            assert!(Instant::now() < deadline, "waited in vain for {what}");
+            self.manager.run_with_timeout(10).unwrap();
+        }
+    }
+
+    /// Sends a packet as it stands.
+    fn send_raw(&mut self, header: Header, payload: &[u8]) {
+        self.memory
+            .write_slice(&header.to_bytes(), GuestAddress(TX_BUFFER))
+            .unwrap();
+        self.memory
+            .write_slice(payload, GuestAddress(TX_BUFFER + 0x1000))
+            .unwrap();
+        let mut chain = vec![readable(TX_BUFFER, HEADER_LEN as u32)];
+        if !payload.is_empty() {
+            chain.push(readable(TX_BUFFER + 0x1000, payload.len() as u32));
+        }
+        self.tx.add(&chain);
+        self.notify(1);
+        self.run();
+        while self.tx.take_used().is_some() {}
+    }
+
+    fn send(&mut self, ports: Ports, op: Op, payload: &[u8]) {
+        self.send_raw(
+            Header {
+                len: payload.len() as u32,
+                ..from_guest(ports, op)
+            },
+            payload,
+        );
+    }
+
+    fn send_shutdown(&mut self, ports: Ports, shutdown: Shutdown) {
+        self.send_raw(
+            Header {
+                flags: shutdown.flags(),
+                ..from_guest(ports, Op::Shutdown)
+            },
+            &[],
+        );
+    }
+
+    /// The next packet that the device has put into a buffer, if any; the buffer
+    /// is given back.
+    fn try_receive(&mut self) -> Option<(Header, Vec<u8>)> {
+        self.run();
+        let (head, len) = self.rx.take_used()?;
+        let at = BUFFERS + u64::from(head / 2) * 0x2000;
+        let mut bytes = [0; HEADER_LEN];
+        self.memory
+            .read_slice(&mut bytes, GuestAddress(at))
+            .unwrap();
+        let header = Header::from_bytes(&bytes);
+        assert_eq!(header.len as usize + HEADER_LEN, len as usize);
+        let mut payload = vec![0; header.len as usize];
+        self.memory
+            .read_slice(&mut payload, GuestAddress(at + 0x1000))
+            .unwrap();
+        self.rx.add_head(head);
+        self.notify(0);
+        Some((header, payload))
+    }
+
+    fn receive(&mut self) -> (Header, Vec<u8>) {
+        let mut received = None;
+        self.run_until("a packet", |guest| {
+            received = guest.try_receive();
+            received.is_some()
+        });
+        received.unwrap()
+    }
+
+    fn expect(&mut self, op: Op) -> Header {
+        let (header, _) = self.receive();
+        assert_eq!(Op::from_number(header.op), Some(op), "{header:?}");
+        header
+    }
+
+    fn expect_nothing(&mut self) {
+        let packet = self.try_receive();
+        assert_eq!(packet, None);
+    }
+
+    /// A connection that the guest has asked for and the host accepted.
+    fn connect(&mut self, listener: &UnixListener, ports: Ports) -> UnixStream {
+        self.send(ports, Op::Request, &[]);
+        self.expect(Op::Response);
+        let (stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    /// A connection that the host has asked for and the guest accepted.
+    fn call(&mut self, port: u32) -> (UnixStream, Ports) {
+        let mut stream = UnixStream::connect(self.path()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+            .write_all(format!("CONNECT {port}\n").as_bytes())
+            .unwrap();
+        let request = self.expect(Op::Request);
+        let ports = Ports {
+            host: request.src_port,
+            guest: request.dst_port,
+        };
+        self.send(ports, Op::Response, &[]);
+        assert_eq!(read_line(&mut stream), format!("OK {}\n", ports.host));
+        (stream, ports)
+    }
+}
+
+fn from_guest(ports: Ports, op: Op) -> Header {
+    Header {
+        src_cid: CID,
+        dst_cid: HOST_CID,
+        src_port: ports.guest,
+        dst_port: ports.host,
+        socket_type: TYPE_STREAM,
+        op: op as u16,
+        buf_alloc: 256 << 10,
+        ..Header::default()
+    }
+}
+
+fn read_line(stream: &mut UnixStream) -> String {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while line.last() != Some(&b'\n') {
+        stream.read_exact(&mut byte).unwrap();
+        line.push(byte[0]);
+    }
+    String::from_utf8(line).unwrap()
+}
+
+const PORTS: Ports = Ports {
+    host: 1024,
+    guest: 7000,
+};
+
+#[test]
+fn a_guest_connects_to_the_host_and_both_speak() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(1024);
+    let mut host = guest.connect(&listener, PORTS);
+
+    guest.send(PORTS, Op::Rw, b"hello host");
+    let mut heard = [0; 10];
+    host.read_exact(&mut heard).unwrap();
+    assert_eq!(&heard, b"hello host");
+
+    host.write_all(b"hello guest").unwrap();
+    let (header, payload) = guest.receive();
+    assert_eq!(
+        (header.op, &payload[..]),
+        (Op::Rw as u16, &b"hello guest"[..])
+    );
+    assert_eq!((header.src_port, header.dst_port), (1024, 7000));
+    assert_eq!(
+        header.fwd_cnt, 10,
+        "every packet says what the host has taken"
+    );
+}
+
+#[test]
+fn a_host_connects_to_the_guest_by_the_convention() {
+    let mut guest = Guest::new();
+    let (mut host, ports) = guest.call(52);
+    assert_eq!(ports.guest, 52);
+    guest.send(ports, Op::Rw, b"welcome");
+    let mut heard = [0; 7];
+    host.read_exact(&mut heard).unwrap();
+    assert_eq!(&heard, b"welcome");
+}
+
+#[test]
+fn what_the_host_writes_before_the_ok_is_not_lost() {
+    let mut guest = Guest::new();
+    let mut host = UnixStream::connect(guest.path()).unwrap();
+    host.write_all(b"CONNECT 9\nearly").unwrap();
+    let request = guest.expect(Op::Request);
+    guest.send(
+        Ports {
+            host: request.src_port,
+            guest: 9,
+        },
+        Op::Response,
+        &[],
+    );
+    assert_eq!(guest.receive().1, b"early");
+}
+
+#[test]
+fn a_port_where_nobody_listens_is_refused_on_either_side() {
+    let mut guest = Guest::new();
+    guest.send(PORTS, Op::Request, &[]);
+    guest.expect(Op::Rst);
+
+    let mut host = UnixStream::connect(guest.path()).unwrap();
+    host.write_all(b"CONNECT 1\n").unwrap();
+    let request = guest.expect(Op::Request);
+    guest.send(
+        Ports {
+            host: request.src_port,
+            guest: 1,
+        },
+        Op::Rst,
+        &[],
+    );
+    assert_eq!(host.read(&mut [0; 8]).unwrap(), 0);
+}
+
+#[test]
+fn a_caller_that_does_not_know_the_convention_is_sent_away() {
+    let mut guest = Guest::new();
+    let mut host = UnixStream::connect(guest.path()).unwrap();
+    host.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    guest.run_until("the caller to be sent away", |_| {
+        host.set_nonblocking(true).unwrap();
+        !matches!(host.read(&mut [0; 8]), Err(error) if error.kind() == ErrorKind::WouldBlock)
+    });
+    guest.expect_nothing();
+}
+
+#[test]
+fn a_caller_before_the_driver_runs_is_sent_away() {
+    let mut guest = Guest::without_driver();
+    let mut host = UnixStream::connect(guest.path()).unwrap();
+    guest.run();
+    assert_eq!(host.read(&mut [0; 8]).unwrap(), 0);
+}
+
+#[test]
+fn the_guest_half_closes_and_still_hears_the_host() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(1024);
+    let mut host = guest.connect(&listener, PORTS);
+    guest.send(PORTS, Op::Rw, b"question");
+    guest.send_shutdown(
+        PORTS,
+        Shutdown {
+            send: true,
+            receive: false,
+        },
+    );
+    let mut question = String::new();
+    host.read_to_string(&mut question).unwrap();
+    assert_eq!(question, "question");
+
+    host.write_all(b"answer").unwrap();
+    assert_eq!(guest.receive().1, b"answer");
+    drop(host);
+    let last = guest.expect(Op::Shutdown);
+    assert_eq!(Shutdown::from_flags(last.flags), Shutdown::BOTH);
+}
+
+#[test]
+fn the_host_half_closes_and_still_hears_the_guest() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(1024);
+    let mut host = guest.connect(&listener, PORTS);
+    host.write_all(b"question").unwrap();
+    host.shutdown(How::Write).unwrap();
+    assert_eq!(guest.receive().1, b"question");
+    let half = guest.expect(Op::Shutdown);
+    assert_eq!(
+        Shutdown::from_flags(half.flags),
+        Shutdown {
+            send: true,
+            receive: false
+        }
+    );
+
+    guest.send(PORTS, Op::Rw, b"answer");
+    guest.send_shutdown(PORTS, Shutdown::BOTH);
+    let mut answer = String::new();
+    host.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "answer");
+    guest.expect(Op::Rst);
+}
+
+#[test]
+fn a_guest_that_refuses_to_hear_makes_the_hosts_writes_fail() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(1024);
+    let mut host = guest.connect(&listener, PORTS);
+    guest.send_shutdown(
+        PORTS,
+        Shutdown {
+            receive: true,
+            send: false,
+        },
+    );
+    assert_eq!(host.write(b"x").unwrap_err().kind(), ErrorKind::BrokenPipe);
+    guest.send(PORTS, Op::Rw, b"still speaking");
+    let mut heard = [0; 14];
+    host.read_exact(&mut heard).unwrap();
+}
+
+#[test]
+fn a_reset_by_the_guest_ends_the_hosts_stream() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(1024);
+    let mut host = guest.connect(&listener, PORTS);
+    guest.send(PORTS, Op::Rst, &[]);
+    assert_eq!(host.read(&mut [0; 8]).unwrap(), 0);
+    guest.send(PORTS, Op::Rw, b"ghost");
+    guest.expect(Op::Rst);
+}
+
+#[test]
+fn a_host_that_goes_away_is_told_to_the_guest_after_its_last_words() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(1024);
+    let mut host = guest.connect(&listener, PORTS);
+    host.write_all(&[7; 10_000]).unwrap();
+    drop(host);
+    let mut heard = Vec::new();
+    let last = loop {
+        let (header, payload) = guest.receive();
+        if header.op == Op::Shutdown as u16 && Shutdown::from_flags(header.flags).send {
+            break header;
+        }
+        heard.extend(payload);
+    };
+    assert_eq!(heard, [7; 10_000]);
+    assert_eq!(Shutdown::from_flags(last.flags), Shutdown::BOTH);
+    guest.send(PORTS, Op::Rst, &[]);
+    guest.expect_nothing();
+}
+
+#[test]
+fn the_host_sends_no_more_than_the_guest_has_room_for() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(1024);
+    guest.send_raw(
+        Header {
+            buf_alloc: 1000,
+            ..from_guest(PORTS, Op::Request)
+        },
+        &[],
+    );
+    guest.expect(Op::Response);
+    let (mut host, _) = listener.accept().unwrap();
+    host.write_all(&[1; 3000]).unwrap();
+
+    assert_eq!(guest.receive().1.len(), 1000);
+    guest.expect(Op::CreditRequest);
+    guest.expect_nothing();
+    let more = Header {
+        buf_alloc: 1000,
+        fwd_cnt: 400,
+        ..from_guest(PORTS, Op::CreditUpdate)
+    };
+    guest.send_raw(more, &[]);
+    assert_eq!(guest.receive().1.len(), 400);
+}
+
+#[test]
+fn a_host_that_never_reads_stops_its_own_connection_alone() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(1024);
+    let lazy = guest.connect(&listener, PORTS);
+    let other_ports = Ports {
+        guest: 7001,
+        ..PORTS
+    };
+    let mut other = guest.connect(&listener, other_ports);
+
+    // An honest guest sends until its credit is used up.
+    let (mut sent, mut taken) = (0_u32, 0_u32);
+    let mut idle = 0;
+    while idle < 3 {
+        let room = BUFFER_SIZE as u32 - (sent - taken);
+        if room > 0 {
+            let some = room.min(16 << 10);
+            guest.send(PORTS, Op::Rw, &vec![5; some as usize]);
+            sent += some;
+        }
+        match guest.try_receive() {
+            Some((header, _)) => {
+                assert_eq!(header.op, Op::CreditUpdate as u16);
+                taken = header.fwd_cnt;
+            }
+            None if room == 0 => idle += 1,
+            None => {}
+        }
+    }
+    assert!(sent - taken <= BUFFER_SIZE as u32);
+
+    guest.send(other_ports, Op::Rw, b"unhindered");
+    let mut heard = [0; 10];
+    other.read_exact(&mut heard).unwrap();
+
+    // When it reads at last, everything is there and the guest hears of room.
+    let mut lazy = lazy;
+    let mut all = vec![0; sent as usize];
+    let reader = std::thread::spawn(move || {
+        lazy.read_exact(&mut all).unwrap();
+        (lazy, all)
+    });
+    guest.run_until("room", |guest| {
+        guest
+            .try_receive()
+            .is_some_and(|(header, _)| header.fwd_cnt == sent)
+            || taken == sent
+    });
+    let (_lazy, all) = reader.join().unwrap();
+    assert!(all.iter().all(|byte| *byte == 5));
+}
+
+#[test]
+fn a_guest_that_overruns_its_credit_is_reset() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(1024);
+    let _lazy = guest.connect(&listener, PORTS);
+    guest.run_until("the reset", |guest| {
+        guest.send(PORTS, Op::Rw, &[0; 32 << 10]);
+        guest
+            .try_receive()
+            .is_some_and(|(header, _)| header.op == Op::Rst as u16)
+    });
+}
+
+#[test]
+fn a_guest_that_takes_no_packets_loses_none() {
+    let mut guest = Guest::without_driver();
+    guest.start_driver();
+    let listener = guest.listen(1024);
+    guest.send(PORTS, Op::Request, &[]);
+    let (mut host, _) = listener.accept().unwrap();
+    host.write_all(b"patience").unwrap();
+    guest.run();
+    guest.give_buffers(2);
+    guest.expect(Op::Response);
+    assert_eq!(guest.receive().1, b"patience");
+}
+
+#[test]
+fn a_flood_of_nonsense_is_answered_in_bounded_memory() {
+    let mut guest = Guest::without_driver();
+    guest.start_driver();
+    // Every one asks for an answer, and there is nowhere to put it.
+    let mut given_back = 0;
+    for guest_port in 0..400 {
+        let header = from_guest(
+            Ports {
+                host: 9,
+                guest: guest_port,
+            },
+            Op::Rw,
+        );
+        guest
+            .memory
+            .write_slice(&header.to_bytes(), GuestAddress(TX_BUFFER))
+            .unwrap();
+        guest.tx.add(&[readable(TX_BUFFER, HEADER_LEN as u32)]);
+        guest.notify(1);
+        guest.run();
+        while guest.tx.take_used().is_some() {
+            given_back += 1;
+        }
+        if given_back <= guest_port {
+            break;
+        }
+    }
+    assert_eq!(given_back, 256, "then the guest has to wait");
+
+    // As soon as it takes its answers, it is heard again.
+    guest.give_buffers(RX_BUFFERS);
+    guest.run_until("the last packet to be heard", |guest| {
+        while guest.try_receive().is_some() {}
+        guest.tx.take_used().is_some()
+    });
+}
+
+#[test]
+fn packets_for_others_or_from_others_are_ignored() {
+    let mut guest = Guest::new();
+    let _listener = guest.listen(1024);
+    let request = from_guest(PORTS, Op::Request);
+    guest.send_raw(
+        Header {
+            src_cid: CID + 1,
+            ..request
+        },
+        &[],
+    );
+    guest.send_raw(
+        Header {
+            dst_cid: 1,
+            ..request
+        },
+        &[],
+    );
+    guest.expect_nothing();
+    guest.send_raw(
+        Header {
+            socket_type: 2,
+            ..request
+        },
+        &[],
+    );
+    guest.expect(Op::Rst);
+}
+
+#[test]
+fn a_packet_that_lies_about_its_length_resets_its_connection() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(1024);
+    let mut host = guest.connect(&listener, PORTS);
+    guest.send_raw(
+        Header {
+            len: 100,
+            ..from_guest(PORTS, Op::Rw)
+        },
+        b"short",
+    );
+    guest.expect(Op::Rst);
+    assert_eq!(host.read(&mut [0; 8]).unwrap(), 0);
+    guest.send_raw(
+        Header {
+            len: u32::MAX,
+            ..from_guest(PORTS, Op::Rw)
+        },
+        &[],
+    );
+    guest.expect(Op::Rst);
+}
+
+#[test]
+fn chains_without_a_header_are_given_back() {
+    let mut guest = Guest::new();
+    for chain in [
+        vec![readable(TX_BUFFER, 10)],
+        vec![writable(TX_BUFFER, 44)],
+        vec![readable(1 << 50, 44)],
+    ] {
+        guest.tx.add(&chain);
+        guest.notify(1);
+        guest.run();
+        assert!(guest.tx.take_used().is_some());
+    }
+    assert_eq!(guest.status(), 15);
+    guest.expect_nothing();
+}
+
+#[test]
+fn a_receive_buffer_outside_memory_makes_the_device_need_a_reset() {
+    let mut guest = Guest::without_driver();
+    guest.start_driver();
+    guest.rx.add(&[writable(1 << 50, 4096)]);
+    guest.send(PORTS, Op::Request, &[]);
+    assert_eq!(guest.status(), 15 | 64);
+}
+
+#[test]
+fn a_device_reset_ends_all_connections_and_the_next_driver_starts_afresh() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(1024);
+    let mut host = guest.connect(&listener, PORTS);
+    guest.reset();
+    assert_eq!(host.read(&mut [0; 8]).unwrap(), 0);
+
+    guest.start_driver();
+    guest.give_buffers(RX_BUFFERS);
+    let mut again = guest.connect(&listener, PORTS);
+    guest.send(PORTS, Op::Rw, b"again");
+    let mut heard = [0; 5];
+    again.read_exact(&mut heard).unwrap();
+}
+
+#[test]
+fn a_thousand_connections_speak_at_once() {
+    const COUNT: u32 = 1024;
+    raise_descriptor_limit();
+    let mut guest = Guest::new();
+    let listener = guest.listen(1024);
+    let ports: Vec<_> = (0..COUNT)
+        .map(|i| Ports {
+            host: 1024,
+            guest: 10_000 + i,
+        })
+        .collect();
+    let mut hosts: Vec<_> = ports
+        .iter()
+        .map(|ports| guest.connect(&listener, *ports))
+        .collect();
+    for (index, host) in hosts.iter_mut().enumerate() {
+        host.write_all(&(index as u32).to_le_bytes()).unwrap();
+    }
+    let mut heard = 0;
+    while heard < COUNT {
+        let (header, payload) = guest.receive();
+        assert_eq!(payload, (header.dst_port - 10_000).to_le_bytes());
+        heard += 1;
+    }
+}
+
+/// Two ends of a thousand connections are more descriptors than the default.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+}
+
+#[test]
+fn interrupts_come_only_where_the_driver_asked() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(1024);
+    let mut host = guest.connect(&listener, PORTS);
+    guest.run();
+    while interrupted(&guest.irq) {}
+    // The driver looks at the ring by itself and wants no interrupt.
+    guest
+        .rx
+        .set_used_event(guest.rx.used_index().wrapping_sub(1));
+    host.write_all(b"quiet").unwrap();
+    assert_eq!(guest.receive().1, b"quiet");
+    assert!(!interrupted(&guest.irq));
+    guest.rx.set_used_event(guest.rx.used_index());
+    host.write_all(b"loud").unwrap();
+    assert_eq!(guest.receive().1, b"loud");
+    assert!(interrupted(&guest.irq));
+}
+
+#[test]
+fn reserved_addresses_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    for cid in [0, 1, 2, u64::from(u32::MAX), u64::MAX] {
+        let error = Vsock::new(cid, &dir.path().join("v")).err().unwrap();
+        assert!(matches!(error, VsockError::Cid { .. }));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Packets of any content, among some that make sense, neither break the
+    /// device nor hold memory beyond its bounds.
+    #[test]
+    fn any_packets_are_survived(
+        packets in prop::collection::vec(
+            (0_u32..3, 0_u16..10, any::<u32>(), 0_u32..2000, 0_usize..2000, any::<bool>()), 1..60,
+        ),
+    ) {
+        let mut guest = Guest::new();
+        let listener = guest.listen(1024);
+        listener.set_nonblocking(true).unwrap();
+        let mut hosts = Vec::new();
+        for (port, op, credit, len, actual, honest) in packets {
+            let header = Header {
+                op,
+                len: if honest { actual as u32 } else { len },
+                flags: credit & 3,
+                buf_alloc: credit,
+                fwd_cnt: credit.rotate_left(7),
+                ..from_guest(Ports { host: 1024, guest: port }, Op::Rw)
+            };
+            guest.send_raw(header, &vec![0; actual]);
+            if let Ok((mut host, _)) = listener.accept() {
+                let _ = host.write_all(b"from the host");
+                hosts.push(host);
+            }
+            while guest.try_receive().is_some() {}
+        }
+        prop_assert_eq!(guest.status(), 15);
+        // It still works.
+        let ports = Ports { host: 1024, guest: 99 };
+        guest.send(ports, Op::Request, &[]);
+        guest.expect(Op::Response);
+    }
+}
