@@ -1,6 +1,8 @@
 //! Who may know whom: the table in ARCHITECTURE.md, held to by the build's own
 //! account of itself.
 
+#![allow(clippy::expect_used, reason = "a helper of a test")]
+
 use std::{collections::BTreeMap, path::PathBuf, process::Command};
 
 use serde_json::Value;
@@ -30,11 +32,21 @@ const MAY_BE_UNSAFE: &str = "fabric-vmm";
 /// What cargo says of the workspace.
 fn metadata() -> Value {
     let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
+        .args([
+            "metadata",
+            "--format-version",
+            "1",
+            "--no-deps",
+            "--offline",
+        ])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .expect("cargo metadata runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     serde_json::from_slice(&output.stdout).expect("cargo metadata is JSON")
 }
 
@@ -46,8 +58,15 @@ fn dependencies() -> BTreeMap<String, Vec<String>> {
         .iter()
         .map(|package| {
             let name = package["name"].as_str().expect("name").to_owned();
-            let uses = package["dependencies"].as_array().expect("dependencies").iter();
-            (name, uses.map(|d| d["name"].as_str().expect("name").to_owned()).collect())
+            let uses = package["dependencies"]
+                .as_array()
+                .expect("dependencies")
+                .iter();
+            (
+                name,
+                uses.map(|d| d["name"].as_str().expect("name").to_owned())
+                    .collect(),
+            )
         })
         .collect()
 }
@@ -57,7 +76,10 @@ fn every_crate_stands_in_the_table() {
     let mut known: Vec<_> = MAY_USE.iter().map(|(name, _)| (*name).to_owned()).collect();
     known.sort();
     let found: Vec<_> = dependencies().into_keys().collect();
-    assert_eq!(found, known, "add a new crate to ARCHITECTURE.md and to this table");
+    assert_eq!(
+        found, known,
+        "add a new crate to ARCHITECTURE.md and to this table"
+    );
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! The contracts keep the rules that clients in any language rely on (those of
 //! Buf's `STANDARD` set that apply), and every part of them is documented.
 
+#![allow(clippy::expect_used, reason = "a helper of a test")]
+
 use std::collections::BTreeSet;
 
 use prost::Message as _;
@@ -23,18 +25,27 @@ mod path {
 /// Our own files; those of Google's well-known types keep rules of their own.
 fn files() -> Vec<FileDescriptorProto> {
     let set = FileDescriptorSet::decode(fabric_proto::FILE_DESCRIPTOR_SET).expect("descriptors");
-    let ours: Vec<_> =
-        set.file.into_iter().filter(|file| file.name().starts_with("fabric/")).collect();
+    let ours: Vec<_> = set
+        .file
+        .into_iter()
+        .filter(|file| file.name().starts_with("fabric/"))
+        .collect();
     assert_eq!(ours.len(), 3, "three packages, three files");
     ours
 }
 
 fn messages() -> Vec<DescriptorProto> {
-    files().into_iter().flat_map(|file| file.message_type).collect()
+    files()
+        .into_iter()
+        .flat_map(|file| file.message_type)
+        .collect()
 }
 
 fn enums() -> Vec<EnumDescriptorProto> {
-    files().into_iter().flat_map(|file| file.enum_type).collect()
+    files()
+        .into_iter()
+        .flat_map(|file| file.enum_type)
+        .collect()
 }
 
 fn services() -> Vec<(String, ServiceDescriptorProto)> {
@@ -42,7 +53,9 @@ fn services() -> Vec<(String, ServiceDescriptorProto)> {
         .into_iter()
         .flat_map(|file| {
             let package = file.package().to_owned();
-            file.service.into_iter().map(move |service| (package.clone(), service))
+            file.service
+                .into_iter()
+                .map(move |service| (package.clone(), service))
         })
         .collect()
 }
@@ -53,7 +66,9 @@ fn is_pascal_case(name: &str) -> bool {
 
 fn is_lower_snake_case(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_lowercase())
-        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+        && name
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
 }
 
 /// `RoleState` → `ROLE_STATE`.
@@ -72,7 +87,10 @@ fn upper_snake_case(name: &str) -> String {
 fn packages_carry_a_version_and_stand_in_the_folder_of_their_name() {
     for file in files() {
         let (package, name) = (file.package(), file.name());
-        assert!(package.ends_with(".v1"), "{name}: package {package} has no version");
+        assert!(
+            package.ends_with(".v1"),
+            "{name}: package {package} has no version"
+        );
         let folder = package.replace('.', "/");
         assert!(
             name.rsplit_once('/').is_some_and(|(at, _)| at == folder),
@@ -91,7 +109,11 @@ fn names_are_in_the_case_of_their_kind() {
         }
     }
     for (_, service) in services() {
-        assert!(service.name().ends_with("Service"), "service {}", service.name());
+        assert!(
+            service.name().ends_with("Service"),
+            "service {}",
+            service.name()
+        );
         for method in &service.method {
             assert!(is_pascal_case(method.name()), "method {}", method.name());
         }
@@ -103,9 +125,17 @@ fn enum_values_carry_the_name_of_their_enum_and_zero_says_nothing() {
     for e in enums() {
         let prefix = upper_snake_case(e.name());
         for value in &e.value {
-            assert!(value.name().starts_with(&format!("{prefix}_")), "{}", value.name());
+            assert!(
+                value.name().starts_with(&format!("{prefix}_")),
+                "{}",
+                value.name()
+            );
         }
-        let zero = e.value.iter().find(|value| value.number() == 0).expect("a zero value");
+        let zero = e
+            .value
+            .iter()
+            .find(|value| value.number() == 0)
+            .expect("a zero value");
         assert_eq!(zero.name(), format!("{prefix}_UNSPECIFIED"));
     }
 }
@@ -118,7 +148,10 @@ fn every_call_has_a_request_and_a_response_of_its_own() {
             let call = method.name();
             assert_eq!(method.input_type(), format!(".{package}.{call}Request"));
             assert_eq!(method.output_type(), format!(".{package}.{call}Response"));
-            assert!(seen.insert(format!("{package}.{call}")), "{package}.{call} stands twice");
+            assert!(
+                seen.insert(format!("{package}.{call}")),
+                "{package}.{call} stands twice"
+            );
         }
     }
 }
@@ -126,7 +159,10 @@ fn every_call_has_a_request_and_a_response_of_its_own() {
 #[test]
 fn every_call_that_changes_something_carries_a_request_id() {
     let reads = ["List", "Get", "Watch", "Stream"];
-    for (package, service) in services().iter().filter(|(package, _)| package == "fabric.v1") {
+    for (package, service) in services()
+        .iter()
+        .filter(|(package, _)| package == "fabric.v1")
+    {
         for method in &service.method {
             let name = method.name();
             // `Upload` is idempotent by digest and offset; `BeginUpload` opens it.
@@ -138,7 +174,10 @@ fn every_call_that_changes_something_carries_a_request_id() {
                 .find(|message| message.name() == format!("{name}Request"))
                 .expect("the request");
             assert!(
-                request.field.iter().any(|field| field.name() == "request_id"),
+                request
+                    .field
+                    .iter()
+                    .any(|field| field.name() == "request_id"),
                 "{package}.{name} has no request_id",
             );
         }
@@ -148,7 +187,10 @@ fn every_call_that_changes_something_carries_a_request_id() {
 #[test]
 fn every_message_field_enum_value_service_and_call_is_documented() {
     for file in files() {
-        let info = file.source_code_info.as_ref().expect("descriptors carry the comments");
+        let info = file
+            .source_code_info
+            .as_ref()
+            .expect("descriptors carry the comments");
         let documented: BTreeSet<Vec<i32>> = info
             .location
             .iter()
@@ -156,7 +198,11 @@ fn every_message_field_enum_value_service_and_call_is_documented() {
             .map(|at| at.path.clone())
             .collect();
         for (path, what) in elements(&file) {
-            assert!(documented.contains(&path), "{}: {what} is not documented", file.name());
+            assert!(
+                documented.contains(&path),
+                "{}: {what} is not documented",
+                file.name()
+            );
         }
     }
 }

@@ -1,0 +1,430 @@
+//! A controller and a host agent, as processes, with what a test does to them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use fabric_proto::{
+    node::v1::InstanceStatus,
+    v1::{
+        Event, GetInstanceRequest, Instance, ListEventsRequest, ListInstancesRequest,
+        ListNodesRequest, event_service_client::EventServiceClient,
+        instance_service_client::InstanceServiceClient, node_service_client::NodeServiceClient,
+    },
+    vmbus::FAULT_PORT,
+};
+use nix::{sys::signal::kill, unistd::Pid};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::UnixStream,
+};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::{BOOT, Place, Program, SOON, ServiceFile, eventually};
+
+/// How a cluster is started.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Arguments for the host agent beside the usual ones.
+    pub host_agent: Vec<String>,
+    /// Another kernel for its guests.
+    pub kernel: Option<PathBuf>,
+    /// What goes before the controller's command, such as a mount namespace.
+    pub before_controller: Vec<String>,
+    /// What goes before the host agent's command.
+    pub before_host_agent: Vec<String>,
+    /// Another data directory for the controller.
+    pub controller_dir: Option<PathBuf>,
+    /// Another data directory for the host agent.
+    pub node_dir: Option<PathBuf>,
+}
+
+/// One controller and one host agent, on unix sockets in a temporary directory.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The host agent; declared before the controller so that it ends first and
+    /// takes its virtual machines along.
+    pub host_agent: Program,
+    /// The controller.
+    pub controller: Program,
+    /// Where everything under test is.
+    pub place: Place,
+    channel: Channel,
+    node_dir: PathBuf,
+    dir: TempDir,
+}
+
+impl Cluster {
+    /// Starts one, and waits until the node is there.
+    ///
+    /// # Errors
+    ///
+    /// Something cannot be started or does not come up.
+    pub async fn start() -> anyhow::Result<Self> {
+        Self::start_with(Options::default()).await
+    }
+
+    /// The same, with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    pub async fn start_with(options: Options) -> anyhow::Result<Self> {
+        let place = Place::find()?;
+        let dir = tempfile::Builder::new().prefix("fabric-test-").tempdir()?;
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        let controller_dir = options
+            .controller_dir
+            .unwrap_or(dir.path().join("controller"));
+        let node_dir = options.node_dir.unwrap_or(dir.path().join("node"));
+        fs::create_dir_all(&controller_dir)?;
+        fs::create_dir_all(&node_dir)?;
+
+        let mut controller = options.before_controller;
+        controller.push(place.program("fabric-controller").display().to_string());
+        controller.extend(["serve".into(), "--data-dir".into()]);
+        controller.push(controller_dir.display().to_string());
+        controller.extend(["--listen".into(), format!("unix:{}", at("api.sock"))]);
+
+        let kernel = options.kernel.as_ref().unwrap_or(&place.kernel);
+        let mut host_agent = options.before_host_agent;
+        host_agent.push(place.program("host-agent").display().to_string());
+        host_agent.extend(["serve".into(), "--data-dir".into()]);
+        host_agent.push(node_dir.display().to_string());
+        host_agent.extend(["--controller".into(), format!("unix:{}", at("api.sock"))]);
+        host_agent.extend(["--node-id".into(), "node-1".into()]);
+        host_agent.extend(["--kernel".into(), kernel.display().to_string()]);
+        host_agent.extend(["--guest-heartbeat".into(), "1s".into()]);
+        host_agent.extend(["--fault-injection".into(), "--stop-vms-on-exit".into()]);
+        host_agent.extend(options.host_agent);
+
+        let channel = Endpoint::from_shared(format!("unix:{}", at("api.sock")))?.connect_lazy();
+        let cluster = Self {
+            controller: Program::start(controller, &dir.path().join("controller.log"))?,
+            host_agent: Program::start(host_agent, &dir.path().join("host-agent.log"))?,
+            place,
+            channel,
+            node_dir,
+            dir,
+        };
+        cluster.until_node_is_connected().await?;
+        Ok(cluster)
+    }
+
+    /// Waits until the controller answers and the node is connected to it.
+    ///
+    /// # Errors
+    ///
+    /// It does not come to that.
+    pub async fn until_node_is_connected(&self) -> anyhow::Result<()> {
+        eventually(SOON, "the node to be connected", || async {
+            let mut nodes = NodeServiceClient::new(self.channel.clone());
+            let answer = nodes
+                .list_nodes(ListNodesRequest {})
+                .await
+                .map_err(|e| e.to_string())?;
+            match &answer.get_ref().nodes[..] {
+                [node] if node.connected => Ok(()),
+                nodes => Err(format!("{nodes:?}")),
+            }
+        })
+        .await
+    }
+
+    /// A connection to the controller, for calls that have no method here.
+    #[must_use]
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// A path in the cluster's directory.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The directory of an instance on the node.
+    #[must_use]
+    pub fn instance_dir(&self, instance: &str) -> PathBuf {
+        self.node_dir.join("instances").join(instance)
+    }
+
+    /// Runs `fabctl` against this cluster, whatever comes of it.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started.
+    pub fn fabctl_output(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        Command::new(self.place.program("fabctl"))
+            .args([
+                "--server",
+                &format!("unix:{}", self.path("api.sock").display()),
+            ])
+            .args(arguments)
+            .output()
+            .context("start fabctl")
+    }
+
+    /// Runs `fabctl`, which must succeed; what it printed.
+    ///
+    /// # Errors
+    ///
+    /// It fails.
+    pub fn fabctl(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = self.fabctl_output(arguments)?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success(),
+            "fabctl {arguments:?} failed: {error}"
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Uploads the guest OS image, as `guest-os`.
+    ///
+    /// # Errors
+    ///
+    /// It is refused.
+    pub fn upload_guest_os(&self) -> anyhow::Result<()> {
+        let image = self.place.guest_os.display().to_string();
+        self.fabctl(&["image", "upload", "--name", "guest-os", &image])?;
+        Ok(())
+    }
+
+    /// Builds a package of these files and uploads it.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be built or is refused.
+    pub fn upload_package(&self, name: &str, files: &[(&str, &str)]) -> anyhow::Result<()> {
+        let folder = self.path(&format!("package-{name}"));
+        fs::create_dir(&folder)?;
+        for (file, text) in files {
+            fs::write(folder.join(file), text)?;
+        }
+        let (folder, image) = (
+            folder.display().to_string(),
+            self.path(&format!("{name}.vhd")),
+        );
+        let image = image.display().to_string();
+        self.fabctl(&["package", "build", &folder, "-o", &image])?;
+        self.fabctl(&["package", "upload", "--name", name, &image])?;
+        Ok(())
+    }
+
+    /// Applies a service file.
+    ///
+    /// # Errors
+    ///
+    /// It is refused.
+    pub fn apply(&self, service: &ServiceFile) -> anyhow::Result<String> {
+        let file = self.path("service.toml");
+        fs::write(&file, service.toml())?;
+        self.fabctl(&["service", "apply", "-f", &file.display().to_string()])
+    }
+
+    /// Uploads the guest OS image, applies `service` and waits for its first
+    /// instance to be `Ready`.
+    ///
+    /// # Errors
+    ///
+    /// It does not come to that.
+    pub async fn run(&self, service: &ServiceFile, instance: &str) -> anyhow::Result<Instance> {
+        self.upload_guest_os()?;
+        self.apply(service)?;
+        self.until_ready(instance).await
+    }
+
+    /// An instance as the controller shows it now.
+    ///
+    /// # Errors
+    ///
+    /// There is none, or the controller does not answer.
+    pub async fn instance(&self, id: &str) -> anyhow::Result<Instance> {
+        let mut client = InstanceServiceClient::new(self.channel.clone());
+        let request = GetInstanceRequest {
+            instance_id: id.to_owned(),
+        };
+        let answer = client.get_instance(request).await?;
+        answer
+            .into_inner()
+            .instance
+            .context("an answer without an instance")
+    }
+
+    /// All instances.
+    ///
+    /// # Errors
+    ///
+    /// The controller does not answer.
+    pub async fn instances(&self) -> anyhow::Result<Vec<Instance>> {
+        let mut client = InstanceServiceClient::new(self.channel.clone());
+        let request = ListInstancesRequest {
+            service: String::new(),
+        };
+        Ok(client.list_instances(request).await?.into_inner().instances)
+    }
+
+    /// Waits until an instance is as `wanted` says.
+    ///
+    /// # Errors
+    ///
+    /// It does not come to that within the time of a boot.
+    pub async fn until(
+        &self,
+        id: &str,
+        what: &str,
+        wanted: impl Fn(&Instance) -> bool,
+    ) -> anyhow::Result<Instance> {
+        eventually(BOOT, &format!("{id} {what}"), || async {
+            let instance = self
+                .instance(id)
+                .await
+                .map_err(|error| format!("{error:#}"))?;
+            if wanted(&instance) {
+                Ok(instance)
+            } else {
+                Err(format!("{instance:#?}"))
+            }
+        })
+        .await
+    }
+
+    /// Waits until an instance is `Ready`.
+    ///
+    /// # Errors
+    ///
+    /// It does not come to that within the time of a boot.
+    pub async fn until_ready(&self, id: &str) -> anyhow::Result<Instance> {
+        self.until(id, "to be Ready", |instance| instance.state == "Ready")
+            .await
+    }
+
+    /// Events so far, oldest first.
+    ///
+    /// # Errors
+    ///
+    /// The controller does not answer.
+    pub async fn events(&self, subject: &str) -> anyhow::Result<Vec<Event>> {
+        let mut client = EventServiceClient::new(self.channel.clone());
+        let subject = subject.to_owned();
+        let request = ListEventsRequest {
+            after_cursor: 0,
+            limit: 0,
+            subject,
+        };
+        Ok(client.list_events(request).await?.into_inner().events)
+    }
+
+    /// Waits for an event of this kind about this subject.
+    ///
+    /// # Errors
+    ///
+    /// None comes.
+    pub async fn until_event(&self, subject: &str, reason: &str) -> anyhow::Result<Event> {
+        eventually(BOOT, &format!("{reason} of {subject}"), || async {
+            let events = self
+                .events(subject)
+                .await
+                .map_err(|error| format!("{error:#}"))?;
+            let seen = events
+                .iter()
+                .map(|e| e.reason.as_str())
+                .collect::<Vec<_>>()
+                .join(", ");
+            events
+                .into_iter()
+                .rev()
+                .find(|event| event.reason == reason)
+                .ok_or(seen)
+        })
+        .await
+    }
+
+    /// Tells a guest to fail in some way; see the guest agent's `fault` module.
+    ///
+    /// # Errors
+    ///
+    /// The guest cannot be reached or does not know the fault.
+    pub async fn fault(&self, instance: &str, fault: &str) -> anyhow::Result<()> {
+        let stream = dial(&self.instance_dir(instance).join("vsock.sock"), FAULT_PORT).await?;
+        let mut stream = BufReader::new(stream);
+        stream.write_all(format!("{fault}\n").as_bytes()).await?;
+        let mut answer = String::new();
+        stream.take(256).read_line(&mut answer).await?;
+        ensure!(
+            answer.trim() == "ok",
+            "the guest answers {answer:?} to {fault:?}"
+        );
+        Ok(())
+    }
+}
+
+/// Connects to a port in a guest, by the VMM's socket.
+async fn dial(socket: &Path, port: u32) -> anyhow::Result<UnixStream> {
+    let stream = UnixStream::connect(socket)
+        .await
+        .with_context(|| format!("connect to {}", socket.display()))?;
+    let mut stream = BufReader::new(stream);
+    stream
+        .write_all(format!("CONNECT {port}\n").as_bytes())
+        .await?;
+    let mut answer = Vec::new();
+    // Byte by byte: what follows the line is the guest's.
+    while answer.last() != Some(&b'\n') && answer.len() < 64 {
+        answer.push(
+            stream
+                .read_u8()
+                .await
+                .context("the guest does not listen")?,
+        );
+    }
+    ensure!(
+        answer.starts_with(b"OK "),
+        "answer {:?}",
+        String::from_utf8_lossy(&answer)
+    );
+    Ok(stream.into_inner())
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // The agent first: it stops its virtual machines. Then whatever is left of
+        // them, if it was killed and did not come back.
+        self.host_agent.end();
+        for vmm in vmms_in(&self.node_dir.join("instances")) {
+            let _ = kill(Pid::from_raw(vmm), nix::sys::signal::Signal::SIGKILL);
+        }
+        self.controller.end();
+    }
+}
+
+/// Virtual machine monitors that run in these instances' directories.
+fn vmms_in(instances: &Path) -> Vec<i32> {
+    let Ok(processes) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    processes
+        .flatten()
+        .filter(|process| {
+            fs::read_link(process.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(instances))
+        })
+        .filter_map(|process| process.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
+/// What the node says of an instance; missing only before it has said anything.
+///
+/// # Errors
+///
+/// It has not.
+pub fn status(instance: &Instance) -> anyhow::Result<&InstanceStatus> {
+    match &instance.status {
+        Some(status) => Ok(status),
+        None => bail!("{} has no status yet", instance.instance_id),
+    }
+}

@@ -1,0 +1,45 @@
+//! A controller that is killed and started again has forgotten nothing that it
+//! acknowledged, and its nodes have not noticed.
+
+use std::process::ExitCode;
+
+use anyhow::ensure;
+use fabric_tests::{Cluster, ServiceFile, run, status, story};
+
+fn main() -> ExitCode {
+    run(&[story!(nothing_is_lost_and_no_guest_is_disturbed)])
+}
+
+async fn nothing_is_lost_and_no_guest_is_disturbed() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start().await?;
+    let before = cluster.run(&ServiceFile::web("shop"), "shop-web-0").await?;
+    let events = cluster.events("").await?;
+
+    cluster.controller.kill()?;
+    let refused = cluster.fabctl_output(&["node", "list"])?;
+    let said = String::from_utf8_lossy(&refused.stderr);
+    ensure!(
+        !refused.status.success() && said.contains("api.sock"),
+        "names the server: {said}"
+    );
+    cluster.controller.start_again()?;
+    cluster.until_node_is_connected().await?;
+
+    let after = cluster.until_ready("shop-web-0").await?;
+    ensure!(
+        status(&after)?.vmm_pid == status(&before)?.vmm_pid,
+        "{after:#?}"
+    );
+    ensure!(
+        status(&after)?.boot_id == status(&before)?.boot_id,
+        "{after:#?}"
+    );
+    ensure!(after.epoch == before.epoch, "{after:#?}");
+    let kept = cluster.events("").await?;
+    ensure!(kept.starts_with(&events), "events were lost");
+    ensure!(
+        cluster.fabctl(&["image", "list"])?.contains("guest-os"),
+        "the image was lost"
+    );
+    Ok(())
+}

@@ -1,0 +1,34 @@
+//! A guest that panics, reboots or powers off is told apart, and started again.
+
+use std::process::ExitCode;
+
+use anyhow::ensure;
+use fabric_tests::{Cluster, ServiceFile, run, status, story};
+
+fn main() -> ExitCode {
+    run(&[story!(
+        panic_reboot_and_power_off_are_told_apart_and_end_in_ready
+    )])
+}
+
+async fn panic_reboot_and_power_off_are_told_apart_and_end_in_ready() -> anyhow::Result<()> {
+    let cluster = Cluster::start().await?;
+    cluster.run(&ServiceFile::web("shop"), "shop-web-0").await?;
+
+    let ways = [
+        ("panic", "kernel_panic"),
+        ("reboot", "guest_reset"),
+        ("power-off", "guest_power_off"),
+    ];
+    for (boots, (fault, reason)) in (2..).zip(ways) {
+        cluster.fault("shop-web-0", fault).await?;
+        let after = cluster
+            .until("shop-web-0", &format!("to be Ready after {fault}"), |now| {
+                now.state == "Ready" && now.status.as_ref().is_some_and(|s| s.boots == boots)
+            })
+            .await?;
+        let exit: serde_json::Value = serde_json::from_str(&status(&after)?.last_exit_json)?;
+        ensure!(exit["reason"] == reason, "after {fault}: {exit}");
+    }
+    Ok(())
+}

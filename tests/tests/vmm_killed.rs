@@ -1,0 +1,32 @@
+//! A VMM that is killed is started again.
+
+use std::process::ExitCode;
+
+use anyhow::ensure;
+use fabric_tests::{Cluster, ServiceFile, run, status, story};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+fn main() -> ExitCode {
+    run(&[story!(a_vmm_that_is_killed_is_started_again)])
+}
+
+async fn a_vmm_that_is_killed_is_started_again() -> anyhow::Result<()> {
+    let cluster = Cluster::start().await?;
+    let before = cluster.run(&ServiceFile::web("shop"), "shop-web-0").await?;
+    let vmm = status(&before)?.vmm_pid;
+
+    kill(Pid::from_raw(i32::try_from(vmm)?), Signal::SIGKILL)?;
+    let after = cluster
+        .until(
+            "shop-web-0",
+            "to be Ready after its VMM was killed",
+            |now| now.state == "Ready" && now.status.as_ref().is_some_and(|s| s.boots == 2),
+        )
+        .await?;
+    ensure!(status(&after)?.vmm_pid != vmm, "{after:#?}");
+    cluster.until_event("shop-web-0", "VmmExited").await?;
+    Ok(())
+}
