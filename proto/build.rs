@@ -4,8 +4,11 @@ use std::{env, error::Error, fs, path::Path};
 
 use prost::Message as _;
 
-const FILES: [&str; 3] =
-    ["fabric/guest/v1/guest.proto", "fabric/node/v1/node.proto", "fabric/v1/fabric.proto"];
+const FILES: [&str; 3] = [
+    "fabric/guest/v1/guest.proto",
+    "fabric/node/v1/node.proto",
+    "fabric/v1/fabric.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");

@@ -150,10 +150,24 @@ mod tests {
 
     #[test]
     fn an_id_that_could_leave_its_directory_is_refused() {
-        for text in ["", "..", "../x", "a/b", "-a", "a-", "A", "a b", "a\0", &"a".repeat(64)] {
+        for text in [
+            "",
+            "..",
+            "../x",
+            "a/b",
+            "-a",
+            "a-",
+            "A",
+            "a b",
+            "a\0",
+            &"a".repeat(64),
+        ] {
             assert!(text.parse::<InstanceId>().is_err(), "{text:?} was taken");
         }
-        assert_eq!("shop-web-0".parse::<InstanceId>().unwrap().as_str(), "shop-web-0");
+        assert_eq!(
+            "shop-web-0".parse::<InstanceId>().unwrap().as_str(),
+            "shop-web-0"
+        );
     }
 
     #[test]
@@ -167,7 +181,10 @@ mod tests {
     #[test]
     fn an_error_names_what_it_should_be_the_value_and_the_rule() {
         let error = "Shop".parse::<ServiceName>().unwrap_err().to_string();
-        assert!(error.starts_with("\"Shop\" is not a service name: 1 to 63 of"), "{error}");
+        assert!(
+            error.starts_with("\"Shop\" is not a service name: 1 to 63 of"),
+            "{error}"
+        );
     }
 
     #[test]

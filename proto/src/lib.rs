@@ -41,8 +41,7 @@ pub mod guest {
 }
 
 /// Encoded `FileDescriptorSet` of all packages, for gRPC reflection.
-pub const FILE_DESCRIPTOR_SET: &[u8] =
-    include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 /// Protocol version that this build speaks, in `Hello` and `Register`.
 pub const PROTOCOL_VERSION: u32 = 1;
