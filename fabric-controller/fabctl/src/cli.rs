@@ -1,0 +1,299 @@
+//! The command line: what can be said, and what it means.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+/// Talks to a fabric controller: machines, images, packages, services,
+/// instances, events.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, after_help = AFTER)]
+pub struct Cli {
+    /// The controller: http://127.0.0.1:PORT or unix:PATH.
+    #[arg(
+        long,
+        global = true,
+        value_name = "ADDRESS",
+        env = "FABRIC_SERVER",
+        default_value = "http://127.0.0.1:7070"
+    )]
+    pub server: String,
+
+    /// How to show things: a table for people, or JSON for programs (lists as
+    /// one array; what follows as one object a line).
+    #[arg(long, short, global = true, value_enum, default_value_t = Format::Table)]
+    pub output: Format,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const AFTER: &str = "\
+Examples:
+  fabctl image upload guest-os guest-os.vhd
+  fabctl package build ./hello -o hello.vhd && fabctl package upload hello-web hello.vhd
+  fabctl service apply -f service.toml --wait
+  fabctl instance list
+  fabctl watch
+
+Exit codes:
+  0  done
+  1  failed
+  2  wrong use of the command line
+  3  there is no such thing, or the controller refuses it as things are
+  4  what was waited for did not come about in time";
+
+/// How to show things.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The machines.
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// OS images: VHDs that guests boot from.
+    #[command(subcommand)]
+    Image(BlobCommand),
+    /// Packages: VHDs with a role's files.
+    #[command(subcommand)]
+    Package(PackageCommand),
+    /// Hosted services.
+    #[command(subcommand)]
+    Service(ServiceCommand),
+    /// Instances of the services' roles.
+    #[command(subcommand)]
+    Instance(InstanceCommand),
+    /// What has happened.
+    Events(Events),
+    /// A live view of instances and events.
+    Watch(Watch),
+    /// Print a completion script for a shell.
+    Completions {
+        /// Which shell.
+        shell: Shell,
+    },
+}
+
+/// What can be done with machines.
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// List the machines.
+    List,
+}
+
+/// What can be done with images.
+#[derive(Debug, Subcommand)]
+pub enum BlobCommand {
+    /// Upload a VHD under a name. An upload that was interrupted goes on where
+    /// it was when the same command is given again.
+    Upload(Upload),
+    /// List what is there.
+    List,
+    /// Show one, by name or digest.
+    Show(BlobName),
+    /// Delete one. Refused while a service uses it.
+    Delete(BlobName),
+}
+
+/// What can be done with packages.
+#[derive(Debug, Subcommand)]
+pub enum PackageCommand {
+    /// Make a package from a directory: an ext4 file system in a dynamic VHD,
+    /// byte for byte the same from the same files.
+    Build(Build),
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    Blob(BlobCommand),
+}
+
+/// Which image or package.
+#[derive(Debug, Args)]
+pub struct BlobName {
+    /// Its name; to show, the digest will do.
+    pub name: String,
+}
+
+/// Settings of `upload`.
+#[derive(Debug, Args)]
+#[command(after_help = "The name can be left out: it is then the file's, without \".vhd\".\n\
+Examples:\n  fabctl image upload guest-os guest-os.vhd\n  fabctl image upload guest-os.vhd")]
+pub struct Upload {
+    /// NAME FILE, or FILE alone.
+    #[arg(value_name = "NAME] [FILE", num_args = 1..=2, required = true)]
+    pub name_and_file: Vec<String>,
+}
+
+/// Settings of `package build`.
+#[derive(Debug, Args)]
+#[command(after_help = "Needs mke2fs and debugfs (Debian package e2fsprogs); no root.\n\
+Examples:\n  fabctl package build ./hello -o hello.vhd\n  fabctl package build ./data -o data.vhd --size 1GiB")]
+pub struct Build {
+    /// Directory whose files go into the package.
+    pub directory: PathBuf,
+    /// File to write.
+    #[arg(long = "out", short = 'o', value_name = "FILE")]
+    pub out: PathBuf,
+    /// Size of the disk; by default what the files need.
+    #[arg(long, value_name = "SIZE")]
+    pub size: Option<bytesize::ByteSize>,
+}
+
+/// What can be done with services.
+#[derive(Debug, Subcommand)]
+pub enum ServiceCommand {
+    /// Make a service as a file says: create, scale, change. Shows what changes.
+    Apply(Apply),
+    /// List the services.
+    List,
+    /// Show one and its instances.
+    Show {
+        /// Its name.
+        name: String,
+    },
+    /// Remove one and all of its instances.
+    Delete(DeleteService),
+}
+
+/// Settings of `service apply`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  fabctl service apply -f service.toml --dry-run\n  \
+fabctl service apply -f service.toml --wait --timeout 5m")]
+pub struct Apply {
+    /// The service file; - is standard input.
+    #[arg(long, short, value_name = "FILE")]
+    pub file: PathBuf,
+    /// Only say what would change.
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub wait: Wait,
+}
+
+/// Settings of `service delete`.
+#[derive(Debug, Args)]
+pub struct DeleteService {
+    /// Its name.
+    pub name: String,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub wait: Wait,
+}
+
+/// Whether to wait, and how long.
+#[derive(Debug, Args)]
+pub struct Wait {
+    /// Wait until it has come about: all instances Ready, or all gone.
+    #[arg(long)]
+    pub wait: bool,
+    /// How long to wait at most.
+    #[arg(long, value_name = "TIME", default_value = "120s")]
+    pub timeout: humantime::Duration,
+}
+
+/// What can be done with instances.
+#[derive(Debug, Subcommand)]
+pub enum InstanceCommand {
+    /// List the instances.
+    List {
+        /// Only those of this service.
+        #[arg(long)]
+        service: Option<String>,
+    },
+    /// Show one, with everything that is known of it.
+    Show {
+        /// Its id, such as shop-web-0.
+        id: String,
+    },
+    /// Restart one: its role, its virtual machine, or that on a fresh disk.
+    Restart {
+        /// Its id, such as shop-web-0.
+        id: String,
+        /// What to restart.
+        #[arg(long, value_enum, default_value_t = Scope::Role)]
+        scope: Scope,
+    },
+    /// Show what a role has written to its standard output and error.
+    Logs(Output),
+    /// Show a guest's serial console.
+    Console(Output),
+}
+
+/// What to restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Scope {
+    /// The role's process, by the guest agent.
+    Role,
+    /// The virtual machine, gracefully, on its disk.
+    Vm,
+    /// The virtual machine, on a fresh disk.
+    Reimage,
+}
+
+/// Settings of `logs` and `console`.
+#[derive(Debug, Args)]
+pub struct Output {
+    /// Id of the instance, such as shop-web-0.
+    pub id: String,
+    /// Go on with what comes, until Ctrl-C.
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Begin with at most so many of the newest bytes; by default all.
+    #[arg(long, value_name = "SIZE")]
+    pub tail: Option<bytesize::ByteSize>,
+}
+
+/// Settings of `events`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  fabctl events\n  fabctl events --about shop-web-0\n  \
+fabctl events --after 120 --follow --output json")]
+pub struct Events {
+    /// Only those after this cursor.
+    #[arg(long, value_name = "CURSOR", default_value_t = 0)]
+    pub after: u64,
+    /// Go on with what happens, until Ctrl-C.
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Only those about this node, image, package, service or instance.
+    #[arg(long, value_name = "NAME")]
+    pub about: Option<String>,
+}
+
+/// Settings of `watch`.
+#[derive(Debug, Args)]
+#[command(after_help = "In a terminal the view redraws itself until Ctrl-C. Elsewhere, and with\n\
+--output json, every change is a line.")]
+pub struct Watch {
+    /// Only instances of this service.
+    #[arg(long)]
+    pub service: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn output_is_the_format_and_o_of_build_its_file() {
+        let cli = Cli::parse_from(["fabctl", "package", "build", "d", "-o", "f.vhd"]);
+        assert_eq!(cli.output, Format::Table);
+        let cli = Cli::parse_from(["fabctl", "instance", "list", "--output", "json"]);
+        assert_eq!(cli.output, Format::Json);
+    }
+}

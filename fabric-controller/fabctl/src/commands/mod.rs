@@ -1,0 +1,56 @@
+//! What each command does: ask the controller, show the answer.
+
+mod blob;
+mod event;
+mod instance;
+mod node;
+mod service;
+mod upload;
+mod wait;
+mod watch;
+
+use std::io;
+
+use clap::CommandFactory as _;
+use fabric_proto::v1::BlobKind;
+
+use crate::{
+    cli::{Cli, Command, Format, PackageCommand},
+    client::Client,
+    error::Result,
+    package,
+};
+
+/// What every command has.
+pub struct Context {
+    /// The controller.
+    pub client: Client,
+    /// How to show things.
+    pub format: Format,
+}
+
+/// Does what was asked for.
+///
+/// # Errors
+///
+/// It failed.
+pub async fn run(cli: Cli) -> Result<()> {
+    let Cli { server, output: format, command } = cli;
+    let context = async || Client::connect(&server).await.map(|client| Context { client, format });
+    match command {
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "fabctl", &mut io::stdout());
+            Ok(())
+        }
+        Command::Package(PackageCommand::Build(build)) => package::build(&build, format),
+        Command::Package(PackageCommand::Blob(command)) => {
+            blob::run(&context().await?, BlobKind::Package, command).await
+        }
+        Command::Image(command) => blob::run(&context().await?, BlobKind::Image, command).await,
+        Command::Node(command) => node::run(&context().await?, command).await,
+        Command::Service(command) => service::run(&context().await?, command).await,
+        Command::Instance(command) => instance::run(&context().await?, command).await,
+        Command::Events(events) => event::run(&context().await?, events).await,
+        Command::Watch(settings) => watch::run(&context().await?, settings).await,
+    }
+}

@@ -1,0 +1,193 @@
+//! Things as JSON: names as in the `.proto` files, enums as words, times as RFC
+//! 3339, durations in milliseconds.
+
+use fabric_proto::{
+    guest::v1::{RoleExit, role_exit::How},
+    v1::{Blob, Change, Event, Instance, Node, Service},
+};
+use serde_json::{Value, json};
+
+use super::words;
+
+/// A node.
+#[must_use]
+pub fn node(node: &Node) -> Value {
+    let inventory = node.inventory.clone().unwrap_or_default();
+    json!({
+        "node_id": node.node_id,
+        "connected": node.connected,
+        "last_seen": words::rfc3339(node.last_seen.as_ref()),
+        "inventory": {
+            "cpus": inventory.cpus,
+            "memory_bytes": inventory.memory_bytes,
+            "disk_bytes": inventory.disk_bytes,
+            "kvm_kind": inventory.kvm_kind,
+            "kernel_release": inventory.kernel_release,
+            "cpu_model": inventory.cpu_model,
+            "hostname": inventory.hostname,
+        },
+        "labels": node.labels,
+        "agent_version": node.agent_version,
+        "instances": node.instances,
+        "vcpus_used": node.vcpus_used,
+        "memory_used_bytes": node.memory_used_bytes,
+        "goal_incarnation": node.goal_incarnation,
+        "applied_incarnation": node.applied_incarnation,
+    })
+}
+
+/// An image or a package.
+#[must_use]
+pub fn blob(blob: &Blob) -> Value {
+    json!({
+        "name": blob.name,
+        "kind": words::blob_kind(blob.kind()),
+        "digest": blob.digest,
+        "size_bytes": blob.size_bytes,
+        "virtual_bytes": blob.virtual_bytes,
+        "vhd_type": blob.vhd_type,
+        "created": words::rfc3339(blob.created.as_ref()),
+        "used_by": blob.used_by,
+    })
+}
+
+/// A change.
+#[must_use]
+pub fn change(change: &Change) -> Value {
+    json!({
+        "action": words::change_action(change.action()),
+        "subject": change.subject,
+        "detail": change.detail,
+    })
+}
+
+/// A service.
+#[must_use]
+pub fn service(service: &Service) -> Value {
+    let roles: Vec<Value> = service
+        .roles
+        .iter()
+        .map(|role| {
+            json!({
+                "name": role.name,
+                "kind": words::role_kind(role.kind()),
+                "size": role.size,
+                "instances": role.instances,
+                "ready": role.ready,
+                "image": role.image,
+                "package": role.package,
+            })
+        })
+        .collect();
+    json!({
+        "name": service.name,
+        "generation": service.generation,
+        "definition_toml": service.definition_toml,
+        "roles": roles,
+        "created": words::rfc3339(service.created.as_ref()),
+        "updated": words::rfc3339(service.updated.as_ref()),
+    })
+}
+
+/// An instance, with its status flat in it.
+#[must_use]
+pub fn instance(instance: &Instance) -> Value {
+    let status = instance.status.clone().unwrap_or_default();
+    let role = status.role.clone().unwrap_or_default();
+    // The VMM's last words are JSON; anything else is passed on as text.
+    let last_exit = match status.last_exit_json.as_str() {
+        "" => Value::Null,
+        text => serde_json::from_str(text).unwrap_or_else(|_| Value::from(text)),
+    };
+    json!({
+        "instance_id": instance.instance_id,
+        "service": instance.service,
+        "role": instance.role,
+        "node_id": instance.node_id,
+        "state": instance.state,
+        "reason": instance.reason,
+        "since": words::rfc3339(instance.since.as_ref()),
+        "epoch": instance.epoch,
+        "size": instance.size,
+        "vcpus": instance.vcpus,
+        "memory_bytes": instance.memory_bytes,
+        "vm_state": words::vm_state(&status),
+        "vm_reason": status.vm_reason,
+        "vm_since": words::rfc3339(status.vm_since.as_ref()),
+        "vmm_pid": status.vmm_pid,
+        "boots": status.boots,
+        "vm_restarts": status.vm_restarts,
+        "reimages": status.reimages,
+        "boot_id": status.boot_id,
+        "boot_to_hello_ms": words::millis(status.boot_to_hello.as_ref()),
+        "restart_generation": status.restart_generation,
+        "last_exit": last_exit,
+        "role_state": words::role_state(&role),
+        "role_reason": role.reason,
+        "role_since": words::rfc3339(role.since.as_ref()),
+        "role_pid": role.pid,
+        "role_restarts": role.restarts,
+        "role_restart_generation": role.restart_generation,
+        "role_consecutive_failures": role.consecutive_failures,
+        "role_last_exit": role.last_exit.as_ref().map(role_exit),
+    })
+}
+
+fn role_exit(exit: &RoleExit) -> Value {
+    let (key, value) = match &exit.how {
+        Some(How::ExitCode(code)) => ("exit_code", Value::from(*code)),
+        Some(How::Signal(signal)) => ("signal", Value::from(*signal)),
+        Some(How::SpawnError(why)) => ("spawn_error", Value::from(why.as_str())),
+        None => ("exit_code", Value::Null),
+    };
+    json!({ key: value, "by_agent": exit.by_agent })
+}
+
+/// An event.
+#[must_use]
+pub fn event(event: &Event) -> Value {
+    json!({
+        "cursor": event.cursor,
+        "time": words::rfc3339(event.time.as_ref()),
+        "reason": event.reason,
+        "message": event.message,
+        "warning": event.warning,
+        "subject_kind": event.subject_kind,
+        "subject": event.subject,
+        "source": event.source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use fabric_proto::{
+        guest::v1::{RoleState, RoleStatus},
+        node::v1::{InstanceStatus, VmState},
+    };
+
+    use super::*;
+
+    #[test]
+    fn an_instance_has_its_status_flat_in_it() {
+        let status = InstanceStatus {
+            vm_state: VmState::Running.into(),
+            boot_to_hello: Some(prost_types::Duration { seconds: 6, nanos: 120_000_000 }),
+            last_exit_json: r#"{"reason":"killed"}"#.to_owned(),
+            role: Some(RoleStatus { state: RoleState::Ready.into(), restarts: 2, ..Default::default() }),
+            ..Default::default()
+        };
+        let shown = instance(&Instance { status: Some(status), ..Default::default() });
+        assert_eq!(shown["vm_state"], "running");
+        assert_eq!(shown["role_state"], "ready");
+        assert_eq!(shown["role_restarts"], 2);
+        assert_eq!(shown["boot_to_hello_ms"], 6120);
+        assert_eq!(shown["last_exit"]["reason"], "killed");
+    }
+
+    #[test]
+    fn an_instance_that_no_node_has_reported_is_shown_too() {
+        let shown = instance(&Instance::default());
+        assert_eq!(shown["vm_state"], "");
+        assert_eq!(shown["last_exit"], Value::Null);
+    }
+}

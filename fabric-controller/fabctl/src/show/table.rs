@@ -1,0 +1,181 @@
+//! Things as tables: columns and spaces, no borders.
+
+use std::time::SystemTime;
+
+use comfy_table::{Table, presets};
+use fabric_proto::v1::{Blob, BlobKind, Change, ChangeAction, Event, Instance, Node, Service};
+
+use super::{clean, words};
+
+/// A table with these columns.
+fn table<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(header);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table
+}
+
+/// The table as text; what to say if nothing is in it.
+fn text(table: &Table, nothing: &str) -> String {
+    if table.is_empty() { nothing.to_owned() } else { table.trim_fmt() }
+}
+
+/// Nodes.
+#[must_use]
+pub fn nodes(nodes: &[Node]) -> String {
+    let now = SystemTime::now();
+    let mut table =
+        table(["NODE", "STATE", "SEEN", "CPUS", "VCPUS USED", "MEMORY", "USED", "KVM", "INSTANCES", "GOAL"]);
+    for node in nodes {
+        let inventory = node.inventory.clone().unwrap_or_default();
+        let goal = if node.goal_incarnation == node.applied_incarnation {
+            node.goal_incarnation.to_string()
+        } else {
+            format!("{} of {}", node.applied_incarnation, node.goal_incarnation)
+        };
+        table.add_row([
+            node.node_id.clone(),
+            if node.connected { "connected" } else { "not heard" }.to_owned(),
+            words::age(node.last_seen.as_ref(), now),
+            inventory.cpus.to_string(),
+            node.vcpus_used.to_string(),
+            words::bytes(inventory.memory_bytes),
+            words::bytes(node.memory_used_bytes),
+            inventory.kvm_kind,
+            node.instances.to_string(),
+            goal,
+        ]);
+    }
+    text(&table, "no nodes; `host-agent serve` joins a machine")
+}
+
+/// Blobs of one kind.
+#[must_use]
+pub fn blobs(blobs: &[Blob], kind: BlobKind) -> String {
+    let now = SystemTime::now();
+    let mut table = table(["NAME", "DIGEST", "FILE", "DISK", "TYPE", "AGE", "USED BY"]);
+    for blob in blobs {
+        table.add_row([
+            blob.name.clone(),
+            blob.digest.chars().take(19).collect(),
+            words::bytes(blob.size_bytes),
+            words::bytes(blob.virtual_bytes),
+            blob.vhd_type.clone(),
+            words::age(blob.created.as_ref(), now),
+            blob.used_by.join(", "),
+        ]);
+    }
+    let kind = words::blob_kind(kind);
+    text(&table, &format!("no {kind}s; `fabctl {kind} upload` brings one"))
+}
+
+/// Changes, one a line.
+#[must_use]
+pub fn changes(changes: &[Change]) -> String {
+    if changes.is_empty() {
+        return "nothing changes".to_owned();
+    }
+    let lines: Vec<_> = changes
+        .iter()
+        .map(|change| {
+            let sign = match change.action() {
+                ChangeAction::Create => '+',
+                ChangeAction::Delete => '-',
+                ChangeAction::Update | ChangeAction::Unspecified => '~',
+            };
+            let colon = if change.detail.is_empty() { "" } else { ": " };
+            format!("{sign} {}{colon}{}", change.subject, clean(&change.detail))
+        })
+        .collect();
+    lines.join("\n")
+}
+
+/// Services, a line for each role.
+#[must_use]
+pub fn services(services: &[Service]) -> String {
+    let now = SystemTime::now();
+    let mut table = table([
+        "SERVICE", "GENERATION", "ROLE", "KIND", "SIZE", "READY", "IMAGE", "PACKAGE", "UPDATED",
+    ]);
+    for service in services {
+        for role in &service.roles {
+            table.add_row([
+                service.name.clone(),
+                service.generation.to_string(),
+                role.name.clone(),
+                words::role_kind(role.kind()),
+                role.size.clone(),
+                format!("{}/{}", role.ready, role.instances),
+                role.image.clone(),
+                role.package.clone(),
+                words::age(service.updated.as_ref(), now),
+            ]);
+        }
+    }
+    text(&table, "no services; `fabctl service apply -f FILE` makes one")
+}
+
+/// Instances.
+#[must_use]
+pub fn instances(instances: &[Instance]) -> String {
+    let now = SystemTime::now();
+    let mut table =
+        table(["INSTANCE", "STATE", "SINCE", "NODE", "BOOTS", "RESTARTS", "SIZE", "REASON"]);
+    for instance in instances {
+        let status = instance.status.clone().unwrap_or_default();
+        let role_restarts = status.role.as_ref().map_or(0, |role| role.restarts);
+        table.add_row([
+            instance.instance_id.clone(),
+            instance.state.clone(),
+            words::age(instance.since.as_ref(), now),
+            or_dash(&instance.node_id),
+            status.boots.to_string(),
+            format!("{} vm, {role_restarts} role", status.vm_restarts),
+            instance.size.clone(),
+            clean(&instance.reason),
+        ]);
+    }
+    text(&table, "no instances")
+}
+
+/// Everything about one thing: its JSON as lines of key and value.
+#[must_use]
+pub fn details(value: &serde_json::Value) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    let Some(object) = value.as_object() else { return value.to_string() };
+    for (key, value) in object {
+        let value = match value {
+            serde_json::Value::Null => "-".to_owned(),
+            serde_json::Value::String(text) => or_dash(&clean(text)),
+            other => other.to_string(),
+        };
+        table.add_row([format!("{}:", key.replace('_', " ")), value]);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.trim_fmt()
+}
+
+/// An event, as a line.
+#[must_use]
+pub fn event(event: &Event) -> String {
+    let mark = if event.warning { "!" } else { " " };
+    format!(
+        "{:>6} {} {mark} {:<18} {:<20} {}",
+        event.cursor,
+        words::clock(event.time.as_ref()),
+        clean(&event.reason),
+        clean(&event.subject),
+        clean(&event.message)
+    )
+    .trim_end()
+    .to_owned()
+}
+
+fn or_dash(text: &str) -> String {
+    if text.is_empty() { "-".to_owned() } else { text.to_owned() }
+}

@@ -1,0 +1,125 @@
+//! Enums, times and sizes in words.
+
+use std::time::{Duration, SystemTime};
+
+use fabric_proto::{
+    guest::v1::{RoleKind, RoleState, RoleStatus},
+    node::v1::{InstanceStatus, VmState},
+    v1::{BlobKind, ChangeAction},
+};
+use prost_types::Timestamp;
+
+/// The word of an enum's value without its prefix, in lower case.
+fn word(name: &str, prefix: &str) -> String {
+    match name.strip_prefix(prefix) {
+        Some("UNSPECIFIED") | None => String::new(),
+        Some(word) => word.to_lowercase(),
+    }
+}
+
+/// State of a virtual machine.
+#[must_use]
+pub fn vm_state(status: &InstanceStatus) -> String {
+    word(VmState::as_str_name(&status.vm_state()), "VM_STATE_")
+}
+
+/// State of a role.
+#[must_use]
+pub fn role_state(role: &RoleStatus) -> String {
+    word(RoleState::as_str_name(&role.state()), "ROLE_STATE_")
+}
+
+/// Kind of a role.
+#[must_use]
+pub fn role_kind(kind: RoleKind) -> String {
+    word(kind.as_str_name(), "ROLE_KIND_")
+}
+
+/// Kind of a blob.
+#[must_use]
+pub fn blob_kind(kind: BlobKind) -> String {
+    word(kind.as_str_name(), "BLOB_KIND_")
+}
+
+/// Kind of a change.
+#[must_use]
+pub fn change_action(action: ChangeAction) -> String {
+    word(action.as_str_name(), "CHANGE_ACTION_")
+}
+
+/// A time as RFC 3339 says it; `None` if there is none that can be said so.
+#[must_use]
+pub fn rfc3339(time: Option<&Timestamp>) -> Option<String> {
+    let time = SystemTime::try_from(*time?).ok()?;
+    // Years beyond 9999 cannot be written, and are wrong.
+    let latest = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
+    (SystemTime::UNIX_EPOCH..=latest)
+        .contains(&time)
+        .then(|| humantime::format_rfc3339_millis(time).to_string())
+}
+
+/// How long ago that was, in its biggest unit.
+#[must_use]
+pub fn age(time: Option<&Timestamp>, now: SystemTime) -> String {
+    let Some(time) = time.and_then(|time| SystemTime::try_from(*time).ok()) else {
+        return "-".to_owned();
+    };
+    let seconds = now.duration_since(time).unwrap_or_default().as_secs();
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..7200 => format!("{}m", seconds / 60),
+        7200..172_800 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// Clock time of a point in time, for a line of a log.
+#[must_use]
+pub fn clock(time: Option<&Timestamp>) -> String {
+    rfc3339(time).and_then(|text| text.get(11..23).map(str::to_owned)).unwrap_or_default()
+}
+
+/// A size for people.
+#[must_use]
+pub fn bytes(bytes: u64) -> String {
+    bytesize::ByteSize(bytes).display().iec().to_string()
+}
+
+/// A duration in milliseconds.
+#[must_use]
+pub fn millis(duration: Option<&prost_types::Duration>) -> Option<u64> {
+    let duration = Duration::try_from(*duration?).ok()?;
+    u64::try_from(duration.as_millis()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_in_their_biggest_unit() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let ago = |seconds| age(Some(&Timestamp { seconds: 1_000_000 - seconds, nanos: 0 }), now);
+        assert_eq!([ago(5), ago(119), ago(600), ago(7200), ago(900_000)], ["5s", "119s", "10m", "2h", "10d"]);
+        assert_eq!(ago(-50), "0s");
+        assert_eq!(age(None, now), "-");
+    }
+
+    #[test]
+    fn a_time_that_cannot_be_is_none() {
+        assert_eq!(
+            rfc3339(Some(&Timestamp { seconds: 0, nanos: 5_000_000 })).as_deref(),
+            Some("1970-01-01T00:00:00.005Z")
+        );
+        assert_eq!(rfc3339(Some(&Timestamp { seconds: i64::MAX, nanos: 0 })), None);
+        assert_eq!(rfc3339(Some(&Timestamp { seconds: -1, nanos: 0 })), None);
+    }
+
+    #[test]
+    fn enums_are_lower_case_words_without_their_prefix() {
+        let status = InstanceStatus { vm_state: VmState::Backoff.into(), ..Default::default() };
+        assert_eq!(vm_state(&status), "backoff");
+        assert_eq!(role_kind(RoleKind::Web), "web");
+        assert_eq!(blob_kind(BlobKind::Unspecified), "");
+    }
+}

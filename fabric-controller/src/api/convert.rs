@@ -1,0 +1,175 @@
+//! The model as `fabric.v1` says it.
+
+use fabric_proto::{
+    node::v1::{Inventory, RestartScope as RestartScopeMessage},
+    v1::{
+        Blob, BlobKind as BlobKindMessage, Change, ChangeAction, Event, Instance, Service,
+        ServiceRole as ServiceRoleMessage,
+    },
+};
+use prost_types::Timestamp;
+
+use crate::{
+    error::{Error, Result},
+    events::Numbered,
+    model::{
+        self,
+        blob::{BlobKind, BlobRecord},
+        instance::{InstanceRecord, RestartScope},
+        service::{Action, ServiceRecord},
+        state::{Derived, InstanceState},
+        time::WallTime,
+    },
+    node_session,
+    reconcile::goal::role_kind,
+    registry::{NodeSight, Registry},
+};
+
+/// A time.
+pub(super) fn timestamp(time: WallTime) -> Timestamp {
+    let micros = time.as_micros();
+    Timestamp {
+        seconds: i64::try_from(micros / 1_000_000).unwrap_or(i64::MAX),
+        // Less than 10^9, which fits.
+        nanos: i32::try_from(micros % 1_000_000 * 1000).unwrap_or(0),
+    }
+}
+
+/// What a node has.
+pub(super) fn inventory(inventory: &model::node::Inventory) -> Inventory {
+    Inventory {
+        cpus: inventory.cpus,
+        memory_bytes: inventory.memory_bytes,
+        disk_bytes: inventory.disk_bytes,
+        kvm_kind: inventory.kvm_kind.clone(),
+        kernel_release: inventory.kernel_release.clone(),
+        cpu_model: inventory.cpu_model.clone(),
+        hostname: inventory.hostname.clone(),
+    }
+}
+
+/// A kind in a question; unspecified is any.
+pub(super) fn blob_kind(field: &str, kind: i32) -> Result<Option<BlobKind>> {
+    match BlobKindMessage::try_from(kind) {
+        Ok(BlobKindMessage::Unspecified) => Ok(None),
+        Ok(BlobKindMessage::Image) => Ok(Some(BlobKind::Image)),
+        Ok(BlobKindMessage::Package) => Ok(Some(BlobKind::Package)),
+        Err(_) => Err(Error::Invalid(format!("{field}: {kind} is not a kind; it is 1 or 2"))),
+    }
+}
+
+/// A kind that must be given.
+pub(super) fn known_blob_kind(kind: i32) -> Result<BlobKind> {
+    blob_kind("kind", kind)?
+        .ok_or_else(|| Error::Invalid("kind: it is missing; it is image or package".to_owned()))
+}
+
+/// A blob; `used_by` are the services that use it.
+pub(super) fn blob(record: BlobRecord, used_by: Vec<String>) -> Blob {
+    let kind = match record.kind {
+        BlobKind::Image => BlobKindMessage::Image,
+        BlobKind::Package => BlobKindMessage::Package,
+    };
+    Blob {
+        name: record.name.into(),
+        kind: kind.into(),
+        digest: record.digest.into(),
+        size_bytes: record.size_bytes,
+        virtual_bytes: record.vhd.virtual_bytes,
+        vhd_type: record.vhd.vhd_type,
+        created: Some(timestamp(record.created)),
+        used_by,
+    }
+}
+
+/// A change.
+pub(super) fn change(change: model::service::Change) -> Change {
+    let action = match change.action {
+        Action::Create => ChangeAction::Create,
+        Action::Update => ChangeAction::Update,
+        Action::Delete => ChangeAction::Delete,
+    };
+    Change { action: action.into(), subject: change.subject, detail: change.detail }
+}
+
+/// A service; `ready` says how many instances of a role are.
+pub(super) fn service(record: &ServiceRecord, ready: impl Fn(&str) -> u32) -> Service {
+    let roles = record.roles.iter().map(|role| ServiceRoleMessage {
+        name: role.name().to_string(),
+        kind: role_kind(role.spec.role.kind).into(),
+        size: role.spec.size_name.clone(),
+        instances: role.instances,
+        ready: ready(role.name().as_str()),
+        image: role.spec.image.name.clone(),
+        package: role.spec.package.as_ref().map(|one| one.name.clone()).unwrap_or_default(),
+    });
+    Service {
+        name: record.name.to_string(),
+        generation: record.generation,
+        definition_toml: record.definition_toml.clone(),
+        roles: roles.collect(),
+        created: Some(timestamp(record.created)),
+        updated: Some(timestamp(record.updated)),
+    }
+}
+
+/// The word for an instance, as its node stands now.
+pub(super) fn derive(record: &InstanceRecord, registry: &Registry) -> (Derived, Option<NodeSight>) {
+    let sight = record.node.as_ref().map(|node| registry.sight(node));
+    let view = sight.as_ref().map_or(model::state::NodeView::NotYetHeard, |sight| sight.view);
+    let report = sight.as_ref().and_then(|sight| sight.report.as_ref());
+    let observed = report
+        .and_then(|report| report.instances.get(&record.id))
+        .map(node_session::observed);
+    (model::state::derive(record, view, observed.as_ref()), sight)
+}
+
+/// Whether an instance is Ready.
+pub(super) fn is_ready(record: &InstanceRecord, registry: &Registry) -> bool {
+    derive(record, registry).0.state == InstanceState::Ready
+}
+
+/// An instance, as its node stands now.
+pub(super) fn instance(record: &InstanceRecord, registry: &Registry) -> Instance {
+    let (derived, sight) = derive(record, registry);
+    let report = sight.and_then(|sight| sight.report);
+    Instance {
+        instance_id: record.id.to_string(),
+        service: record.service.to_string(),
+        role: record.role.to_string(),
+        node_id: record.node.as_ref().map(ToString::to_string).unwrap_or_default(),
+        state: derived.state.to_string(),
+        reason: derived.reason,
+        since: Some(timestamp(derived.since)),
+        status: report.and_then(|report| report.instances.get(&record.id).cloned()),
+        epoch: record.epoch,
+        size: record.spec.size_name.clone(),
+        vcpus: record.spec.size.vcpus,
+        memory_bytes: record.spec.size.memory_bytes,
+    }
+}
+
+/// What to restart; unspecified is the role.
+pub(super) fn restart_scope(scope: i32) -> Result<RestartScope> {
+    match RestartScopeMessage::try_from(scope) {
+        Ok(RestartScopeMessage::Unspecified | RestartScopeMessage::Role) => Ok(RestartScope::Role),
+        Ok(RestartScopeMessage::Vm) => Ok(RestartScope::Vm),
+        Ok(RestartScopeMessage::Reimage) => Ok(RestartScope::Reimage),
+        Err(_) => Err(Error::Invalid(format!("scope: {scope} is not one; it is 1, 2 or 3"))),
+    }
+}
+
+/// An event.
+pub(super) fn event(numbered: Numbered) -> Event {
+    let Numbered { cursor, event } = numbered;
+    Event {
+        cursor,
+        time: Some(timestamp(event.time)),
+        reason: event.reason,
+        message: event.message,
+        warning: event.warning,
+        subject_kind: event.subject_kind.word().to_owned(),
+        subject: event.subject,
+        source: event.source,
+    }
+}

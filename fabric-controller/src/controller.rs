@@ -1,0 +1,81 @@
+//! What all parts of a running controller share.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    blobs::Blobs,
+    data_dir::DataDir,
+    output::Outputs,
+    placement::Policy,
+    reconcile::Waker,
+    registry::Registry,
+    store::{Store, StoreError, sqlite::SqliteStore},
+};
+
+/// What can be set about a controller.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// How often nodes report at least.
+    pub heartbeat_period: Duration,
+    /// How long a silent node is waited for before it is lost.
+    pub lost_after: Duration,
+    /// How full nodes may be.
+    pub policy: Policy,
+    /// Most events that are kept.
+    pub events_kept: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            heartbeat_period: Duration::from_secs(2),
+            lost_after: Duration::from_secs(10),
+            policy: Policy::default(),
+            events_kept: 100_000,
+        }
+    }
+}
+
+/// See the [module](self).
+pub struct Controller {
+    /// What is kept.
+    pub store: Arc<dyn Store>,
+    /// What is known of nodes while this runs.
+    pub registry: Arc<Registry>,
+    /// Images and packages.
+    pub blobs: Blobs,
+    /// Output that operators want to see.
+    pub outputs: Arc<Outputs>,
+    /// Wakes the reconciler.
+    pub waker: Arc<Waker>,
+    /// What was set.
+    pub config: Config,
+    /// Cancelled when everything is to end.
+    pub end: CancellationToken,
+    /// Holds the lock on the directory until everything has ended.
+    _data_dir: DataDir,
+}
+
+impl Controller {
+    /// Opens what is kept in a data directory.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be opened.
+    pub fn open(data_dir: DataDir, config: Config) -> Result<Arc<Self>, StoreError> {
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&data_dir.store_file())?);
+        let waker = Arc::new(Waker::default());
+        Ok(Arc::new(Self {
+            registry: Arc::new(Registry::new(config.lost_after)),
+            blobs: Blobs::new(Arc::clone(&store), data_dir.path()),
+            outputs: Arc::new(Outputs::new(Arc::clone(&waker))),
+            store,
+            waker,
+            config,
+            end: CancellationToken::new(),
+            _data_dir: data_dir,
+        }))
+    }
+}

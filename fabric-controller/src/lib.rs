@@ -1,0 +1,37 @@
+//! The fabric controller: holds desired state, places instances, drives every
+//! node to its goal state.
+//!
+//! ```text
+//! api (fabric.v1) ──► store ──► reconcile ──► registry ──► node_session (fabric.node.v1)
+//!        operators      ▲      plan, placement    ▲               host agents
+//!                       └── events, registrations ┴── what nodes report
+//! ```
+//!
+//! - [`model`] and [`placement`] are pure: plain types and decisions.
+//! - [`store`] is what must not be lost, [`records`] what is in it, and
+//!   [`idempotency`] keeps a mutation from being done twice.
+//! - [`reconcile`] turns what is wanted into one numbered goal per node.
+//! - [`node_session`] talks to nodes, [`registry`] is what they said last.
+//! - [`blobs`] are images and packages, [`output`] relays logs and consoles,
+//!   [`events`] is what happened.
+//! - [`api`] is what operators call; [`serve`] runs all of it.
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod blobs;
+pub mod clock;
+pub mod controller;
+pub mod data_dir;
+pub mod error;
+pub mod events;
+pub mod idempotency;
+pub mod listen;
+pub mod model;
+pub mod node_session;
+pub mod output;
+pub mod placement;
+pub mod reconcile;
+pub mod records;
+pub mod registry;
+pub mod serve;
+pub mod store;

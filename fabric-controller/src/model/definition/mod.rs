@@ -1,0 +1,203 @@
+//! The service file: parsed, checked, explained.
+//!
+//! [`parse`] turns the text into a [`ServiceDefinition`] or into every problem
+//! that it finds, each with its line, the value and what was expected. Whether
+//! images and packages exist is not known here; names are only checked as names.
+//!
+//! [`raw`] is the file as TOML sees it, [`check`] and [`probe`] the rules.
+
+mod check;
+mod probe;
+mod problem;
+mod raw;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use fabric_proto::id::{RoleName, ServiceName};
+use serde::{Deserialize, Serialize};
+
+pub use self::problem::{DefinitionError, Problem};
+use super::size::Size;
+
+/// Longest service file, in bytes.
+pub const LONGEST_FILE: usize = 256 * 1024;
+
+/// A service as its file says it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceDefinition {
+    /// Its name.
+    pub name: ServiceName,
+    /// Its roles, in the file's order; each name once.
+    pub roles: Vec<RoleDefinition>,
+}
+
+/// A role and how many instances of it there are to be, where from, how big.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoleDefinition {
+    /// What runs in each instance.
+    pub role: Role,
+    /// Name of the size.
+    pub size_name: String,
+    /// The size.
+    pub size: Size,
+    /// How many instances.
+    pub instances: u32,
+    /// Name or digest of the image.
+    pub image: String,
+    /// Name or digest of the package.
+    pub package: Option<String>,
+    /// Where it can be reached; kept, and served in a later version.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// What runs in an instance: what its guest agent is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Role {
+    /// Its name.
+    pub name: RoleName,
+    /// Its kind.
+    pub kind: RoleKind,
+    /// Program and arguments; empty only for [`RoleKind::Vm`].
+    pub command: Vec<String>,
+    /// Environment of the process.
+    pub environment: BTreeMap<String, String>,
+    /// Settings, given to the process as a JSON file.
+    pub settings: BTreeMap<String, String>,
+    /// User and group id of the process; never 0.
+    pub user: u32,
+    /// Is it alive?
+    pub liveness: Option<Probe>,
+    /// Can it serve?
+    pub readiness: Option<Probe>,
+    /// How long after its start failures of the liveness probe do not count.
+    pub startup_grace: Duration,
+    /// How long it has between SIGTERM and SIGKILL.
+    pub stop_grace: Duration,
+    /// What to do when its process ends.
+    pub restart: RestartPolicy,
+}
+
+/// Kind of a role.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RoleKind {
+    /// Served through a load-balanced endpoint.
+    Web,
+    /// Fed from a queue.
+    Worker,
+    /// The operator's own image.
+    Vm,
+}
+
+/// Where a role can be reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Its name, once per role.
+    pub name: String,
+    /// What is spoken there.
+    pub protocol: Protocol,
+    /// Port of the service, once per service.
+    pub port: u16,
+    /// Port in the guest.
+    pub target_port: u16,
+}
+
+/// What an endpoint speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// HTTP.
+    Http,
+    /// Any byte stream.
+    Tcp,
+}
+
+/// A check that the guest agent makes again and again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// What is checked.
+    pub check: Check,
+    /// From the start of one check to the start of the next.
+    pub period: Duration,
+    /// A check that takes longer has failed.
+    pub timeout: Duration,
+    /// Failures in a row that make the probe fail.
+    pub failure_threshold: u32,
+    /// Successes in a row that make it succeed again.
+    pub success_threshold: u32,
+}
+
+/// What a probe checks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Check {
+    /// A program that ends with status 0.
+    Exec(Vec<String>),
+    /// A port that can be connected to.
+    Tcp(u16),
+    /// An HTTP request that is answered with a status of 200 to 399.
+    Http {
+        /// Port.
+        port: u16,
+        /// Path with a leading slash.
+        path: String,
+    },
+}
+
+/// When a role is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RestartMode {
+    /// Whenever it ends.
+    Always,
+    /// When it fails.
+    OnFailure,
+    /// Never.
+    Never,
+}
+
+/// What to do when a role's process ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestartPolicy {
+    /// When.
+    pub mode: RestartMode,
+    /// Wait before the first restart; doubles with each failure in a row.
+    pub backoff_initial: Duration,
+    /// The wait grows no further than this.
+    pub backoff_max: Duration,
+}
+
+impl Default for RestartPolicy {
+    fn default() -> Self {
+        Self {
+            mode: RestartMode::Always,
+            backoff_initial: Duration::from_millis(200),
+            backoff_max: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Parses and checks a service file; `file_name` is what errors call it.
+///
+/// # Errors
+///
+/// The text is no service file; the error lists every problem found.
+pub fn parse(text: &str, file_name: &str) -> Result<ServiceDefinition, DefinitionError> {
+    let mut problems = problem::Problems::new(text, file_name);
+    if text.len() > LONGEST_FILE {
+        problems.add(
+            &(0..0),
+            format!("the file has {} bytes; the most is {LONGEST_FILE}", text.len()),
+        );
+        return Err(problems.into_error());
+    }
+    match toml::from_str::<raw::Service>(text) {
+        Ok(service) => check::service(service, problems),
+        Err(error) => {
+            problems.add(&error.span().unwrap_or(0..0), error.message());
+            Err(problems.into_error())
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Instances as they are kept.
+
+use fabric_proto::id::{InstanceId, InvalidId, NodeId, RoleName, ServiceName};
+use serde::{Deserialize, Serialize};
+
+use super::{blob::BlobRef, definition::Role, size::Size, time::WallTime};
+
+/// What a restart restarts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RestartScope {
+    /// The role's process.
+    Role,
+    /// The virtual machine, on its disk.
+    Vm,
+    /// The virtual machine, on a fresh differencing disk.
+    Reimage,
+}
+
+impl RestartScope {
+    /// What is restarted, for people.
+    #[must_use]
+    pub const fn what(self) -> &'static str {
+        match self {
+            Self::Role => "its role",
+            Self::Vm => "its virtual machine",
+            Self::Reimage => "its virtual machine on a fresh disk",
+        }
+    }
+}
+
+/// The restarts that an instance was asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restart {
+    /// Counts up with every restart.
+    pub generation: u64,
+    /// Generation of the last restart of the role alone.
+    pub role_generation: u64,
+    /// What the last restart restarts; `None` before the first.
+    pub scope: Option<RestartScope>,
+}
+
+impl Restart {
+    /// The same with one restart more.
+    #[must_use]
+    pub const fn again(self, scope: RestartScope) -> Self {
+        let generation = self.generation + 1;
+        let role_generation = match scope {
+            RestartScope::Role => generation,
+            RestartScope::Vm | RestartScope::Reimage => self.role_generation,
+        };
+        Self { generation, role_generation, scope: Some(scope) }
+    }
+}
+
+/// Everything that its node must know to run an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceSpec {
+    /// Name of its size.
+    pub size_name: String,
+    /// Its size.
+    pub size: Size,
+    /// The image it boots from.
+    pub image: BlobRef,
+    /// Its role's package.
+    pub package: Option<BlobRef>,
+    /// Its role.
+    pub role: Role,
+}
+
+impl InstanceSpec {
+    /// Whether an instance of this kind can become one of the `other` only with
+    /// a new virtual machine on a fresh disk. Anything else about the role its
+    /// guest agent changes in place.
+    #[must_use]
+    pub fn needs_reimage(&self, other: &Self) -> bool {
+        let digest = |blob: &Option<BlobRef>| blob.as_ref().map(|blob| blob.digest.clone());
+        self.size != other.size
+            || self.image.digest != other.image.digest
+            || digest(&self.package) != digest(&other.package)
+    }
+}
+
+/// Whether an instance is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Its service wants it.
+    Wanted,
+    /// Its service wants it no more; it is kept until its node says that it is gone.
+    Removing,
+}
+
+/// An instance as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceRecord {
+    /// Its id.
+    pub id: InstanceId,
+    /// Its service.
+    pub service: ServiceName,
+    /// Its role.
+    pub role: RoleName,
+    /// Its number in the role, from 0.
+    pub number: u32,
+    /// What its node must know.
+    pub spec: InstanceSpec,
+    /// Its node; `None` until it is placed.
+    pub node: Option<NodeId>,
+    /// Epoch under which it is placed. It grows whenever the instance must be
+    /// made anew, also across a removal, and never shrinks.
+    pub epoch: u64,
+    /// The restarts that it was asked for.
+    pub restart: Restart,
+    /// Whether it is to be.
+    pub phase: Phase,
+    /// Why no node can take it; empty when one has or none was looked for.
+    pub unplaceable: String,
+    /// When it came to be, was placed or began to go.
+    pub changed: WallTime,
+}
+
+/// Most instances of one role.
+pub const MOST_INSTANCES: u32 = 1000;
+
+/// Id of an instance: SERVICE-ROLE-NUMBER.
+///
+/// # Errors
+///
+/// The id would be too long.
+pub fn instance_id(
+    service: &ServiceName,
+    role: &RoleName,
+    number: u32,
+) -> Result<InstanceId, InvalidId> {
+    format!("{service}-{role}-{number}").parse()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::{collections::BTreeMap, time::Duration};
+
+    use super::*;
+    use crate::model::{
+        definition::{RestartPolicy, RoleKind},
+        size::MIB,
+    };
+
+    /// An instance of 1 processor and 128 MiB on that node.
+    pub(crate) fn record(node: &str) -> InstanceRecord {
+        InstanceRecord {
+            id: "shop-web-0".parse().unwrap(),
+            service: "shop".parse().unwrap(),
+            role: "web".parse().unwrap(),
+            number: 0,
+            spec: spec(),
+            node: Some(node.parse().unwrap()),
+            epoch: 1,
+            restart: Restart::default(),
+            phase: Phase::Wanted,
+            unplaceable: String::new(),
+            changed: WallTime::EPOCH,
+        }
+    }
+
+    /// What the node must know of it.
+    pub(crate) fn spec() -> InstanceSpec {
+        let blob = |name: &str, byte| BlobRef {
+            name: name.to_owned(),
+            digest: fabric_proto::id::Digest::of_sha256(&[byte; 32]),
+            size_bytes: 1 << 20,
+        };
+        InstanceSpec {
+            size_name: "tiny".to_owned(),
+            size: Size { vcpus: 1, memory_bytes: 128 * MIB },
+            image: blob("guest-os", 1),
+            package: Some(blob("hello-web", 2)),
+            role: Role {
+                name: "web".parse().unwrap(),
+                kind: RoleKind::Web,
+                command: vec!["/bin/true".to_owned()],
+                environment: BTreeMap::new(),
+                settings: BTreeMap::new(),
+                user: 1000,
+                liveness: None,
+                readiness: None,
+                startup_grace: Duration::from_secs(10),
+                stop_grace: Duration::from_secs(5),
+                restart: RestartPolicy::default(),
+            },
+        }
+    }
+
+    #[test]
+    fn only_size_image_and_package_need_a_new_machine() {
+        let old = spec();
+        let mut new = spec();
+        new.role.command.push("x".to_owned());
+        new.image.name = "other-name".to_owned();
+        assert!(!old.needs_reimage(&new));
+        new.package = None;
+        assert!(old.needs_reimage(&new));
+        let bigger = Size { vcpus: 2, ..old.size };
+        assert!(old.needs_reimage(&InstanceSpec { size: bigger, ..spec() }));
+    }
+
+    #[test]
+    fn a_restart_of_the_role_travels_in_the_role_as_well() {
+        let restart = Restart::default().again(RestartScope::Vm).again(RestartScope::Role);
+        assert_eq!((restart.generation, restart.role_generation), (2, 2));
+        let restart = restart.again(RestartScope::Reimage);
+        assert_eq!((restart.generation, restart.role_generation), (3, 2));
+    }
+}

@@ -1,0 +1,26 @@
+//! What the controller knows: plain types and the rules on them.
+//!
+//! Nothing here reads a clock, a file or a socket, and nothing knows gRPC or the
+//! store: state goes in, state or a decision comes out.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`definition`] | the service file: parsed, checked, explained |
+//! | [`size`] | Azure's instance sizes |
+//! | [`service`] | a service as it is kept, and how two of its versions differ |
+//! | [`instance`] | one instance of a role as it is kept |
+//! | [`state`] | the one word that users see for an instance |
+//! | [`node`] | a machine as it is kept |
+//! | [`blob`] | an image or a package as it is kept |
+//! | [`event`] | something that happened |
+//! | [`time`] | points in time as they are kept |
+
+pub mod blob;
+pub mod definition;
+pub mod event;
+pub mod instance;
+pub mod node;
+pub mod service;
+pub mod size;
+pub mod state;
+pub mod time;

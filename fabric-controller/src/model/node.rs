@@ -1,0 +1,57 @@
+//! Machines as they are kept.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fabric_proto::id::{InstanceId, NodeId};
+use serde::{Deserialize, Serialize};
+
+use super::time::WallTime;
+
+/// What a node has, as its host agent says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inventory {
+    /// Logical processors.
+    pub cpus: u32,
+    /// Memory for guests, in bytes.
+    pub memory_bytes: u64,
+    /// Disk space for guests, in bytes.
+    pub disk_bytes: u64,
+    /// `"hardware"` or `"interpreted"`.
+    pub kvm_kind: String,
+    /// Kernel release of the host.
+    pub kernel_release: String,
+    /// CPU model, for people.
+    pub cpu_model: String,
+    /// Host name.
+    pub hostname: String,
+}
+
+/// A machine as it is kept. When it was last heard is not: heartbeats stay out
+/// of the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Its name.
+    pub node_id: NodeId,
+    /// What it has.
+    pub inventory: Inventory,
+    /// Labels from its own configuration.
+    pub labels: BTreeMap<String, String>,
+    /// Version of its host agent.
+    pub agent_version: String,
+    /// When it first registered.
+    pub registered: WallTime,
+    /// True from its last `NodeLost` event until it registers again.
+    pub lost: bool,
+}
+
+/// The goal state that a node was given last.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GoalRecord {
+    /// Its number. It is stored before it is sent, so that no later one can be lower.
+    pub incarnation: u64,
+    /// SHA-256 of what it says, in hexadecimal; empty when the node must be
+    /// given a new one in any case.
+    pub fingerprint: String,
+    /// The instances in it.
+    pub instances: BTreeSet<InstanceId>,
+}

@@ -1,0 +1,184 @@
+//! The border to the nodes: what they say is checked and cut to size here.
+//!
+//! What names something must be right, or the session ends. What is only for
+//! people is shortened and cleaned, never refused.
+
+use std::collections::BTreeMap;
+
+use fabric_proto::{
+    PROTOCOL_VERSION,
+    id::{InstanceId, NodeId},
+    node::v1::{self as node, InstanceStatus, NodeEvent, NodeStatus, Register},
+};
+
+use crate::{
+    clock,
+    error::{Error, Result},
+    model::{
+        event::{EventRecord, SubjectKind},
+        node::Inventory,
+        time::WallTime,
+    },
+    registry::Report,
+};
+
+/// Longest line for people, in characters.
+const LINE: usize = 1000;
+/// Longest last words of a VMM, in bytes.
+const LAST_WORDS: usize = 64 * 1024;
+/// Most instances on one node.
+const INSTANCES: usize = 10_000;
+/// Most labels of a node.
+const LABELS: usize = 64;
+/// Longest reason of an event.
+const REASON: usize = 64;
+
+/// One line for people: no control characters, and not too long.
+pub(super) fn line(text: &str) -> String {
+    let clean = text.chars().take(LINE);
+    clean.map(|char| if char.is_control() { ' ' } else { char }).collect()
+}
+
+/// Who a node says it is.
+pub(super) struct Registration {
+    pub(super) node_id: NodeId,
+    pub(super) agent_version: String,
+    pub(super) inventory: Inventory,
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) seen_incarnation: u64,
+}
+
+/// Checks the first message of a session.
+pub(super) fn register(message: Register) -> Result<Registration> {
+    let node_id: NodeId =
+        message.node_id.parse().map_err(|error| Error::Invalid(format!("node_id: {error}")))?;
+    if message.protocol_version != PROTOCOL_VERSION {
+        return Err(Error::Precondition(format!(
+            "the host agent of node {node_id} speaks protocol version {}, this controller {}; \
+             update the older one",
+            message.protocol_version, PROTOCOL_VERSION
+        )));
+    }
+    if message.labels.len() > LABELS {
+        return Err(Error::Invalid(format!("labels: there are more than {LABELS}")));
+    }
+    // One below the highest leaves room to count on.
+    if message.seen_incarnation >= u64::MAX >> 1 {
+        return Err(Error::Invalid("seen_incarnation: no goal has such a number".to_owned()));
+    }
+    let inventory = message.inventory.unwrap_or_default();
+    Ok(Registration {
+        node_id,
+        agent_version: line(&message.agent_version),
+        inventory: Inventory {
+            cpus: inventory.cpus,
+            memory_bytes: inventory.memory_bytes,
+            disk_bytes: inventory.disk_bytes,
+            kvm_kind: line(&inventory.kvm_kind),
+            kernel_release: line(&inventory.kernel_release),
+            cpu_model: line(&inventory.cpu_model),
+            hostname: line(&inventory.hostname),
+        },
+        labels: message.labels.iter().map(|(key, value)| (line(key), line(value))).collect(),
+        seen_incarnation: message.seen_incarnation,
+    })
+}
+
+/// Checks a status.
+pub(super) fn status(message: NodeStatus) -> Result<Report> {
+    if message.instances.len() > INSTANCES {
+        return Err(Error::Invalid(format!("instances: there are more than {INSTANCES}")));
+    }
+    let mut instances = BTreeMap::new();
+    for status in message.instances {
+        let id: InstanceId = status
+            .instance_id
+            .parse()
+            .map_err(|error| Error::Invalid(format!("instance_id: {error}")))?;
+        instances.insert(id, tidy(status));
+    }
+    Ok(Report { applied_incarnation: message.applied_incarnation, instances })
+}
+
+fn tidy(mut status: InstanceStatus) -> InstanceStatus {
+    status.vm_reason = line(&status.vm_reason);
+    status.boot_id = line(&status.boot_id);
+    if status.last_exit_json.len() > LAST_WORDS {
+        status.last_exit_json.clear();
+    }
+    if let Some(role) = &mut status.role {
+        role.role = line(&role.role);
+        role.reason = line(&role.reason);
+        if let Some(exit) = &mut role.last_exit
+            && let Some(fabric_proto::guest::v1::role_exit::How::SpawnError(why)) = &mut exit.how
+        {
+            *why = line(why);
+        }
+    }
+    status
+}
+
+/// An event as it is kept. One that names no valid instance is about the node.
+pub(super) fn event(node: &NodeId, message: &NodeEvent) -> EventRecord {
+    let instance = message.instance_id.parse::<InstanceId>().ok();
+    let (subject_kind, subject) = instance.map_or_else(
+        || (SubjectKind::Node, node.to_string()),
+        |instance| (SubjectKind::Instance, instance.to_string()),
+    );
+    let word = |char: &char| char.is_ascii_alphanumeric();
+    EventRecord {
+        time: message.time.as_ref().map_or_else(clock::now, time),
+        reason: message.reason.chars().filter(word).take(REASON).collect(),
+        message: line(&message.message),
+        warning: message.warning,
+        subject_kind,
+        subject,
+        source: node.to_string(),
+    }
+}
+
+/// A time on the wire; anything before 1970 is 1970.
+pub(super) fn time(time: &prost_types::Timestamp) -> WallTime {
+    let seconds = u64::try_from(time.seconds).unwrap_or(0);
+    let micros = u64::try_from(time.nanos).unwrap_or(0) / 1000;
+    WallTime::from_micros(seconds.saturating_mul(1_000_000).saturating_add(micros))
+}
+
+/// What the word for an instance depends on, of its node's report.
+#[must_use]
+pub(crate) fn observed(status: &InstanceStatus) -> crate::model::state::Observed {
+    use fabric_proto::guest::v1::RoleState as RoleMessage;
+
+    use crate::model::state::{Observed, RoleState, VmState};
+
+    let vm = match status.vm_state() {
+        node::VmState::Unspecified | node::VmState::Pending => VmState::Pending,
+        node::VmState::Preparing => VmState::Preparing,
+        node::VmState::Booting => VmState::Booting,
+        node::VmState::Running => VmState::Running,
+        node::VmState::Stopping => VmState::Stopping,
+        node::VmState::Stopped => VmState::Stopped,
+        node::VmState::Backoff => VmState::Backoff,
+        node::VmState::Failed => VmState::Failed,
+    };
+    let wall = |at: &Option<prost_types::Timestamp>| at.as_ref().map_or(WallTime::EPOCH, time);
+    let role = status.role.as_ref().and_then(|role| {
+        let state = match role.state() {
+            RoleMessage::Unspecified => return None,
+            RoleMessage::Starting => RoleState::Starting,
+            RoleMessage::Ready => RoleState::Ready,
+            RoleMessage::Busy => RoleState::Busy,
+            RoleMessage::Unhealthy => RoleState::Unhealthy,
+            RoleMessage::Stopped => RoleState::Stopped,
+        };
+        Some((state, role.reason.clone(), wall(&role.since)))
+    });
+    Observed {
+        epoch: status.epoch,
+        vm,
+        vm_reason: status.vm_reason.clone(),
+        vm_since: wall(&status.vm_since),
+        recovered: status.vm_restarts > 0 || status.reimages > 0,
+        role,
+    }
+}

@@ -1,0 +1,274 @@
+//! One node's conversation with the controller.
+//!
+//! ```text
+//! Register ──► record stored, goal sent ──► reports in, goals and acknowledgements out
+//!                                               │
+//!     ends: broken, silent for too long, replaced by a newer one, or shutdown
+//! ```
+//!
+//! One task per session; it reads no faster than it stores.
+
+use std::{sync::Arc, time::Duration};
+
+use fabric_proto::{
+    id::NodeId,
+    node::v1::{
+        NodeEvent, NodeGoal, SessionRequest, SessionResponse, session_request::Report as Message,
+        session_response,
+    },
+};
+use futures_util::StreamExt as _;
+use tokio::{sync::mpsc, time};
+use tonic::{Status, Streaming};
+
+use super::intake::{self, Registration};
+use crate::{
+    clock,
+    controller::Controller,
+    error::{Error, Result},
+    model::{
+        event::{EventRecord, Reason, SubjectKind},
+        node::{GoalRecord, NodeRecord},
+    },
+    records,
+    registry::Session,
+    store::Txn,
+};
+
+/// Answers that wait for a slow node.
+const WAITING: usize = 4;
+/// Most reports that are taken in together.
+const BATCH: usize = 128;
+/// How long the first message may take.
+const FIRST: Duration = Duration::from_secs(10);
+
+type Answer = Result<SessionResponse, Status>;
+
+/// Starts the session's task; its answers come out here.
+pub(super) fn start(
+    controller: Arc<Controller>,
+    reports: Streaming<SessionRequest>,
+) -> mpsc::Receiver<Answer> {
+    let (answers, received) = mpsc::channel(WAITING);
+    tokio::spawn(async move {
+        if let Err(status) = converse(&controller, reports, &answers).await {
+            // A node that is gone needs no answer.
+            let _ = time::timeout(FIRST, answers.send(Err(status))).await;
+        }
+    });
+    received
+}
+
+async fn converse(
+    controller: &Controller,
+    mut reports: Streaming<SessionRequest>,
+    answers: &mpsc::Sender<Answer>,
+) -> Result<(), Status> {
+    let first = time::timeout(FIRST, reports.message())
+        .await
+        .map_err(|_| Status::deadline_exceeded("no Register came within 10 s"))??;
+    let Some(Message::Register(register)) = first.and_then(|message| message.report) else {
+        return Err(Status::invalid_argument("report: the first message must be a Register"));
+    };
+    let registration = intake::register(register)?;
+    let node = registration.node_id.clone();
+    let highest = store_registration(controller, &registration).await?;
+    tracing::info!(%node, agent = registration.agent_version, "session opened");
+    let mut talk = Talk {
+        controller,
+        session: controller.registry.open(&node),
+        node,
+        answers,
+        sent: registration.seen_incarnation,
+        highest_event: highest,
+    };
+    // What was stored while the last session broke off need not come again.
+    talk.acknowledge().await?;
+    let ended = talk.run(reports).await;
+    let why = ended.as_ref().err().map_or("closed by the node", |status| status.message());
+    tracing::info!(node = %talk.node, why, "session ended");
+    ended
+}
+
+/// An open session.
+struct Talk<'a> {
+    controller: &'a Controller,
+    session: Session,
+    node: NodeId,
+    answers: &'a mpsc::Sender<Answer>,
+    /// Highest goal incarnation that the node has seen.
+    sent: u64,
+    /// Highest event sequence that is stored.
+    highest_event: u64,
+}
+
+impl Talk<'_> {
+    async fn run(&mut self, reports: Streaming<SessionRequest>) -> Result<(), Status> {
+        let mut reports = reports.ready_chunks(BATCH);
+        let silence = self.controller.registry.lost_after();
+        let mut deadline = Box::pin(time::sleep(silence));
+        self.session.goal.mark_changed();
+        loop {
+            tokio::select! {
+                () = self.controller.end.cancelled() => {
+                    return Err(Status::unavailable("the controller is shutting down"));
+                }
+                () = self.session.replaced.cancelled() => {
+                    return Err(Status::aborted(format!(
+                        "another session of node {} was opened; are there two host agents of \
+                         that name?", self.node
+                    )));
+                }
+                () = &mut deadline => {
+                    return Err(Status::deadline_exceeded(format!(
+                        "nothing was heard for {} s", silence.as_secs_f64()
+                    )));
+                }
+                _ = self.session.goal.changed() => self.send_goal().await?,
+                batch = reports.next() => {
+                    let Some(batch) = batch else { return Ok(()) };
+                    deadline.as_mut().reset(time::Instant::now() + silence);
+                    self.take_in(batch).await?;
+                }
+            }
+        }
+    }
+
+    /// Sends the goal, unless the node has seen it or a later one.
+    async fn send_goal(&mut self) -> Result<(), Status> {
+        let goal = self.session.goal.borrow_and_update().clone();
+        let Some(goal) = goal else { return Ok(()) };
+        // Right after a registration the goal can be one from before it, whose
+        // number the node would refuse; the right one is on its way.
+        if goal.incarnation < self.sent {
+            return Ok(());
+        }
+        self.sent = goal.incarnation;
+        self.send(session_response::Message::Goal(NodeGoal::clone(&goal))).await
+    }
+
+    async fn acknowledge(&self) -> Result<(), Status> {
+        if self.highest_event == 0 {
+            return Ok(());
+        }
+        self.send(session_response::Message::AcknowledgedEvent(self.highest_event)).await
+    }
+
+    /// A node that does not read for so long is as good as silent.
+    async fn send(&self, message: session_response::Message) -> Result<(), Status> {
+        let response = SessionResponse { message: Some(message) };
+        match time::timeout(self.controller.registry.lost_after(), self.answers.send(Ok(response)))
+            .await
+        {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Status::cancelled("the node has closed the session")),
+            Err(_) => Err(Status::deadline_exceeded("the node does not read its goal")),
+        }
+    }
+
+    async fn take_in(&mut self, batch: Vec<Result<SessionRequest, Status>>) -> Result<(), Status> {
+        let mut events = Vec::new();
+        let mut broken = None;
+        for message in batch {
+            match message.map(|message| message.report) {
+                Ok(Some(Message::Status(status))) => self.session.report(intake::status(status)?),
+                Ok(Some(Message::Event(event))) => events.push(event),
+                Ok(Some(Message::Register(_))) => {
+                    return Err(Status::invalid_argument("report: only the first is a Register"));
+                }
+                // From a later version; nothing of it can be needed.
+                Ok(None) => {}
+                Err(status) => broken = Some(status),
+            }
+        }
+        self.session.heard();
+        if !events.is_empty() {
+            self.highest_event = store_events(self.controller, &self.node, &events).await?;
+            self.acknowledge().await?;
+        }
+        broken.map_or(Ok(()), Err)
+    }
+}
+
+/// Stores who the node is; answers the highest event sequence that is stored.
+async fn store_registration(controller: &Controller, from: &Registration) -> Result<u64> {
+    let store = &*controller.store;
+    let id = &from.node_id;
+    let (node_key, goal_key, events_key) =
+        (records::node(id), records::goal(id), records::node_events(id));
+    let (node_key, goal_key, events_key) = (&node_key, &goal_key, &events_key);
+    let now = clock::now();
+    records::commit(store, || async move {
+        let old = records::get::<NodeRecord>(store, node_key).await?;
+        let goal = records::get::<GoalRecord>(store, goal_key).await?;
+        let highest = records::get::<u64>(store, events_key).await?;
+        let record = NodeRecord {
+            node_id: id.clone(),
+            inventory: from.inventory.clone(),
+            labels: from.labels.clone(),
+            agent_version: from.agent_version.clone(),
+            registered: old.as_ref().map_or(now, |old| old.value.registered),
+            lost: false,
+        };
+        let mut txn = Txn::new();
+        let tell = |reason, message: String| {
+            EventRecord::new(now, reason, SubjectKind::Node, id, message)
+        };
+        if old.is_none() {
+            let Registration { inventory, .. } = from;
+            let message = format!(
+                "{} CPUs, {} MiB, KVM {}",
+                inventory.cpus,
+                inventory.memory_bytes >> 20,
+                inventory.kvm_kind
+            );
+            txn = records::add_event(txn, &tell(Reason::NodeRegistered, message))?;
+        }
+        let message = format!("host agent {}", from.agent_version);
+        txn = records::add_event(txn, &tell(Reason::NodeConnected, message))?;
+        txn = records::replace(txn, node_key, old.map(|old| old.modified), &record)?;
+        let given = goal.as_ref().map_or(0, |goal| goal.value.incarnation);
+        if from.seen_incarnation > given {
+            // This store is older than the node: count on from where the node is.
+            let raised = GoalRecord {
+                incarnation: from.seen_incarnation,
+                ..GoalRecord::default()
+            };
+            txn = records::replace(txn, goal_key, goal.map(|goal| goal.modified), &raised)?;
+        }
+        let mut stored = highest.as_ref().map_or(0, |kept| kept.value);
+        if from.seen_incarnation == 0 && given > 0 && stored > 0 {
+            // The node has forgotten everything; its events count from 1 again.
+            stored = 0;
+            txn = records::replace(txn, events_key, highest.map(|kept| kept.modified), &stored)?;
+        }
+        Ok((txn, stored))
+    })
+    .await
+}
+
+/// Stores the events that are new; answers the highest sequence that is stored.
+async fn store_events(controller: &Controller, node: &NodeId, events: &[NodeEvent]) -> Result<u64> {
+    let store = &*controller.store;
+    let key = &records::node_events(node);
+    records::commit(store, || async move {
+        let kept = records::get::<u64>(store, key).await?;
+        let mut highest = kept.as_ref().map_or(0, |kept| kept.value);
+        let mut txn = Txn::new();
+        for event in events {
+            if event.sequence > highest {
+                highest = event.sequence;
+                txn = records::add_event(txn, &intake::event(node, event))?;
+            }
+        }
+        if !txn.ops.is_empty() {
+            txn = records::replace(txn, key, kept.map(|kept| kept.modified), &highest)?;
+        }
+        Ok((txn, highest))
+    })
+    .await
+    .map_err(|error: Error| {
+        tracing::error!(%node, %error, "the node's events cannot be stored; it will send them again");
+        error
+    })
+}

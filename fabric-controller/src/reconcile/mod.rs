@@ -1,0 +1,298 @@
+//! Drives what is to what should be.
+//!
+//! One task. Woken by changes in the store, by nodes and by a timer, it reads
+//! everything, lets [`plan`] decide, writes that in one guarded transaction, and
+//! gives every node whose instances have changed a new goal ([`goal`]) with a
+//! number that is stored before it is sent. It keeps nothing from pass to pass.
+
+pub mod goal;
+pub mod plan;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use fabric_proto::{id::NodeId, node::v1::NodeGoal};
+use tokio::{sync::watch, time};
+use tokio_util::sync::CancellationToken;
+
+use self::plan::{Input, NodeFacts, Plan};
+use crate::{
+    clock,
+    error::Result,
+    model::{
+        instance::InstanceRecord,
+        node::{GoalRecord, NodeRecord},
+        service::ServiceRecord,
+    },
+    output::Outputs,
+    placement::Policy,
+    records::{self, Kept},
+    registry::Registry,
+    store::{Outcome, Range, Revision, Store, StoreError, Txn},
+};
+
+/// A pass at least so often, should anything have been missed.
+const PERIOD: Duration = Duration::from_secs(5);
+/// Before a pass that has failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// Most turns of planning in one pass.
+const TURNS: usize = 64;
+
+/// Wakes the reconciler, and waits for it.
+#[derive(Debug)]
+pub struct Waker {
+    asked: watch::Sender<u64>,
+    done: watch::Sender<u64>,
+}
+
+impl Default for Waker {
+    fn default() -> Self {
+        Self { asked: watch::Sender::new(0), done: watch::Sender::new(0) }
+    }
+}
+
+impl Waker {
+    /// Asks for a pass.
+    pub fn wake(&self) -> u64 {
+        let mut number = 0;
+        self.asked.send_modify(|asked| {
+            *asked += 1;
+            number = *asked;
+        });
+        number
+    }
+
+    /// Asks for a pass and waits until it is done, or for so long.
+    pub async fn settle(&self, at_most: Duration) {
+        let mut done = self.done.subscribe();
+        let number = self.wake();
+        // Whoever waits only wants to see the result sooner.
+        let _ = time::timeout(at_most, done.wait_for(|done| *done >= number)).await;
+    }
+}
+
+/// See the [module](self).
+pub struct Reconciler {
+    /// Where everything is.
+    pub store: Arc<dyn Store>,
+    /// What nodes say.
+    pub registry: Arc<Registry>,
+    /// What operators want to see.
+    pub outputs: Arc<Outputs>,
+    /// Who wakes it.
+    pub waker: Arc<Waker>,
+    /// How full nodes may be.
+    pub policy: Policy,
+    /// How often nodes report at least.
+    pub heartbeat_period: Duration,
+}
+
+/// Everything that was read at one revision.
+struct Seen {
+    services: Vec<Kept<ServiceRecord>>,
+    instances: Vec<Kept<InstanceRecord>>,
+    nodes: Vec<Kept<NodeRecord>>,
+    goals: BTreeMap<NodeId, Kept<GoalRecord>>,
+    revision: Revision,
+}
+
+impl Reconciler {
+    /// Reconciles until it is told to end.
+    pub async fn run(self, end: CancellationToken) {
+        let mut asked = self.waker.asked.subscribe();
+        let mut nodes = self.registry.changes();
+        let mut timer = time::interval(PERIOD);
+        loop {
+            tokio::select! {
+                () = end.cancelled() => return,
+                _ = asked.changed() => {}
+                _ = nodes.changed() => {}
+                _ = timer.tick() => {}
+            }
+            nodes.mark_unchanged();
+            let number = *asked.borrow_and_update();
+            match self.pass().await {
+                Ok(()) => {
+                    self.waker.done.send_replace(number);
+                }
+                Err(error) => {
+                    tracing::error!(error = %chain(&error), "reconciling failed; trying again");
+                    timer.reset_after(RETRY);
+                }
+            }
+        }
+    }
+
+    /// One pass: plans and writes until there is nothing left to do, then gives
+    /// the nodes their goals.
+    ///
+    /// # Errors
+    ///
+    /// The store failed.
+    pub async fn pass(&self) -> Result<()> {
+        let mut again = 0;
+        let seen = loop {
+            let seen = self.read().await?;
+            let plan = plan::plan(self.policy, &self.input(&seen), clock::now());
+            again += 1;
+            if plan.is_empty() || again > TURNS {
+                break seen;
+            }
+            self.write(&seen, plan).await?;
+        };
+        for node in &seen.nodes {
+            self.give_goal(&node.value.node_id, &seen).await?;
+        }
+        Ok(())
+    }
+
+    async fn read(&self) -> Result<Seen> {
+        let prefixes =
+            [records::SERVICES, records::INSTANCES, records::NODES, records::GOALS];
+        let (mut all, revision) =
+            self.store.ranges(prefixes.into_iter().map(Range::prefix).collect()).await?;
+        let mut next = || all.pop().unwrap_or_default();
+        let (goals, nodes, instances, services) = (next(), next(), next(), next());
+        let mut by_node = BTreeMap::new();
+        for entry in &goals {
+            let node = entry.key.strip_prefix(records::GOALS).unwrap_or_default();
+            if let Ok(node) = node.parse::<NodeId>() {
+                by_node.insert(node, records::decode(entry)?);
+            }
+        }
+        Ok(Seen {
+            services: services.iter().map(records::decode).collect::<Result<_>>()?,
+            instances: instances.iter().map(records::decode).collect::<Result<_>>()?,
+            nodes: nodes.iter().map(records::decode).collect::<Result<_>>()?,
+            goals: by_node,
+            revision,
+        })
+    }
+
+    fn input(&self, seen: &Seen) -> Input {
+        let facts = seen.nodes.iter().map(|node| {
+            let id = &node.value.node_id;
+            let sight = self.registry.sight(id);
+            let goal = seen.goals.get(id).map(|goal| &goal.value);
+            let reported = sight.report.map(|report| {
+                (report.applied_incarnation, report.instances.keys().cloned().collect())
+            });
+            let facts = NodeFacts {
+                connected: sight.connected,
+                goal_incarnation: goal.map_or(0, |goal| goal.incarnation),
+                goal_instances: goal.map(|goal| goal.instances.clone()).unwrap_or_default(),
+                reported,
+            };
+            (id.clone(), facts)
+        });
+        Input {
+            services: values(&seen.services),
+            instances: values(&seen.instances),
+            nodes: values(&seen.nodes),
+            facts: facts.collect(),
+            // Revisions only grow, and every transaction has a new one.
+            next_epoch: seen.revision + 1,
+        }
+    }
+
+    /// Writes a plan; if anything that it is about has changed meanwhile,
+    /// nothing is written, and the next turn plans anew.
+    async fn write(&self, seen: &Seen, plan: Plan) -> Result<()> {
+        let before: BTreeMap<_, _> =
+            seen.instances.iter().map(|kept| (&kept.value.id, kept.modified)).collect();
+        let mut txn = Txn::new();
+        for (id, record) in &plan.put {
+            let old = before.get(id).copied();
+            txn = records::replace(txn, &records::instance(id), old, record)?;
+        }
+        for id in &plan.delete {
+            let key = records::instance(id);
+            txn = txn.when(&key, before.get(id).copied()).delete(key);
+        }
+        for event in &plan.events {
+            txn = records::add_event(txn, event)?;
+        }
+        self.store.txn(txn).await?;
+        Ok(())
+    }
+
+    /// Gives a node its goal, with a new number if it asks for anything new.
+    async fn give_goal(&self, node: &NodeId, seen: &Seen) -> Result<()> {
+        let instances = seen
+            .instances
+            .iter()
+            .map(|kept| &kept.value)
+            .filter(|record| record.node.as_ref() == Some(node));
+        let goal =
+            goal::node_goal(instances, self.outputs.requests(node), self.heartbeat_period);
+        let fingerprint = goal::fingerprint(&goal);
+        let kept = seen.goals.get(node);
+        let last = kept.map(|kept| kept.value.clone()).unwrap_or_default();
+        if last.fingerprint == fingerprint {
+            let published = self.registry.goal(node).map(|goal| goal.incarnation);
+            if published != Some(last.incarnation) {
+                self.publish(node, goal, last.incarnation);
+            }
+            return Ok(());
+        }
+        let incarnation = last.incarnation + 1;
+        let instances = goal.instances.iter().filter_map(|one| one.instance_id.parse().ok());
+        let record = GoalRecord { incarnation, fingerprint, instances: instances.collect() };
+        let old = kept.map(|kept| kept.modified);
+        let txn = records::replace(Txn::new(), &records::goal(node), old, &record)?;
+        match self.store.txn(txn).await? {
+            Outcome::Committed(_) => self.publish(node, goal, incarnation),
+            // The node has just registered; the next pass sees it.
+            Outcome::Conflict { .. } => {
+                self.waker.wake();
+            }
+        }
+        Ok(())
+    }
+
+    fn publish(&self, node: &NodeId, goal: NodeGoal, incarnation: u64) {
+        tracing::debug!(%node, incarnation, instances = goal.instances.len(), "new goal");
+        self.registry.set_goal(node, Arc::new(NodeGoal { incarnation, ..goal }));
+    }
+}
+
+/// Wakes the reconciler whenever a service, an instance or a node changes.
+///
+/// # Errors
+///
+/// The store is closed.
+pub async fn wake_on_changes(store: Arc<dyn Store>, waker: Arc<Waker>) -> Result<(), StoreError> {
+    loop {
+        let now = store.range(Range::prefix(records::NODES).limit(0)).await?.revision;
+        waker.wake();
+        let mut changes = match store.watch("", now) {
+            Ok(changes) => changes,
+            Err(StoreError::Compacted { .. }) => continue,
+            Err(error) => return Err(error),
+        };
+        loop {
+            match changes.next().await {
+                Ok(changes) => {
+                    let matters = [records::SERVICES, records::INSTANCES, records::NODES];
+                    if changes.iter().any(|one| matters.iter().any(|of| one.key.starts_with(of))) {
+                        waker.wake();
+                    }
+                }
+                Err(StoreError::Compacted { .. }) => break,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+fn values<T: Clone>(kept: &[Kept<T>]) -> Vec<T> {
+    kept.iter().map(|kept| kept.value.clone()).collect()
+}
+
+/// An error and its causes, in one line for the log.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

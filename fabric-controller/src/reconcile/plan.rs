@@ -1,0 +1,257 @@
+//! What must change in the store for services to be as they should be.
+//!
+//! A pure function from everything that is known to the records to put and to
+//! delete. It is asked again after every change; when there is nothing left to
+//! do, it says so.
+//!
+//! - A service's instance that is not there comes to be, without a node.
+//! - An instance without a node is placed, or says why it cannot be.
+//! - A changed role is given to its instances. Another image or package raises
+//!   the epoch and asks for a fresh disk; another size makes the instance go, so
+//!   that it is placed anew. All instances at once: walking update domains comes
+//!   later.
+//! - An instance that no service wants goes: its node is no longer told to have
+//!   it, and the record stays until the node has taken that up and reports it no
+//!   more. A node that is not there cannot say so, and the record waits for it:
+//!   what may still run is not forgotten.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fabric_proto::id::{InstanceId, NodeId, RoleName, ServiceName};
+
+use crate::{
+    model::{
+        event::{EventRecord, Reason, SubjectKind},
+        instance::{InstanceRecord, InstanceSpec, Phase, Restart, RestartScope},
+        node::NodeRecord,
+        service::{ServiceRecord, ServiceRole},
+        time::WallTime,
+    },
+    placement::{self, Decision, Policy},
+};
+
+/// What a node was told and has reported, as far as it matters here.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// True while its session is open.
+    pub connected: bool,
+    /// Incarnation of the goal that it was given last.
+    pub goal_incarnation: u64,
+    /// The instances in that goal.
+    pub goal_instances: BTreeSet<InstanceId>,
+    /// The incarnation it has taken up, and the instances it reports; `None`
+    /// until it has reported.
+    pub reported: Option<(u64, BTreeSet<InstanceId>)>,
+}
+
+/// Everything that the plan depends on.
+#[derive(Debug, Clone, Default)]
+pub struct Input {
+    /// The services.
+    pub services: Vec<ServiceRecord>,
+    /// The instances.
+    pub instances: Vec<InstanceRecord>,
+    /// The nodes.
+    pub nodes: Vec<NodeRecord>,
+    /// What is known of them beside.
+    pub facts: BTreeMap<NodeId, NodeFacts>,
+    /// An epoch greater than any that was ever given.
+    pub next_epoch: u64,
+}
+
+/// What must change.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Instances that come to be or change.
+    pub put: BTreeMap<InstanceId, InstanceRecord>,
+    /// Instances that are gone.
+    pub delete: BTreeSet<InstanceId>,
+    /// What to tell about it.
+    pub events: Vec<EventRecord>,
+}
+
+impl Plan {
+    /// True if everything is as it should be.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.put.is_empty() && self.delete.is_empty()
+    }
+
+    fn tell(&mut self, now: WallTime, reason: Reason, id: &InstanceId, message: String) {
+        self.events.push(EventRecord::new(now, reason, SubjectKind::Instance, id, message));
+    }
+}
+
+/// Plans. `now` is only written into records and events.
+#[must_use]
+pub fn plan(policy: Policy, input: &Input, now: WallTime) -> Plan {
+    let mut plan = Plan::default();
+    let mut instances: BTreeMap<InstanceId, InstanceRecord> =
+        input.instances.iter().map(|one| (one.id.clone(), one.clone())).collect();
+    let wanted = wanted(&input.services);
+    for (id, want) in &wanted {
+        let renewed = match instances.get(id) {
+            None => Some(new_instance(id, want, input.next_epoch, now)),
+            Some(there) => changed(there, want, input.next_epoch, now),
+        };
+        if let Some(record) = renewed {
+            instances.insert(id.clone(), record.clone());
+            plan.put.insert(id.clone(), record);
+        }
+    }
+    for record in instances.values_mut() {
+        let unwanted = !wanted.contains_key(&record.id);
+        if unwanted && record.phase == Phase::Wanted {
+            record.phase = Phase::Removing;
+            record.changed = now;
+            plan.put.insert(record.id.clone(), record.clone());
+        }
+        if record.phase == Phase::Removing && is_gone(record, &input.facts) {
+            plan.put.remove(&record.id);
+            plan.delete.insert(record.id.clone());
+            plan.tell(now, Reason::InstanceRemoved, &record.id, removed(record));
+        }
+    }
+    instances.retain(|id, _| !plan.delete.contains(id));
+    place(policy, input, &instances, now, &mut plan);
+    plan
+}
+
+/// An instance that a service wants.
+struct Want<'a> {
+    service: &'a ServiceName,
+    role: &'a ServiceRole,
+    number: u32,
+}
+
+fn wanted(services: &[ServiceRecord]) -> BTreeMap<InstanceId, Want<'_>> {
+    let mut wanted = BTreeMap::new();
+    for service in services {
+        // Ids were checked when the service was applied.
+        for (id, role, number) in service.instances().unwrap_or_default() {
+            wanted.entry(id).or_insert(Want { service: &service.name, role, number });
+        }
+    }
+    wanted
+}
+
+fn new_instance(id: &InstanceId, want: &Want<'_>, epoch: u64, now: WallTime) -> InstanceRecord {
+    InstanceRecord {
+        id: id.clone(),
+        service: want.service.clone(),
+        role: RoleName::clone(want.role.name()),
+        number: want.number,
+        spec: want.role.spec.clone(),
+        node: None,
+        epoch,
+        restart: Restart::default(),
+        phase: Phase::Wanted,
+        unplaceable: String::new(),
+        changed: now,
+    }
+}
+
+/// The record as it is to be; `None` if it is so already.
+fn changed(
+    there: &InstanceRecord,
+    want: &Want<'_>,
+    next_epoch: u64,
+    now: WallTime,
+) -> Option<InstanceRecord> {
+    let spec: &InstanceSpec = &want.role.spec;
+    if there.phase == Phase::Removing {
+        // Wanted again before it was gone. One whose size has changed must go
+        // all the same; any other is made anew where it is.
+        return (there.spec.size == spec.size).then(|| InstanceRecord {
+            service: want.service.clone(),
+            role: want.role.name().clone(),
+            number: want.number,
+            spec: spec.clone(),
+            epoch: next_epoch,
+            phase: Phase::Wanted,
+            restart: there.restart.again(RestartScope::Reimage),
+            changed: now,
+            ..there.clone()
+        });
+    }
+    if there.spec == *spec {
+        return None;
+    }
+    let mut record = InstanceRecord { spec: spec.clone(), ..there.clone() };
+    if there.spec.size != spec.size && there.node.is_some() {
+        record = InstanceRecord { phase: Phase::Removing, changed: now, ..there.clone() };
+    } else if there.node.is_some() && there.spec.needs_reimage(spec) {
+        record.epoch = next_epoch;
+        record.restart = there.restart.again(RestartScope::Reimage);
+        record.changed = now;
+    }
+    Some(record)
+}
+
+fn is_gone(record: &InstanceRecord, facts: &BTreeMap<NodeId, NodeFacts>) -> bool {
+    let Some(node) = &record.node else { return true };
+    let Some(facts) = facts.get(node) else { return false };
+    let Some((applied, reported)) = &facts.reported else { return false };
+    !facts.goal_instances.contains(&record.id)
+        && *applied >= facts.goal_incarnation
+        && !reported.contains(&record.id)
+}
+
+fn removed(record: &InstanceRecord) -> String {
+    match &record.node {
+        Some(node) => format!("removed from node {node}"),
+        None => "removed; it had no node".to_owned(),
+    }
+}
+
+fn place(
+    policy: Policy,
+    input: &Input,
+    instances: &BTreeMap<InstanceId, InstanceRecord>,
+    now: WallTime,
+    plan: &mut Plan,
+) {
+    let nodes: Vec<_> = input
+        .nodes
+        .iter()
+        .map(|node| placement::Node {
+            id: node.node_id.clone(),
+            cpus: node.inventory.cpus,
+            memory_bytes: node.inventory.memory_bytes,
+            connected: input.facts.get(&node.node_id).is_some_and(|facts| facts.connected),
+        })
+        .collect();
+    let asked: Vec<_> = instances
+        .values()
+        .map(|record| placement::Instance {
+            id: record.id.clone(),
+            group: format!("{}/{}", record.service, record.role),
+            size: record.spec.size,
+            node: record.node.clone(),
+        })
+        .collect();
+    for Decision { instance, outcome } in placement::place(policy, &nodes, &asked) {
+        let Some(record) = instances.get(&instance) else { continue };
+        let mut record = record.clone();
+        match outcome {
+            Ok(node) => {
+                plan.tell(now, Reason::InstancePlaced, &instance, format!("placed on node {node}"));
+                record.node = Some(node);
+                record.unplaceable = String::new();
+                record.changed = now;
+            }
+            Err(why) => {
+                let why = why.to_string();
+                if record.unplaceable == why {
+                    continue;
+                }
+                // Told once, not with every figure that changes.
+                if record.unplaceable.is_empty() {
+                    plan.tell(now, Reason::InstanceUnplaceable, &instance, why.clone());
+                }
+                record.unplaceable = why;
+            }
+        }
+        plan.put.insert(instance, record);
+    }
+}

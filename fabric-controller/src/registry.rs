@@ -1,0 +1,233 @@
+//! What is known of nodes only while the controller runs: their sessions, when
+//! they were last heard, and what they reported last.
+//!
+//! A cache, never the truth: after a restart every node says everything again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use fabric_proto::{
+    id::{InstanceId, NodeId},
+    node::v1::{InstanceStatus, NodeGoal},
+};
+use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    clock,
+    model::{state::NodeView, time::WallTime},
+};
+
+/// A node's last report.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Report {
+    /// Highest goal incarnation that it has taken up.
+    pub applied_incarnation: u64,
+    /// Its instances.
+    pub instances: BTreeMap<InstanceId, InstanceStatus>,
+}
+
+/// What users are told of a node.
+#[derive(Debug, Clone)]
+pub struct NodeSight {
+    /// True while its session is open and its reports arrive.
+    pub connected: bool,
+    /// When it was last heard; `None` if not since the controller started.
+    pub last_seen: Option<WallTime>,
+    /// What it reported last.
+    pub report: Option<Arc<Report>>,
+    /// How its instances stand.
+    pub view: NodeView,
+    /// Incarnation of the goal that it is given.
+    pub goal_incarnation: u64,
+}
+
+/// A node, live.
+#[derive(Debug)]
+struct Live {
+    /// Number of its open session, and what ends it.
+    session: Option<(u64, CancellationToken)>,
+    heard: Option<(Instant, WallTime)>,
+    report: Option<Arc<Report>>,
+    goal: watch::Sender<Option<Arc<NodeGoal>>>,
+}
+
+impl Live {
+    fn new() -> Self {
+        Self { session: None, heard: None, report: None, goal: watch::Sender::new(None) }
+    }
+}
+
+/// A session's end of the registry.
+#[derive(Debug)]
+pub struct Session {
+    registry: Arc<Registry>,
+    node: NodeId,
+    number: u64,
+    /// Ends when another session takes this one's place.
+    pub replaced: CancellationToken,
+    /// The goal, whenever it changes.
+    pub goal: watch::Receiver<Option<Arc<NodeGoal>>>,
+}
+
+impl Session {
+    /// The node was heard.
+    pub fn heard(&self) {
+        self.registry.update(&self.node, self.number, |live| {
+            live.heard = Some((Instant::now(), clock::now()));
+            false
+        });
+    }
+
+    /// The node has reported.
+    pub fn report(&self, report: Report) {
+        self.registry.update(&self.node, self.number, |live| {
+            let changed = live.report.as_deref() != Some(&report);
+            live.report = Some(Arc::new(report));
+            changed
+        });
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.registry.update(&self.node, self.number, |live| {
+            live.session = None;
+            true
+        });
+    }
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct Registry {
+    nodes: Mutex<BTreeMap<NodeId, Live>>,
+    sessions: std::sync::atomic::AtomicU64,
+    started: Instant,
+    lost_after: Duration,
+    changes: watch::Sender<u64>,
+}
+
+impl Registry {
+    /// No node is known; one that is silent for so long counts as lost.
+    #[must_use]
+    pub fn new(lost_after: Duration) -> Self {
+        Self {
+            nodes: Mutex::default(),
+            sessions: std::sync::atomic::AtomicU64::new(1),
+            started: Instant::now(),
+            lost_after,
+            changes: watch::Sender::new(0),
+        }
+    }
+
+    /// How long a silent node is waited for.
+    #[must_use]
+    pub const fn lost_after(&self) -> Duration {
+        self.lost_after
+    }
+
+    /// Everything in there stays whole whoever panics.
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, Live>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Told whenever a node's session or report has changed.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Tells everyone who waits for changes.
+    pub fn touch(&self) {
+        self.changes.send_modify(|version| *version += 1);
+    }
+
+    fn update(&self, node: &NodeId, number: u64, change: impl FnOnce(&mut Live) -> bool) {
+        let mut nodes = self.lock();
+        let current = nodes
+            .get_mut(node)
+            .filter(|live| live.session.as_ref().is_some_and(|(open, _)| *open == number));
+        let changed = current.is_some_and(change);
+        drop(nodes);
+        if changed {
+            self.touch();
+        }
+    }
+
+    /// Opens a session for a node; one that is open is told that it is replaced.
+    #[must_use]
+    pub fn open(self: &Arc<Self>, node: &NodeId) -> Session {
+        let number = self.sessions.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let replaced = CancellationToken::new();
+        let mut nodes = self.lock();
+        let live = nodes.entry(node.clone()).or_insert_with(Live::new);
+        if let Some((_, older)) = live.session.replace((number, replaced.clone())) {
+            older.cancel();
+        }
+        live.heard = Some((Instant::now(), clock::now()));
+        let goal = live.goal.subscribe();
+        drop(nodes);
+        self.touch();
+        Session { registry: Arc::clone(self), node: node.clone(), number, replaced, goal }
+    }
+
+    /// Gives a node its goal, now and at its next session.
+    pub fn set_goal(&self, node: &NodeId, goal: Arc<NodeGoal>) {
+        let mut nodes = self.lock();
+        nodes.entry(node.clone()).or_insert_with(Live::new).goal.send_replace(Some(goal));
+    }
+
+    /// The goal that a node is given.
+    #[must_use]
+    pub fn goal(&self, node: &NodeId) -> Option<Arc<NodeGoal>> {
+        self.lock().get(node).and_then(|live| live.goal.borrow().clone())
+    }
+
+    /// What is known of a node.
+    #[must_use]
+    pub fn sight(&self, node: &NodeId) -> NodeSight {
+        let nodes = self.lock();
+        let live = nodes.get(node);
+        let heard = live.and_then(|live| live.heard);
+        let silent = heard.map_or(self.started, |(heard, _)| heard).elapsed() > self.lost_after;
+        let report = live.and_then(|live| live.report.clone());
+        let view = match (silent, &report, heard) {
+            (false, Some(_), _) => NodeView::Heard,
+            (true, _, Some((_, seen))) => NodeView::Lost(seen),
+            (_, None, _) | (true, _, None) => NodeView::NotYetHeard,
+        };
+        NodeSight {
+            connected: !silent && live.is_some_and(|live| live.session.is_some()),
+            last_seen: heard.map(|(_, seen)| seen),
+            report,
+            view,
+            goal_incarnation: live
+                .and_then(|live| live.goal.borrow().as_ref().map(|goal| goal.incarnation))
+                .unwrap_or(0),
+        }
+    }
+
+    /// Whether a node has been silent for too long, counted from the
+    /// controller's start at the earliest.
+    #[must_use]
+    pub fn is_lost(&self, node: &NodeId) -> bool {
+        let nodes = self.lock();
+        let heard = nodes.get(node).and_then(|live| live.heard);
+        heard.map_or(self.started, |(heard, _)| heard).elapsed() > self.lost_after
+    }
+
+    /// The nodes whose sessions are open.
+    #[must_use]
+    pub fn connected(&self) -> BTreeSet<NodeId> {
+        let nodes = self.lock();
+        nodes
+            .iter()
+            .filter(|(_, live)| live.session.is_some())
+            .map(|(node, _)| node.clone())
+            .collect()
+    }
+}

@@ -1,0 +1,226 @@
+//! A running controller: its tasks, its listeners, its end.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use fabric_proto::{
+    FILE_DESCRIPTOR_SET,
+    node::v1::node_service_server::NodeServiceServer as HostAgentServer,
+    v1::{
+        blob_service_server::BlobServiceServer, event_service_server::EventServiceServer,
+        instance_service_server::InstanceServiceServer, node_service_server::NodeServiceServer,
+        service_service_server::ServiceServiceServer,
+    },
+};
+use tokio::{task::JoinSet, time};
+use tokio_util::sync::CancellationToken;
+use tonic::{service::Routes, transport::Server};
+
+use crate::{
+    api::{BlobApi, EventApi, InstanceApi, NodeApi, ServiceApi},
+    clock,
+    controller::{Config, Controller},
+    data_dir::{DataDir, DataDirError},
+    error::Result as ControllerResult,
+    events, idempotency,
+    listen::{Address, ListenError, Listener},
+    model::definition::LONGEST_FILE,
+    node_session::{self, NodeSessions},
+    reconcile::{self, Reconciler, chain},
+    store::StoreError,
+};
+
+/// How long calls may take to end once everything is to.
+const GRACE: Duration = Duration::from_secs(5);
+/// How often is tidied up.
+const TIDY: Duration = Duration::from_secs(60);
+/// How often a silent connection is asked whether it is still there, and how
+/// long for an answer.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+/// What a message has around its longest field.
+const AROUND: usize = 64 * 1024;
+/// Biggest message of a node: the status of very many instances.
+const FROM_NODE: usize = 16 << 20;
+/// Biggest message to an operator: the list of very many instances.
+const TO_OPERATOR: usize = 64 << 20;
+
+/// Why the controller cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Its data directory cannot be used.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// Its store cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It cannot listen.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// A listener failed.
+    #[error("a listener failed")]
+    Transport(#[source] tonic::transport::Error),
+    /// Reflection cannot describe the services.
+    #[error("the services' description cannot be read")]
+    Description(#[source] tonic_reflection::server::Error),
+}
+
+/// A controller that is about to run.
+pub struct Serve {
+    controller: Arc<Controller>,
+    listeners: Vec<Listener>,
+}
+
+impl Serve {
+    /// Takes the data directory and opens the listeners.
+    ///
+    /// # Errors
+    ///
+    /// Either cannot be had.
+    pub async fn prepare(
+        data_dir: &Path,
+        addresses: Vec<Address>,
+        config: Config,
+    ) -> Result<Self, ServeError> {
+        let controller = Controller::open(DataDir::open(data_dir)?, config)?;
+        let mut listeners = Vec::new();
+        for address in addresses {
+            listeners.push(Listener::bind(address).await?);
+        }
+        Ok(Self { controller, listeners })
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> impl Iterator<Item = &Address> {
+        self.listeners.iter().map(Listener::address)
+    }
+
+    /// Runs until `stop` is cancelled, then ends every call within a grace.
+    ///
+    /// # Errors
+    ///
+    /// A listener failed.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), ServeError> {
+        let Self { controller, listeners } = self;
+        let end = controller.end.clone();
+        let mut tasks = background(&controller);
+        let routes = routes(&controller).await?;
+        let mut servers = JoinSet::new();
+        for listener in listeners {
+            tracing::info!("listening on {}", listener.address());
+            let server = Server::builder()
+                .http2_keepalive_interval(Some(KEEPALIVE))
+                .http2_keepalive_timeout(Some(KEEPALIVE))
+                .add_routes(routes.clone());
+            servers.spawn(server.serve_with_incoming_shutdown(
+                listener.connections(),
+                end.clone().cancelled_owned(),
+            ));
+        }
+        drop(routes);
+        let failed = tokio::select! {
+            () = stop.cancelled() => None,
+            ended = servers.join_next() => ended.and_then(Result::ok).and_then(Result::err),
+        };
+        tracing::info!("ending");
+        end.cancel();
+        let drain = async {
+            while servers.join_next().await.is_some() {}
+            while tasks.join_next().await.is_some() {}
+        };
+        if time::timeout(GRACE, drain).await.is_err() {
+            tracing::warn!("some calls did not end within {} s and are cut off", GRACE.as_secs());
+        }
+        servers.shutdown().await;
+        tasks.shutdown().await;
+        failed.map_or(Ok(()), |error| Err(ServeError::Transport(error)))
+    }
+}
+
+/// What goes on beside calls.
+fn background(controller: &Arc<Controller>) -> JoinSet<()> {
+    let reconciler = Reconciler {
+        store: Arc::clone(&controller.store),
+        registry: Arc::clone(&controller.registry),
+        outputs: Arc::clone(&controller.outputs),
+        waker: Arc::clone(&controller.waker),
+        policy: controller.config.policy,
+        heartbeat_period: controller.config.heartbeat_period,
+    };
+    let mut tasks = JoinSet::new();
+    tasks.spawn(reconciler.run(controller.end.clone()));
+    tasks.spawn(node_session::watch_nodes(Arc::clone(controller)));
+    tasks.spawn(tidy(Arc::clone(controller)));
+    let (store, waker) = (Arc::clone(&controller.store), Arc::clone(&controller.waker));
+    let end = controller.end.clone();
+    tasks.spawn(async move {
+        tokio::select! {
+            () = end.cancelled() => {}
+            ended = reconcile::wake_on_changes(store, waker) => {
+                if let Err(error) = ended {
+                    tracing::error!(error = %chain(&error), "the store cannot be watched");
+                }
+            }
+        }
+    });
+    tasks
+}
+
+/// Keeps within bounds what would otherwise grow for ever.
+async fn tidy(controller: Arc<Controller>) {
+    let mut timer = time::interval(TIDY);
+    loop {
+        tokio::select! {
+            () = controller.end.cancelled() => return,
+            _ = timer.tick() => {}
+        }
+        let store = &*controller.store;
+        let done: ControllerResult<()> = async {
+            controller.blobs.sweep().await?;
+            events::trim(store, controller.config.events_kept).await?;
+            idempotency::forget_old(store, clock::now()).await
+        }
+        .await;
+        if let Err(error) = done {
+            tracing::warn!(error = %chain(&error), "cannot tidy up; trying again later");
+        }
+    }
+}
+
+/// All services, with health and reflection.
+async fn routes(controller: &Arc<Controller>) -> Result<Routes, ServeError> {
+    let shared = || Arc::clone(controller);
+    let nodes = NodeServiceServer::new(NodeApi { controller: shared() });
+    let blobs = BlobServiceServer::new(BlobApi { controller: shared() })
+        .max_decoding_message_size(crate::blobs::PIECE + AROUND);
+    let services = ServiceServiceServer::new(ServiceApi { controller: shared() })
+        .max_decoding_message_size(LONGEST_FILE * 2 + AROUND)
+        .max_encoding_message_size(TO_OPERATOR);
+    let instances = InstanceServiceServer::new(InstanceApi { controller: shared() })
+        .max_decoding_message_size(AROUND)
+        .max_encoding_message_size(TO_OPERATOR);
+    let events = EventServiceServer::new(EventApi { controller: shared() })
+        .max_decoding_message_size(AROUND)
+        .max_encoding_message_size(TO_OPERATOR);
+    let sessions = HostAgentServer::new(NodeSessions::new(shared()))
+        .max_decoding_message_size(FROM_NODE)
+        .max_encoding_message_size(FROM_NODE);
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<NodeServiceServer<NodeApi>>().await;
+    health.set_serving::<BlobServiceServer<BlobApi>>().await;
+    health.set_serving::<ServiceServiceServer<ServiceApi>>().await;
+    health.set_serving::<InstanceServiceServer<InstanceApi>>().await;
+    health.set_serving::<EventServiceServer<EventApi>>().await;
+    health.set_serving::<HostAgentServer<NodeSessions>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .map_err(ServeError::Description)?;
+    Ok(Routes::new(health_service)
+        .add_service(reflection)
+        .add_service(nodes)
+        .add_service(blobs)
+        .add_service(services)
+        .add_service(instances)
+        .add_service(events)
+        .add_service(sessions))
+}
