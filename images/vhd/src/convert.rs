@@ -106,7 +106,7 @@ fn prepare(new: &NewFile, size: u64, options: &ConvertOptions) -> Result<Arc<dyn
     }
     let file = new.file().try_clone().map_err(new.io("reopen"))?;
     Ok(match target {
-        Target::Raw => Arc::new(crate::Raw::from_file(new.path(), file, false)?),
+        Target::Raw => Arc::new(crate::Raw::from_storage(new.path(), Box::new(file), false)?),
         Target::Fixed | Target::Dynamic => {
             let options = OpenOptions::read_write();
             Arc::new(Disk::open_storage(

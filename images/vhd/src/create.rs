@@ -17,7 +17,7 @@ use crate::format::{
     DiskType, Footer, Header, MAX_DISK_SIZE, ParentLocator, PlatformCode, TimeStamp, bat, locator,
 };
 use crate::newfile::NewFile;
-use crate::storage::{self, Storage as _};
+use crate::storage::{LockedFile, Storage as _};
 
 /// What a new image says about itself. Two images made with the same identity
 /// and contents are the same byte for byte.
@@ -117,7 +117,7 @@ pub fn create_differencing(
     options: &DifferencingOptions,
 ) -> Result<()> {
     let (path, parent) = (path.as_ref(), parent.as_ref());
-    let file = storage::open_locked(parent, true)?;
+    let file = LockedFile::open(parent, true)?;
     let base = locate(parent, &file, None)?.footer;
     let size = options.size.unwrap_or(base.current_size);
     if size < base.current_size {

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::disk::{layout, locate, read_header};
 use crate::error::{Defect, Error, Result};
 use crate::format::{DiskType, Footer, Header, PlatformCode};
-use crate::storage;
+use crate::storage::LockedFile;
 
 /// Everything that footer, header and table of an image say.
 #[derive(Debug, Clone, Serialize)]
@@ -64,7 +64,7 @@ pub struct LocatorInfo {
 /// all that is wrong.
 pub fn info(path: impl AsRef<Path>) -> Result<Info> {
     let path = path.as_ref();
-    let file = storage::open_locked(path, true)?;
+    let file = LockedFile::open(path, true)?;
     let metadata = file
         .metadata()
         .map_err(|source| Error::io(path, "inspect", source))?;

@@ -6,6 +6,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io;
+use std::ops::Deref;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -108,39 +109,85 @@ fn write_zeroes(file: &File, mut offset: u64, mut len: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens a file and locks it: alone for writing, shared for reading.
+/// A file under a lock (`flock`), which ends when this is dropped, and at the
+/// latest with the process.
 ///
-/// The lock (`flock`) lasts until the file is closed; a process that dies
-/// leaves none behind.
-pub(crate) fn open_locked(path: &Path, read_only: bool) -> Result<File> {
-    let file = File::options()
-        .read(true)
-        .write(!read_only)
-        .open(path)
-        .map_err(|source| Error::io(path, "open", source))?;
-    let kind = file
-        .metadata()
-        .map_err(|source| Error::io(path, "inspect", source))?
-        .file_type();
-    if !kind.is_file() {
-        let source = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
-        return Err(Error::io(path, "use as a disk image", source));
+/// Closing the file would not do: the lock belongs to whatever has the file
+/// open, and that includes, for a moment, each process that another thread
+/// has forked and that has not yet become another program.
+#[derive(Debug)]
+pub(crate) struct LockedFile(File);
+
+impl LockedFile {
+    /// Opens a file and locks it: alone for writing, shared for reading.
+    pub(crate) fn open(path: &Path, read_only: bool) -> Result<Self> {
+        let file = File::options()
+            .read(true)
+            .write(!read_only)
+            .open(path)
+            .map_err(|source| Error::io(path, "open", source))?;
+        let metadata = file
+            .metadata()
+            .map_err(|source| Error::io(path, "inspect", source))?;
+        if !metadata.is_file() {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
+            return Err(Error::io(path, "use as a disk image", source));
+        }
+        let locked = if read_only {
+            file.try_lock_shared()
+        } else {
+            file.try_lock()
+        };
+        match locked {
+            Ok(()) => Ok(Self(file)),
+            Err(TryLockError::WouldBlock) => Err(Error::Locked {
+                path: path.to_owned(),
+            }),
+            Err(TryLockError::Error(source)) => Err(Error::io(path, "lock", source)),
+        }
     }
-    lock(&file, path, read_only)?;
-    Ok(file)
 }
 
-/// Locks an open file.
-pub(crate) fn lock(file: &File, path: &Path, shared: bool) -> Result<()> {
-    let locked = if shared {
-        file.try_lock_shared()
-    } else {
-        file.try_lock()
-    };
-    locked.map_err(|error| match error {
-        TryLockError::WouldBlock => Error::Locked {
-            path: path.to_owned(),
-        },
-        TryLockError::Error(source) => Error::io(path, "lock", source),
-    })
+impl Drop for LockedFile {
+    fn drop(&mut self) {
+        let _ = self.0.unlock();
+    }
+}
+
+impl Deref for LockedFile {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.0
+    }
+}
+
+impl Storage for LockedFile {
+    fn len(&self) -> io::Result<u64> {
+        Storage::len(&self.0)
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        Storage::read_exact_at(&self.0, buf, offset)
+    }
+
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        Storage::write_all_at(&self.0, buf, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        Storage::set_len(&self.0, len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Storage::sync_data(&self.0)
+    }
+
+    fn zero_range(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.0.zero_range(offset, len)
+    }
+
+    fn data_run(&self, offset: u64) -> io::Result<(bool, u64)> {
+        self.0.data_run(offset)
+    }
 }

@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::disk::{Disk, Layout, Located, OpenOptions, layout, locate, read_header};
 use crate::error::{Defect, Error, Result, Structure};
 use crate::format::{DiskType, Footer, Header, PlatformCode, bat};
-use crate::storage;
+use crate::storage::{LockedFile, Storage};
 
 /// Most problems that are listed; the rest is counted.
 pub const MAX_LISTED: usize = 100;
@@ -138,9 +138,10 @@ pub struct BlockCounts {
 /// Fails only where the image cannot be read at all.
 pub fn check(path: impl AsRef<Path>, parents: &[PathBuf]) -> Result<Report> {
     let path = path.as_ref();
-    let file = storage::open_locked(path, true)?;
-    let file_len =
-        storage::Storage::len(&file).map_err(|source| Error::io(path, "inspect", source))?;
+    let file = LockedFile::open(path, true)?;
+    let file_len = file
+        .len()
+        .map_err(|source| Error::io(path, "inspect", source))?;
     let mut report = Report {
         path: path.to_owned(),
         disk_type: None,

@@ -10,7 +10,7 @@ use super::{Body, Disk, OpenOptions};
 use crate::device::BlockDevice as _;
 use crate::error::{Defect, Error, Result, Structure};
 use crate::format::{DiskType, Header, TimeStamp};
-use crate::storage::{self, Storage};
+use crate::storage::{LockedFile, Storage};
 
 /// Most files in a chain, the child included.
 pub const MAX_CHAIN: usize = 8;
@@ -45,7 +45,7 @@ fn open_file(
     parent: Option<Arc<Disk>>,
     parent_modified: Option<TimeStamp>,
 ) -> Result<Disk> {
-    let file = storage::open_locked(path, options.read_only)?;
+    let file = LockedFile::open(path, options.read_only)?;
     open_layer(path, Box::new(file), options, parent, parent_modified)
 }
 

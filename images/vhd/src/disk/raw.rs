@@ -7,7 +7,7 @@ use super::check_request;
 use super::fixed::Fixed;
 use crate::device::{BlockDevice, Extent, SECTOR_SIZE};
 use crate::error::{Error, Result};
-use crate::storage::{self, Storage};
+use crate::storage::{LockedFile, Storage};
 
 /// A raw disk image behind the same trait as a VHD.
 ///
@@ -26,20 +26,30 @@ impl Raw {
     /// Opens a raw image under the same locks as a VHD.
     pub fn open(path: impl AsRef<Path>, read_only: bool) -> Result<Self> {
         let path = path.as_ref();
-        Self::from_file(path, storage::open_locked(path, read_only)?, read_only)
+        Self::from_storage(
+            path,
+            Box::new(LockedFile::open(path, read_only)?),
+            read_only,
+        )
     }
 
-    /// A raw image in an open file; `path` is for messages.
-    pub(crate) fn from_file(path: &Path, file: File, read_only: bool) -> Result<Self> {
-        let mut file_len = file
+    /// A raw image in any storage; `path` is for messages.
+    pub(crate) fn from_storage(
+        path: &Path,
+        storage: Box<dyn Storage>,
+        read_only: bool,
+    ) -> Result<Self> {
+        let mut file_len = storage
             .len()
             .map_err(|source| Error::io(path, "inspect", source))?;
         let size = file_len.next_multiple_of(SECTOR_SIZE);
         if !read_only && size != file_len {
-            Storage::set_len(&file, size).map_err(|source| Error::io(path, "extend", source))?;
+            storage
+                .set_len(size)
+                .map_err(|source| Error::io(path, "extend", source))?;
             file_len = size;
         }
-        let flat = Fixed::new(path.to_owned(), Box::new(file), size);
+        let flat = Fixed::new(path.to_owned(), storage, size);
         Ok(Self {
             path: path.to_owned(),
             flat,

@@ -70,12 +70,37 @@ impl Layout<'_> {
                 report(pair[1].overlaps(&pair[0].name))?;
             }
         }
-        self.inspect_blocks(&fixed, report)
+        self.inspect_blocks(&fixed, report)?;
+        self.inspect_overlaps(report)
     }
 
+    /// Blocks outside the file or in the place of a structure.
     fn inspect_blocks<B>(
         &self,
         fixed: &[Region],
+        report: &mut dyn FnMut(Defect) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        let stored = self.header.block_shape().stored_len();
+        for (index, at) in self.used_entries() {
+            let block = at..at + stored;
+            if block.end > self.limit {
+                let Range { end, .. } = block;
+                let rule = format!(
+                    "the block ends at {end}, behind the end of the data at {}",
+                    self.limit
+                );
+                report(entry_defect(index, at, rule))?;
+            } else if let Some(region) = fixed.iter().find(|region| region.meets(&block)) {
+                let rule = format!("the block overlaps the {}", region.name);
+                report(entry_defect(index, at, rule))?;
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Blocks that overlap each other.
+    fn inspect_overlaps<B>(
+        &self,
         report: &mut dyn FnMut(Defect) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
         let stored = self.header.block_shape().stored_len();
@@ -86,40 +111,18 @@ impl Layout<'_> {
             .filter(|e| *e != bat::UNUSED)
             .collect();
         blocks.sort_unstable();
-        let shared = blocks
-            .windows(2)
-            .filter(|pair| u64::from(pair[1] - pair[0]) * SECTOR_SIZE < stored)
-            .map(|pair| pair[1]);
-        for entry in shared {
-            report(self.entry_defect(entry, "the block overlaps another block".into()))?;
-        }
-        for (_, at) in self.used_entries() {
-            let block = at..at + stored;
-            let rule = if block.end > self.limit {
-                format!(
-                    "the block ends at {}, behind the end of the data at {}",
-                    block.end, self.limit
-                )
-            } else if let Some(region) = fixed.iter().find(|region| region.meets(&block)) {
-                format!("the block overlaps the {}", region.name)
-            } else {
-                continue;
-            };
-            report(self.entry_defect((at / SECTOR_SIZE) as u32, rule))?;
+        for pair in blocks.windows(2) {
+            if u64::from(pair[1] - pair[0]) * SECTOR_SIZE < stored {
+                let first = self.bat.iter().position(|e| *e == pair[0]).unwrap_or(0);
+                let second = self.bat.iter().rposition(|e| *e == pair[1]).unwrap_or(0);
+                let (at, rule) = (
+                    u64::from(pair[1]) * SECTOR_SIZE,
+                    format!("the block overlaps that of entry {first}"),
+                );
+                report(entry_defect(second, at, rule))?;
+            }
         }
         ControlFlow::Continue(())
-    }
-
-    /// A defect of the table's entry with this value.
-    fn entry_defect(&self, entry: u32, rule: String) -> Defect {
-        let index = self.bat.iter().rposition(|e| *e == entry).unwrap_or(0);
-        let value = format!("{entry:#010x} (byte {})", u64::from(entry) * SECTOR_SIZE);
-        Defect::new(
-            Structure::BlockAllocationTable,
-            format!("entry {index}"),
-            value,
-            rule,
-        )
     }
 
     /// All structures but the blocks and the footer at the end.
@@ -167,6 +170,17 @@ impl Layout<'_> {
         }
         regions
     }
+}
+
+/// A defect of the table's entry with this index, whose block is at `at`.
+fn entry_defect(index: usize, at: u64, rule: String) -> Defect {
+    let value = format!("{:#010x} (byte {at})", at / SECTOR_SIZE);
+    Defect::new(
+        Structure::BlockAllocationTable,
+        format!("entry {index}"),
+        value,
+        rule,
+    )
 }
 
 /// A structure's place.

@@ -1,0 +1,15 @@
+//! Tests of the crate as a whole, from outside.
+//!
+//! One program, so that it is linked once. Each module tests one promise.
+
+mod chain;
+mod check;
+mod cli;
+mod convert;
+mod crash;
+mod hostile;
+mod libvhdi;
+mod model;
+mod qemu;
+mod support;
+mod threads;
