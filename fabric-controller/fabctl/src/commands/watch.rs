@@ -32,8 +32,9 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(context: &Context, settings: Watch) -> Result<()> {
     let mut view = View::new(context.format);
+    let service = settings.service.unwrap_or_default();
     tokio::select! {
-        done = follow(context, &settings.service.unwrap_or_default(), &mut view) => done,
+        done = follow(context, &service, &mut view) => done,
         _ = tokio::signal::ctrl_c() => Ok(()),
     }
 }

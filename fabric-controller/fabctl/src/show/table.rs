@@ -10,7 +10,7 @@ use super::{clean, words};
 /// A table with these columns.
 fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(header);
+    table.load_style(presets::NOTHING).set_header(header);
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
@@ -144,7 +144,7 @@ pub fn instances(instances: &[Instance]) -> String {
 #[must_use]
 pub fn details(value: &serde_json::Value) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
+    table.load_style(presets::NOTHING);
     let Some(object) = value.as_object() else { return value.to_string() };
     for (key, value) in object {
         let value = match value {
