@@ -410,3 +410,7 @@ impl Node {
         self.lent.workshop.blobs.keep(needed.collect());
     }
 }
+
+#[cfg(test)]
+#[path = "node_tests.rs"]
+mod tests;

@@ -37,6 +37,8 @@ use crate::{
     },
 };
 
+/// What every VMM is started with, and known by.
+const ARGUMENTS: [&str; 3] = ["run", "--config", CONFIGURATION];
 /// Serial of the disk that a guest boots from.
 const OS_SERIAL: &str = "os";
 /// Bytes of a guest's console that are kept.
@@ -191,7 +193,7 @@ impl ProcessHypervisor {
         };
         let mut command = Command::new(&self.vmm);
         command
-            .args(["run", "--config", CONFIGURATION])
+            .args(ARGUMENTS)
             .current_dir(directory.path())
             .env_clear()
             .stdin(Stdio::null())
@@ -322,9 +324,8 @@ fn open(pid: u32) -> Option<OwnedFd> {
 /// Whether a process is a VMM that was started by [`ProcessHypervisor::spawn`].
 /// Its program may have been replaced by a newer one since, so its file says nothing.
 fn is_vmm(pid: u32) -> bool {
-    proc::arguments(pid)
-        .get(1..)
-        .is_some_and(|rest| rest == ["run", "--config", CONFIGURATION])
+    let arguments = proc::arguments(pid);
+    arguments.len() > ARGUMENTS.len() && arguments.ends_with(&ARGUMENTS.map(str::to_owned))
 }
 
 fn move_aside_if_large(path: &Path) -> io::Result<()> {

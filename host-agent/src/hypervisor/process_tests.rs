@@ -1,1 +1,211 @@
-//! To be written.
+//! The real hypervisor over a VMM that is a shell script: started as
+//! `/bin/sh run --config vm.json`, it is the file `run` in its directory.
+
+use std::process::Child;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::instance::directory::OS_DISK;
+
+/// Runs until it is told to stop; then says so.
+const OBEDIENT: &str = r#"
+trap 'echo "{\"reason\":\"stopped\",\"detail\":\"told to\",\"uptime_ms\":1}"; exit 0' TERM
+ls -l /proc/$$/fd > descriptors
+cut -d ' ' -f 6 /proc/$$/stat > session
+touch up
+while :; do sleep 0.05; done
+"#;
+
+struct Stage {
+    data: TempDir,
+    directory: InstanceDirectory,
+    hypervisor: ProcessHypervisor,
+}
+
+impl Stage {
+    fn new(script: &str) -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let directory = InstanceDirectory::open(data.path().join("shop-web-0")).unwrap();
+        fs::write(directory.file("run"), script).unwrap();
+        let hypervisor = ProcessHypervisor {
+            vmm: "/bin/sh".into(),
+            kernel: "/boot/vmlinux".into(),
+            cmdline: "fabric.faults=1".to_owned(),
+        };
+        Self {
+            data,
+            directory,
+            hypervisor,
+        }
+    }
+
+    async fn launch(&self) -> Arc<dyn Vm> {
+        let spec = VmSpec {
+            name: "shop-web-0".to_owned(),
+            vcpus: 2,
+            memory_mib: 128,
+            os_disk: OS_DISK,
+            os_parents: vec!["/blobs/image".into()],
+            package: Some("/blobs/package".into()),
+            cid: 3,
+        };
+        self.hypervisor
+            .launch(&self.directory, &spec)
+            .await
+            .unwrap()
+    }
+
+    async fn up(&self) -> Arc<dyn Vm> {
+        let vm = self.launch().await;
+        let up = self.directory.file("up");
+        until("the script runs", || up.exists()).await;
+        vm
+    }
+}
+
+async fn until(what: &str, is: impl Fn() -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while !is() {
+        assert!(tokio::time::Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn end_of(vm: &Arc<dyn Vm>) -> Exit {
+    tokio::time::timeout(Duration::from_secs(20), vm.exited())
+        .await
+        .expect("it ends")
+}
+
+#[tokio::test]
+async fn a_vmm_is_given_a_sound_configuration_and_nothing_of_ours() {
+    let stage = Stage::new(OBEDIENT);
+    let _ours = File::open("/dev/zero").unwrap();
+    let vm = stage.up().await;
+    let config = VmConfig::from_file(&stage.directory.file(CONFIGURATION)).unwrap();
+    assert_eq!(config.cmdline, "fabric.faults=1");
+    let serials: Vec<_> = config
+        .disks
+        .iter()
+        .map(|disk| disk.serial.as_str())
+        .collect();
+    assert_eq!(serials, ["os", "package"]);
+    assert!(!config.disks[0].readonly && config.disks[1].readonly);
+
+    let session = fs::read_to_string(stage.directory.file("session")).unwrap();
+    assert_eq!(
+        session.trim(),
+        vm.record().pid.to_string(),
+        "a session of its own"
+    );
+    let descriptors = fs::read_to_string(stage.directory.file("descriptors")).unwrap();
+    assert!(!descriptors.contains("/dev/zero"), "{descriptors}");
+    vm.kill();
+    end_of(&vm).await;
+}
+
+#[tokio::test]
+async fn its_last_words_say_why_it_ended() {
+    let stage = Stage::new(OBEDIENT);
+    let vm = stage.up().await;
+    // There is no control socket: a signal does it.
+    vm.order_stop().await;
+    let exit = end_of(&vm).await;
+    assert_eq!(
+        (exit.kind, exit.detail.as_str()),
+        (ExitKind::Stopped, "told to")
+    );
+    assert!(exit.json.contains("uptime_ms"));
+    assert_eq!(end_of(&vm).await, exit, "asked again, it says the same");
+    assert_eq!(stage.hypervisor.last_exit(&stage.directory), exit);
+
+    let vm = stage.launch().await;
+    vm.kill();
+    let exit = end_of(&vm).await;
+    assert_eq!(exit.kind, ExitKind::Failed);
+    assert_eq!(exit.detail, "without last words: it was ended by signal 9");
+    assert_eq!(proc::start_time(vm.record().pid), None, "no zombie stays");
+}
+
+#[tokio::test]
+async fn a_vmm_is_found_again_by_where_it_runs() {
+    let stage = Stage::new(OBEDIENT);
+    let mut other: Child = Command::new("/bin/sleep")
+        .arg("60")
+        .current_dir(stage.directory.path())
+        .spawn()
+        .unwrap();
+    let find = || stage.hypervisor.find(&stage.directory, None);
+    assert!(
+        find().await.unwrap().is_none(),
+        "not everything that works there is a VMM"
+    );
+
+    let vm = stage.up().await;
+    let found = find().await.unwrap().expect("found");
+    assert_eq!(found.record(), vm.record());
+    found.kill();
+    assert_eq!(end_of(&found).await.kind, ExitKind::Failed);
+    end_of(&vm).await;
+    assert!(find().await.unwrap().is_none());
+    other.kill().unwrap();
+    other.wait().unwrap();
+}
+
+#[tokio::test]
+async fn a_vmm_whose_directory_is_gone_is_ended() {
+    let stage = Stage::new(OBEDIENT);
+    let vm = stage.up().await;
+    assert_eq!(stage.hypervisor.end_strays(stage.data.path()).await, 0);
+    stage.directory.remove().unwrap();
+    assert_eq!(stage.hypervisor.end_strays(stage.data.path()).await, 1);
+    end_of(&vm).await;
+}
+
+#[tokio::test]
+async fn a_vmm_that_is_not_there_is_named() {
+    let mut stage = Stage::new("");
+    stage.hypervisor.vmm = "/nowhere/fabric-vmm".into();
+    let spec = VmSpec {
+        name: "x".to_owned(),
+        vcpus: 1,
+        memory_mib: 64,
+        os_disk: OS_DISK,
+        os_parents: Vec::new(),
+        package: None,
+        cid: 3,
+    };
+    let error = stage
+        .hypervisor
+        .launch(&stage.directory, &spec)
+        .await
+        .unwrap_err();
+    assert!(
+        chain(&error).starts_with("cannot start /nowhere/fabric-vmm: "),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_panic_that_ends_in_a_reset_is_a_panic() {
+    let report = |reason, panic: Option<&str>| {
+        let mut report = ExitReport::new(reason, "in words");
+        report.panic = panic.map(str::to_owned);
+        let exit = judge(&report);
+        (exit.kind, exit.detail)
+    };
+    let text = |text: &str| text.to_owned();
+    assert_eq!(
+        report(ExitReason::GuestReset, Some("Attempted to kill init!")),
+        (ExitKind::KernelPanic, text("Attempted to kill init!"))
+    );
+    assert_eq!(
+        report(ExitReason::GuestReset, None),
+        (ExitKind::GuestReset, text("in words"))
+    );
+    assert_eq!(
+        report(ExitReason::TripleFault, None),
+        (ExitKind::Failed, text("in words"))
+    );
+}
