@@ -1,0 +1,437 @@
+//! The guest agent's one loop: takes goals, signals, results of checks, faults
+//! and the time, and hands them to what they concern.
+//!
+//! ```text
+//!  session ── goals ──▶ ┌───────┐ ── events ──▶ role::Supervised, one a role
+//!  signals, children ─▶ │ Agent │                  │
+//!  checks' results ───▶ │       │ ◀─ deadlines ────┤
+//!  faults ────────────▶ └───────┘                  ▼
+//!                           └── heartbeats ──▶ Outbox ──▶ session
+//! ```
+//!
+//! A heartbeat is sent from this loop and not beside it: when the loop hangs, the
+//! host hears of it.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io,
+    os::unix::fs::FileExt as _,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use fabric_proto::{
+    guest::v1::{Goodbye, GoodbyeReason, Heartbeat, Hello},
+    id::RoleName,
+};
+use rustix::{
+    process::Signal,
+    time::{ClockId, clock_gettime},
+};
+use tokio::{
+    sync::mpsc::{self, Receiver},
+    task::yield_now,
+    time::{sleep_until, timeout},
+};
+
+use crate::{
+    console, fault,
+    fault::Fault,
+    init,
+    init::reaper::{Asked, Children, Signals},
+    model::{Down, Goal, Power, Wanted},
+    role::{
+        Probed, Supervised, Surroundings,
+        files::Layout,
+        policy::{Event, Moment, StopCause},
+    },
+    session::{self, Address, outbox::Outbox},
+};
+
+/// Heartbeat period until a goal names one.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// How long the roles' ends are waited for beyond what the roles are given.
+const STOP_SLACK: Duration = Duration::from_secs(10);
+/// How long a goodbye is waited for to be heard.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// Longest wait without a reason to wake.
+const NEVER: Duration = Duration::from_secs(3600);
+
+/// How the guest agent is run.
+#[derive(Debug)]
+pub struct Options {
+    /// Where the host agent is.
+    pub address: Address,
+    /// Where roles' files are, and whether this is a guest.
+    pub layout: Layout,
+    /// When the guest agent started.
+    pub start: Instant,
+}
+
+/// Runs roles as the host agent says, until it is time to go down.
+///
+/// # Errors
+///
+/// When signals cannot be taken over: a first process that does not hear of its
+/// children's ends is of no use.
+pub async fn run(options: Options) -> io::Result<Down> {
+    let signals = Signals::new()?;
+    let outbox = Outbox::default();
+    let (session_sender, session) = mpsc::channel(16);
+    let (probed_sender, probed) = mpsc::channel(64);
+    let (fault_sender, faults) = mpsc::channel(1);
+    let applied = Arc::new(AtomicU64::new(0));
+    let hello = hello(applied.clone());
+    tokio::spawn(session::keep(options.address, outbox.clone(), hello, session_sender));
+    let agent = Agent {
+        around: Surroundings {
+            start: options.start,
+            layout: options.layout,
+            instance: String::new(),
+            outbox,
+            children: Children::default(),
+            probed: probed_sender,
+            null: None,
+        },
+        roles: BTreeMap::new(),
+        applied,
+        hostname: String::new(),
+        heartbeats: Heartbeats::default(),
+        going: None,
+        faults: Some(fault_sender),
+    };
+    Ok(agent.run(Inputs { signals, session, probed, faults }).await)
+}
+
+/// What the loop listens to.
+struct Inputs {
+    signals: Signals,
+    session: Receiver<session::Event>,
+    probed: Receiver<Probed>,
+    faults: Receiver<Fault>,
+}
+
+struct Agent {
+    around: Surroundings,
+    roles: BTreeMap<RoleName, Supervised>,
+    /// Highest incarnation applied; hellos are made from it elsewhere.
+    applied: Arc<AtomicU64>,
+    hostname: String,
+    heartbeats: Heartbeats,
+    going: Option<Going>,
+    /// What faults are sent to, until the listener for them has been started.
+    faults: Option<mpsc::Sender<Fault>>,
+}
+
+/// On the way down.
+#[derive(Debug, Clone, Copy)]
+struct Going {
+    down: Down,
+    asked_by_goal: bool,
+    /// When it goes down whether or not the roles have ended.
+    at_last: Moment,
+}
+
+/// Signs of life.
+#[derive(Debug)]
+struct Heartbeats {
+    period: Duration,
+    /// When the next is due; `None` while there is no session.
+    next: Option<Moment>,
+    sequence: u64,
+    memory: Option<File>,
+}
+
+impl Agent {
+    async fn run(mut self, mut inputs: Inputs) -> Down {
+        let greeting = self.around.outbox.clone();
+        loop {
+            let starting = self.faults.is_some();
+            let wake = self.around.start + self.deadline();
+            tokio::select! {
+                biased;
+                asked = inputs.signals.next() => self.signalled(asked),
+                Some(event) = inputs.session.recv() => self.session(event),
+                Some(probed) = inputs.probed.recv() => self.probed(probed),
+                Some(fault) = inputs.faults.recv() => self.fault(&fault),
+                () = greeting.greeted(), if starting => {
+                    // Lets the hello be written before this thread does other work.
+                    yield_now().await;
+                    self.finish_init();
+                }
+                () = sleep_until(wake.into()) => {}
+            }
+            self.tick();
+            if let Some(going) = self.going
+                && self.is_down(going)
+            {
+                self.say_goodbye(going, &mut inputs.session).await;
+                return going.down;
+            }
+        }
+    }
+
+    /// What init does that the hello did not have to wait for.
+    fn finish_init(&mut self) {
+        let Some(faults) = self.faults.take() else { return };
+        if self.around.layout.guest {
+            init::rest();
+            if init::faults_allowed() {
+                tokio::spawn(fault::listen(faults));
+            }
+        }
+    }
+
+    fn session(&mut self, event: session::Event) {
+        self.finish_init();
+        match event {
+            session::Event::Up => {
+                self.heartbeats.begin(self.around.now());
+                for role in self.roles.values() {
+                    role.report(&self.around);
+                }
+            }
+            session::Event::Goal(goal) => self.apply(*goal),
+            session::Event::Down => self.heartbeats.next = None,
+        }
+    }
+
+    fn apply(&mut self, goal: Goal) {
+        if goal.incarnation < self.applied.load(Ordering::Relaxed) || self.going.is_some() {
+            return;
+        }
+        for remark in &goal.remarks {
+            console::say(format_args!("goal {}: {remark}", goal.incarnation));
+        }
+        if self.around.layout.guest {
+            init::apply(&goal, &mut self.hostname);
+        }
+        self.heartbeats.period = goal.heartbeat_period;
+        self.around.instance = goal.instance_id;
+        match goal.power {
+            Power::Run => self.apply_roles(goal.roles),
+            Power::Down(down) => self.go(down, true),
+        }
+        self.applied.store(goal.incarnation, Ordering::Relaxed);
+    }
+
+    fn apply_roles(&mut self, wanted: BTreeMap<RoleName, Wanted>) {
+        for (name, role) in &mut self.roles {
+            if !wanted.contains_key(name) {
+                role.handle(Event::Stop(StopCause::NotWanted), &mut self.around);
+            }
+        }
+        for (name, wanted) in wanted {
+            let role = self
+                .roles
+                .entry(name.clone())
+                .or_insert_with(|| Supervised::new(name, &self.around.layout));
+            let event = match wanted {
+                Wanted::Run(spec) => Event::Want(spec),
+                Wanted::Refused(why) => Event::Refuse(why),
+            };
+            role.handle(event, &mut self.around);
+        }
+    }
+
+    fn signalled(&mut self, asked: io::Result<Asked>) {
+        match asked {
+            Ok(Asked::Reap) => {
+                for (name, ending) in self.around.children.reap() {
+                    self.tell(&name, Event::Ended(ending));
+                }
+            }
+            Ok(Asked::Down(down)) => self.go(down, false),
+            Err(error) => {
+                console::say(format_args!("cannot hear signals: {error}; rebooting"));
+                self.go(Down::Reboot, false);
+            }
+        }
+    }
+
+    fn probed(&mut self, probed: Probed) {
+        let Probed { role, run, kind, outcome } = probed;
+        self.tell(&role, Event::Probed { run, kind, outcome });
+    }
+
+    fn fault(&mut self, fault: &Fault) {
+        let signal = |name: &RoleName, signal: Signal| match self.roles.get(name) {
+            Some(role) => role.signal(signal),
+            None => console::say(format_args!("there is no role {name} to hurt")),
+        };
+        match fault {
+            Fault::KillRole(name) => signal(name, Signal::KILL),
+            Fault::HangRole(name) => signal(name, Signal::STOP),
+            Fault::Reboot => self.go(Down::Reboot, false),
+            Fault::PowerOff => self.go(Down::PowerOff, false),
+            Fault::HangAgent | Fault::ExitAgent | Fault::Panic => fault::inflict(fault),
+        }
+    }
+
+    fn tell(&mut self, name: &RoleName, event: Event) {
+        if let Some(role) = self.roles.get_mut(name) {
+            role.handle(event, &mut self.around);
+        }
+    }
+
+    /// Begins to go down: stops the roles, which are waited for.
+    fn go(&mut self, down: Down, asked_by_goal: bool) {
+        if self.going.is_some() {
+            return;
+        }
+        let mut last = self.around.now();
+        for role in self.roles.values_mut() {
+            role.handle(Event::Stop(StopCause::GoingDown), &mut self.around);
+            last = last.max(role.deadline().unwrap_or_default());
+        }
+        self.going = Some(Going { down, asked_by_goal, at_last: last.saturating_add(STOP_SLACK) });
+    }
+
+    fn is_down(&self, going: Going) -> bool {
+        self.around.now() >= going.at_last || self.roles.values().all(Supervised::is_stopped)
+    }
+
+    async fn say_goodbye(&self, going: Going, session: &mut Receiver<session::Event>) {
+        if self.heartbeats.next.is_none() {
+            return;
+        }
+        let reason = match going.down {
+            Down::PowerOff => GoodbyeReason::PowerOff,
+            Down::Reboot => GoodbyeReason::Reboot,
+        };
+        let asked_by_goal = going.asked_by_goal;
+        self.around.outbox.goodbye(Goodbye { reason: reason.into(), asked_by_goal });
+        // The host agent ends the session when it has heard it.
+        let over = async {
+            while let Some(event) = session.recv().await {
+                if matches!(event, session::Event::Down) {
+                    break;
+                }
+            }
+        };
+        _ = timeout(FAREWELL, over).await;
+    }
+
+    /// When there is something to do next, by itself.
+    fn deadline(&self) -> Moment {
+        let roles = self.roles.values().filter_map(Supervised::deadline);
+        let others = [self.heartbeats.next, self.going.map(|going| going.at_last)];
+        roles
+            .chain(others.into_iter().flatten())
+            .min()
+            .unwrap_or_else(|| self.around.now().saturating_add(NEVER))
+    }
+
+    /// Does what is due; forgets roles that are gone.
+    fn tick(&mut self) {
+        let now = self.around.now();
+        for role in self.roles.values_mut() {
+            if role.deadline().is_some_and(|at| at <= now) {
+                role.handle(Event::Tick, &mut self.around);
+            }
+        }
+        if self.going.is_none() {
+            self.roles.retain(|_, role| {
+                let stays = !role.is_stopped();
+                if !stays {
+                    role.clear();
+                }
+                stays
+            });
+        }
+        let applied = self.applied.load(Ordering::Relaxed);
+        if let Some(heartbeat) = self.heartbeats.due(now, applied) {
+            self.around.outbox.heartbeat(heartbeat);
+        }
+    }
+}
+
+impl Default for Heartbeats {
+    fn default() -> Self {
+        Self { period: HEARTBEAT, next: None, sequence: 0, memory: None }
+    }
+}
+
+impl Heartbeats {
+    /// A session has begun.
+    fn begin(&mut self, now: Moment) {
+        self.sequence = 0;
+        self.next = Some(now.saturating_add(self.period));
+    }
+
+    fn due(&mut self, now: Moment, applied: u64) -> Option<Heartbeat> {
+        let next = self.next?;
+        if now < next {
+            return None;
+        }
+        self.next = Some(now.saturating_add(self.period));
+        self.sequence += 1;
+        Some(Heartbeat {
+            sequence: self.sequence,
+            uptime: Some(uptime()),
+            applied_incarnation: applied,
+            memory_available_bytes: self.memory_available().unwrap_or_default(),
+        })
+    }
+
+    fn memory_available(&mut self) -> Option<u64> {
+        let file = match self.memory.take() {
+            Some(file) => file,
+            None => File::open("/proc/meminfo").ok()?,
+        };
+        let mut text = [0; 256];
+        let read = self.memory.insert(file).read_at(&mut text, 0).ok()?;
+        memory_available(text.get(..read)?)
+    }
+}
+
+/// `MemAvailable` of `/proc/meminfo` (proc(5)), in bytes.
+fn memory_available(text: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(text).ok()?;
+    let value = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = value.trim().strip_suffix(" kB")?.parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// Makes hellos: what does not change is looked up once.
+fn hello(applied: Arc<AtomicU64>) -> impl Fn() -> Hello {
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let boot_id = boot_id.trim_end().to_owned();
+    let system = rustix::system::uname();
+    let kernel_release = system.release().to_string_lossy().into_owned();
+    move || Hello {
+        protocol_version: fabric_proto::PROTOCOL_VERSION,
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        boot_id: boot_id.clone(),
+        kernel_release: kernel_release.clone(),
+        uptime: Some(uptime()),
+        applied_incarnation: applied.load(Ordering::Relaxed),
+    }
+}
+
+/// Time since the kernel started.
+fn uptime() -> prost_types::Duration {
+    let time = clock_gettime(ClockId::Boottime);
+    // Below a second, so it always fits.
+    let nanos = i32::try_from(time.tv_nsec).unwrap_or_default();
+    prost_types::Duration { seconds: time.tv_sec, nanos }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn available_memory_is_read_as_the_kernel_writes_it() {
+        let text = b"MemTotal:         119288 kB\nMemFree:           90188 kB\n\
+                     MemAvailable:      93508 kB\nBuffers:  ";
+        assert_eq!(memory_available(text), Some(93_508 * 1024));
+        assert_eq!(memory_available(b"MemTotal: 1 kB\n"), None);
+        assert_eq!(memory_available(b"MemAvailable: 99999999999999999999 kB\n"), None);
+        assert_eq!(memory_available(b"\xff"), None);
+    }
+}

@@ -1,0 +1,48 @@
+//! The guest's clock follows the host's, by steps: a guest that was paused, or
+//! whose kernel has no clock of the host's, is far off at once or not at all.
+
+use std::{
+    io,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use rustix::time::{ClockId, Timespec, clock_settime};
+
+/// Difference from which on the clock is set.
+const TOO_FAR: Duration = Duration::from_secs(1);
+
+/// Sets the clock to `host` when the two are too far apart.
+pub fn follow(host: SystemTime) -> io::Result<()> {
+    match step(SystemTime::now(), host) {
+        None => Ok(()),
+        Some(time) => Ok(clock_settime(ClockId::Realtime, time)?),
+    }
+}
+
+fn step(guest: SystemTime, host: SystemTime) -> Option<Timespec> {
+    let apart = guest.duration_since(host).unwrap_or_else(|error| error.duration());
+    // A host that does not know its own time is not followed.
+    let since_epoch = host.duration_since(UNIX_EPOCH).ok()?;
+    if apart <= TOO_FAR {
+        return None;
+    }
+    Some(Timespec {
+        tv_sec: since_epoch.as_secs().try_into().ok()?,
+        tv_nsec: since_epoch.subsec_nanos().into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_is_set_when_it_is_more_than_a_second_off_either_way() {
+        let at = |millis| UNIX_EPOCH + Duration::from_millis(millis);
+        assert_eq!(step(at(5_000), at(6_000)), None);
+        assert_eq!(step(at(5_000), at(4_000)), None);
+        assert_eq!(step(at(5_000), at(6_001)).unwrap().tv_sec, 6);
+        assert_eq!(step(at(5_000), at(3_500)).unwrap().tv_nsec, 500_000_000);
+        assert_eq!(step(at(5_000), UNIX_EPOCH - Duration::from_secs(9)), None);
+    }
+}

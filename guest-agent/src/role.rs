@@ -1,0 +1,384 @@
+//! One role as it is run: carries out what [`policy`] decides and tells it what
+//! became of it. Decides nothing itself.
+//!
+//! | module | for |
+//! |---|---|
+//! | [`policy`] | a role's life: what to do when what happened (pure; the diagram is there) |
+//! | [`gauge`] | one probe's schedule and verdict (pure) |
+//! | [`process`] | starting programs as the role's user; signals |
+//! | [`probe`] | making one check |
+//! | [`output`] | reading what the role writes |
+//! | [`files`] | the package's mount and the settings file |
+
+pub mod files;
+pub mod gauge;
+pub mod output;
+pub mod policy;
+pub mod probe;
+pub mod process;
+
+use std::{
+    ffi::{CString, OsStr},
+    fs::File,
+    os::fd::AsFd as _,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+use fabric_proto::{
+    guest::v1::{self as wire, RoleStatus},
+    id::RoleName,
+};
+use rustix::process::{Pid, Signal};
+use tokio::sync::{mpsc, oneshot};
+
+use self::{
+    files::{Files, FilesError, Layout},
+    output::Capture,
+    policy::{Action, Ending, Event, Exit, Moment, Role, State, Status},
+    process::{Program, SpawnError},
+};
+use crate::{
+    console,
+    init::reaper::{Child, Children},
+    model::{Check, LaunchSpec, ProbeKind, ProbeSpec},
+    session::{logs, outbox::Outbox},
+};
+
+/// Search path of roles.
+const PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin";
+
+/// The result of a check.
+#[derive(Debug)]
+pub struct Probed {
+    /// Of which role.
+    pub role: RoleName,
+    /// Of which run of it.
+    pub run: u32,
+    /// Which probe.
+    pub kind: ProbeKind,
+    /// Why it failed, if it did.
+    pub outcome: Result<(), String>,
+}
+
+/// What all roles are run with.
+#[derive(Debug)]
+pub struct Surroundings {
+    /// When the guest agent started.
+    pub start: Instant,
+    /// Where roles' files are.
+    pub layout: Layout,
+    /// The instance that this guest is.
+    pub instance: String,
+    /// What is to be said to the host agent.
+    pub outbox: Outbox,
+    /// The processes that were started here.
+    pub children: Children,
+    /// Takes results of checks.
+    pub probed: mpsc::Sender<Probed>,
+    /// `/dev/null`, once it is there.
+    pub null: Option<File>,
+}
+
+impl Surroundings {
+    /// Time since the guest agent started.
+    pub fn now(&self) -> Moment {
+        self.start.elapsed()
+    }
+}
+
+/// Why a role could not be started.
+#[derive(Debug, thiserror::Error)]
+enum LaunchError {
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    #[error("no pipe for its output")]
+    Pipe(#[source] std::io::Error),
+    #[error("cannot open /dev/null")]
+    Null(#[source] std::io::Error),
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+}
+
+/// A role that is run.
+#[derive(Debug)]
+pub struct Supervised {
+    name: RoleName,
+    /// The name, as the outbox files its output.
+    label: Arc<str>,
+    policy: Role,
+    files: Files,
+    /// Its environment, as it was launched; probes run with it too.
+    environment: Vec<CString>,
+    pid: Option<Pid>,
+    capture: Option<Capture>,
+}
+
+impl Supervised {
+    /// A role that is not run yet.
+    pub fn new(name: RoleName, layout: &Layout) -> Self {
+        Self {
+            label: name.as_str().into(),
+            files: Files::new(layout, &name),
+            name,
+            policy: Role::new(),
+            environment: Vec::new(),
+            pid: None,
+            capture: None,
+        }
+    }
+
+    /// Takes an event and does what follows from it.
+    pub fn handle(&mut self, event: Event, around: &mut Surroundings) {
+        if let Event::Ended(ending) = event {
+            self.ended(ending, around);
+        }
+        let mut next = Some(event);
+        while let Some(event) = next.take() {
+            let now = around.now();
+            for action in self.policy.handle(event, now) {
+                match action {
+                    // The one action that has an answer, and never two at once.
+                    Action::Launch => next = Some(self.launch(around)),
+                    Action::Terminate => self.group(process::terminate),
+                    Action::Kill => self.group(process::kill),
+                    Action::Check { run, kind, spec } => self.check(run, kind, spec, around),
+                    Action::Report => self.report(around),
+                }
+            }
+        }
+    }
+
+    /// When it wants to be given a [`Event::Tick`].
+    pub fn deadline(&self) -> Option<Moment> {
+        self.policy.deadline()
+    }
+
+    /// True when it has stopped because it was told to.
+    pub fn is_stopped(&self) -> bool {
+        self.policy.is_stopped()
+    }
+
+    /// Says how it is, whether or not that is new.
+    pub fn report(&self, around: &Surroundings) {
+        let status = to_wire(&self.name, self.policy.status(), around.now());
+        around.outbox.status(status);
+    }
+
+    /// Sends a signal to all of its processes; for faults.
+    pub fn signal(&self, signal: Signal) {
+        self.group(|pid| process::signal(pid, signal));
+    }
+
+    /// Takes away what it leaves behind.
+    pub fn clear(&mut self) {
+        self.files.clear();
+    }
+
+    fn group(&self, send: impl FnOnce(Pid)) {
+        if let Some(pid) = self.pid {
+            send(pid);
+        }
+    }
+
+    fn ended(&mut self, ending: Ending, around: &Surroundings) {
+        self.remark(around, &ending.to_string());
+        self.pid = None;
+        self.capture = None;
+    }
+
+    fn remark(&self, around: &Surroundings, remark: &str) {
+        let line = format!("{remark}\n");
+        let now = SystemTime::now();
+        around.outbox.log(&self.label, logs::Stream::Agent, line.as_bytes(), now);
+    }
+
+    fn launch(&mut self, around: &mut Surroundings) -> Event {
+        let Some(spec) = self.policy.launch_spec().cloned() else {
+            return Event::LaunchFailed(String::new());
+        };
+        match self.try_launch(&spec, around) {
+            Ok(None) => Event::Launched(0),
+            Ok(Some(pid)) => {
+                let number = pid.as_raw_nonzero().get().unsigned_abs();
+                let command = process::display(&spec.command);
+                self.remark(around, &format!("started {command} as process {number}"));
+                Event::Launched(number)
+            }
+            Err(error) => {
+                let error = console::chain(&error);
+                self.remark(around, &format!("cannot be started: {error}"));
+                Event::LaunchFailed(error)
+            }
+        }
+    }
+
+    fn try_launch(
+        &mut self,
+        spec: &LaunchSpec,
+        around: &mut Surroundings,
+    ) -> Result<Option<Pid>, LaunchError> {
+        self.files.lay_out(spec)?;
+        self.environment = environment(&self.name, spec, &self.files, &around.instance);
+        if spec.command.is_empty() {
+            return Ok(None);
+        }
+        let (capture, [stdout, stderr]) =
+            output::capture(&around.outbox, &self.label).map_err(LaunchError::Pipe)?;
+        let null = null(&mut around.null).map_err(LaunchError::Null)?;
+        let pid = process::spawn(&Program {
+            command: &spec.command,
+            environment: &self.environment,
+            directory: &self.files.directory,
+            user: around.layout.guest.then_some(spec.uid),
+            stdio: [null.as_fd(), stdout.as_fd(), stderr.as_fd()],
+        })?;
+        around.children.add(pid, Child::Role(self.name.clone()));
+        self.capture = Some(capture);
+        self.pid = Some(pid);
+        Ok(Some(pid))
+    }
+
+    fn check(&mut self, run: u32, kind: ProbeKind, spec: ProbeSpec, around: &mut Surroundings) {
+        let exec = match &spec.check {
+            Check::Exec(command) => Some(self.exec(command, around)),
+            Check::Tcp(_) | Check::Http { .. } => None,
+        };
+        let (role, results) = (self.name.clone(), around.probed.clone());
+        tokio::spawn(async move {
+            let outcome = match (spec.check, exec) {
+                (Check::Tcp(port), _) => probe::tcp(port, spec.timeout).await,
+                (Check::Http { port, path }, _) => probe::http(port, &path, spec.timeout).await,
+                (Check::Exec(_), Some(Ok((pid, ended)))) => {
+                    probe::exec(pid, ended, spec.timeout).await
+                }
+                (Check::Exec(_), Some(Err(error))) => Err(probe::Failure::Start(error)),
+                (Check::Exec(_), None) => Err(probe::Failure::GivenUp),
+            };
+            let outcome = outcome.map_err(|failure| console::chain(&failure));
+            // Nobody wants it any more when the guest goes down.
+            _ = results.send(Probed { role, run, kind, outcome }).await;
+        });
+    }
+
+    fn exec(
+        &self,
+        command: &[CString],
+        around: &mut Surroundings,
+    ) -> Result<(Pid, oneshot::Receiver<Ending>), SpawnError> {
+        let null = null(&mut around.null).map_err(SpawnError::Prepare)?.as_fd();
+        let user = self.policy.launch_spec().map(|spec| spec.uid);
+        let pid = process::spawn(&Program {
+            command,
+            environment: &self.environment,
+            directory: &self.files.directory,
+            user: user.filter(|_| around.layout.guest),
+            stdio: [null, null, null],
+        })?;
+        let (sender, receiver) = oneshot::channel();
+        around.children.add(pid, Child::Probe(sender));
+        Ok((pid, receiver))
+    }
+}
+
+fn null(null: &mut Option<File>) -> std::io::Result<&File> {
+    let opened = match null.take() {
+        Some(file) => file,
+        None => File::options().read(true).write(true).open("/dev/null")?,
+    };
+    Ok(null.insert(opened))
+}
+
+/// The environment of a role's programs: its own variables cannot replace those
+/// that the guest agent promises, save PATH and HOME.
+fn environment(
+    name: &RoleName,
+    spec: &LaunchSpec,
+    files: &Files,
+    instance: &str,
+) -> Vec<CString> {
+    let defaults: [(&str, &OsStr); 2] =
+        [("PATH", PATH.as_ref()), ("HOME", files.directory.as_os_str())];
+    let promised: [(&str, &OsStr); 3] = [
+        ("FABRIC_ROLE", name.as_str().as_ref()),
+        ("FABRIC_INSTANCE", instance.as_ref()),
+        ("FABRIC_SETTINGS_FILE", files.settings.as_os_str()),
+    ];
+    let own = spec
+        .environment
+        .iter()
+        .map(|(name, value)| (name.as_str(), OsStr::new(value)))
+        .filter(|(name, _)| !promised.iter().any(|(promised, _)| promised == name));
+    let defaults =
+        defaults.into_iter().filter(|(name, _)| !spec.environment.contains_key(*name));
+    process::environment(defaults.chain(own).chain(promised))
+}
+
+fn to_wire(name: &RoleName, status: &Status, now: Moment) -> RoleStatus {
+    let state = match status.state {
+        State::Starting => wire::RoleState::Starting,
+        State::Ready => wire::RoleState::Ready,
+        State::Busy => wire::RoleState::Busy,
+        State::Unhealthy => wire::RoleState::Unhealthy,
+        State::Stopped => wire::RoleState::Stopped,
+    };
+    let since = SystemTime::now().checked_sub(now.saturating_sub(status.since));
+    RoleStatus {
+        role: name.to_string(),
+        state: state.into(),
+        reason: status.reason.clone(),
+        since: since.map(prost_types::Timestamp::from),
+        pid: status.pid,
+        restarts: status.restarts,
+        last_exit: status.last_exit.as_ref().map(exit_to_wire),
+        restart_generation: status.generation,
+        consecutive_failures: status.failures,
+    }
+}
+
+fn exit_to_wire(exit: &Exit) -> wire::RoleExit {
+    use wire::role_exit::How;
+    let (how, by_agent) = match exit {
+        Exit::Process(Ending::Code(code), by_agent) => {
+            (How::ExitCode(code.unsigned_abs()), *by_agent)
+        }
+        Exit::Process(Ending::Signal(signal), by_agent) => {
+            (How::Signal(signal.unsigned_abs()), *by_agent)
+        }
+        Exit::NotStarted(why) => (How::SpawnError(why.clone()), false),
+    };
+    wire::RoleExit { how: Some(how), by_agent }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_role_cannot_replace_what_the_guest_agent_promises() {
+        let layout = Layout { roles: "/role".into(), run: "/run/fabric".into(), guest: false };
+        let name: RoleName = "web".parse().unwrap();
+        let own = [("FABRIC_ROLE", "other"), ("PATH", "/opt"), ("GREETING", "hello=there")];
+        let spec = LaunchSpec {
+            command: vec![],
+            environment: own.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            settings: [].into(),
+            uid: 1000,
+            package: None,
+        };
+        let environment = environment(&name, &spec, &Files::new(&layout, &name), "shop-web-0");
+        let environment: Vec<_> =
+            environment.iter().map(|variable| variable.to_str().unwrap()).collect();
+        assert_eq!(
+            environment,
+            [
+                "HOME=/role/web",
+                "GREETING=hello=there",
+                "PATH=/opt",
+                "FABRIC_ROLE=web",
+                "FABRIC_INSTANCE=shop-web-0",
+                "FABRIC_SETTINGS_FILE=/run/fabric/web/settings.json",
+            ]
+        );
+    }
+}

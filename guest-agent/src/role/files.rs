@@ -1,0 +1,200 @@
+//! What a role finds in the file system: its package, mounted read-only at its
+//! directory, and its settings.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, fchown},
+    path::{Path, PathBuf},
+};
+
+use fabric_proto::id::RoleName;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use crate::{console, model::LaunchSpec};
+
+/// Where roles' files are.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    /// Parent of the roles' directories.
+    pub roles: PathBuf,
+    /// Parent of the directories with their settings.
+    pub run: PathBuf,
+    /// Whether this is a guest, where disks are mounted and files given away.
+    pub guest: bool,
+}
+
+/// What one role has.
+#[derive(Debug)]
+pub struct Files {
+    /// Its working directory.
+    pub directory: PathBuf,
+    /// The file with its settings.
+    pub settings: PathBuf,
+    run: PathBuf,
+    /// Serial of the disk that is mounted at the directory.
+    mounted: Option<String>,
+    guest: bool,
+}
+
+/// Why a role's files could not be laid out.
+#[derive(Debug, thiserror::Error)]
+pub enum FilesError {
+    /// A directory cannot be made.
+    #[error("cannot make {}", .0.display())]
+    Directory(PathBuf, #[source] io::Error),
+    /// There is no disk with its package.
+    #[error("no disk has the serial {0:?} that package_disk_serial names")]
+    NoDisk(String),
+    /// The disks cannot be looked through.
+    #[error("cannot look for disks in /sys/block")]
+    Disks(#[source] io::Error),
+    /// The package cannot be mounted.
+    #[error("cannot mount {} (serial {serial:?}) at {}", .device.display(), .at.display())]
+    Mount {
+        /// The disk.
+        device: PathBuf,
+        /// Its serial.
+        serial: String,
+        /// The role's directory.
+        at: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The settings cannot be written.
+    #[error("cannot write {}", .0.display())]
+    Settings(PathBuf, #[source] io::Error),
+}
+
+impl Files {
+    /// The files of a role; none of them is made yet.
+    pub fn new(layout: &Layout, role: &RoleName) -> Self {
+        let run = layout.run.join(role.as_str());
+        Self {
+            directory: layout.roles.join(role.as_str()),
+            settings: run.join("settings.json"),
+            run,
+            mounted: None,
+            guest: layout.guest,
+        }
+    }
+
+    /// Lays out what `launch` needs.
+    ///
+    /// # Errors
+    ///
+    /// Says what is missing or cannot be made.
+    pub fn lay_out(&mut self, launch: &LaunchSpec) -> Result<(), FilesError> {
+        for directory in [&self.directory, &self.run] {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(directory)
+                .map_err(|error| FilesError::Directory(directory.clone(), error))?;
+        }
+        if self.guest && self.mounted != launch.package {
+            self.unmount();
+            if let Some(serial) = &launch.package {
+                self.mount(serial)?;
+                self.mounted = Some(serial.clone());
+            }
+        }
+        let owner = self.guest.then_some(launch.uid);
+        write_settings(&self.settings, &launch.settings, owner)
+            .map_err(|error| FilesError::Settings(self.settings.clone(), error))
+    }
+
+    /// Takes away what the role leaves behind when it is not wanted any more.
+    pub fn clear(&mut self) {
+        self.unmount();
+        for path in [&self.run, &self.directory] {
+            // A directory that something was put into by hand stays.
+            _ = fs::remove_file(&self.settings);
+            _ = fs::remove_dir(path);
+        }
+    }
+
+    fn mount(&self, serial: &str) -> Result<(), FilesError> {
+        let device = disk(Path::new("/sys/block"), serial).map_err(FilesError::Disks)?;
+        let device = device.ok_or_else(|| FilesError::NoDisk(serial.to_owned()))?;
+        let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+        mount(&device, &self.directory, "ext4", flags, None).map_err(|error| FilesError::Mount {
+            device,
+            serial: serial.to_owned(),
+            at: self.directory.clone(),
+            source: error.into(),
+        })
+    }
+
+    fn unmount(&mut self) {
+        if self.mounted.take().is_some()
+            && let Err(error) = unmount(&self.directory, UnmountFlags::DETACH)
+        {
+            console::say(format_args!("cannot unmount {}: {error}", self.directory.display()));
+        }
+    }
+}
+
+/// The device of the disk with this serial, as virtio-blk reports it.
+fn disk(block: &Path, serial: &str) -> io::Result<Option<PathBuf>> {
+    for entry in fs::read_dir(block)? {
+        let entry = entry?;
+        let found = fs::read_to_string(entry.path().join("serial"));
+        if found.is_ok_and(|found| found.trim_end() == serial) {
+            return Ok(Some(Path::new("/dev").join(entry.file_name())));
+        }
+    }
+    Ok(None)
+}
+
+/// Writes the settings as one JSON object, for the role's user alone, and at once:
+/// a reader sees the old ones or the new ones whole.
+fn write_settings(
+    path: &Path,
+    settings: &BTreeMap<String, String>,
+    owner: Option<u32>,
+) -> io::Result<()> {
+    let new = path.with_extension("new");
+    _ = fs::remove_file(&new);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o400).open(&new)?;
+    file.write_all(&serde_json::to_vec(settings)?)?;
+    fchown(&file, owner, owner)?;
+    fs::rename(&new, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_found_by_its_serial_and_nothing_else() {
+        let block = tempfile::tempdir().unwrap();
+        for (name, serial) in [("vda", Some("os")), ("vdb", Some("package\n")), ("loop0", None)] {
+            fs::create_dir(block.path().join(name)).unwrap();
+            if let Some(serial) = serial {
+                fs::write(block.path().join(name).join("serial"), serial).unwrap();
+            }
+        }
+        let find = |serial| disk(block.path(), serial).unwrap();
+        assert_eq!(find("package"), Some("/dev/vdb".into()));
+        assert_eq!(find("pack"), None);
+    }
+
+    #[test]
+    fn settings_are_replaced_whole_and_are_the_users_alone() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("settings.json");
+        for colour in ["blue", "a \"quoted\"\n one"] {
+            let settings = [("colour".to_owned(), colour.to_owned())].into();
+            write_settings(&path, &settings, None).unwrap();
+            let read: BTreeMap<String, String> =
+                serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+            assert_eq!(read, settings);
+        }
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o400);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+}

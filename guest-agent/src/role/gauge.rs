@@ -1,0 +1,222 @@
+//! One probe's schedule and verdict: when to check next, and what the results
+//! so far amount to. Pure: it is told the time and makes no check itself.
+//!
+//! ```text
+//!            success_threshold in a row
+//!  Unknown ─────────────────────────────▶ Passing
+//!     │                                    │  ▲
+//!     │ failure_threshold                  ▼  │ success_threshold
+//!     └───────────────────────────────▶ Failing
+//! ```
+
+use std::time::Duration;
+
+use super::policy::Moment;
+use crate::model::{Check, ProbeSpec};
+
+/// Interval after which a role that has just started is first checked. A role
+/// should not wait a whole period for being found ready.
+const FIRST: Duration = Duration::from_millis(100);
+/// The same where a check starts a process, which is dear.
+const FIRST_EXEC: Duration = Duration::from_millis(500);
+/// Longest interval between checks while the role starts.
+const EAGER: Duration = Duration::from_millis(500);
+
+/// What a probe's results amount to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Neither threshold has been reached yet.
+    Unknown,
+    /// It succeeds.
+    Passing,
+    /// It fails.
+    Failing,
+}
+
+/// One probe of one process.
+#[derive(Debug, Clone)]
+pub struct Gauge {
+    spec: ProbeSpec,
+    verdict: Verdict,
+    /// Results in a row that are alike: successes or failures.
+    streak: (bool, u32),
+    /// Interval to the next check while the role starts.
+    eager: Duration,
+    /// Start of the last check.
+    last: Moment,
+    /// Start of the next check; `None` while one is under way.
+    next: Option<Moment>,
+    /// Why the last check failed.
+    error: String,
+}
+
+impl Gauge {
+    /// A probe of a process that started at `started`.
+    pub fn new(spec: ProbeSpec, started: Moment) -> Self {
+        let first = match spec.check {
+            Check::Exec(_) => FIRST_EXEC,
+            Check::Tcp(_) | Check::Http { .. } => FIRST,
+        };
+        let eager = first.min(spec.period);
+        Self {
+            spec,
+            verdict: Verdict::Unknown,
+            streak: (true, 0),
+            eager,
+            last: started,
+            next: Some(started.saturating_add(eager)),
+            error: String::new(),
+        }
+    }
+
+    /// A probe of a process that runs already, of which this much is known.
+    pub fn resume(spec: ProbeSpec, now: Moment, verdict: Verdict) -> Self {
+        Self { verdict, ..Self::new(spec, now) }
+    }
+
+    /// What it was made from.
+    pub fn spec(&self) -> &ProbeSpec {
+        &self.spec
+    }
+
+    /// What the results amount to.
+    pub fn verdict(&self) -> Verdict {
+        self.verdict
+    }
+
+    /// How it fails, in one line.
+    pub fn failure(&self) -> String {
+        let times = self.streak.1;
+        format!("failed {times} time{} in a row: {}", if times == 1 { "" } else { "s" }, self.error)
+    }
+
+    /// When the next check is due; `None` while one is under way.
+    pub fn deadline(&self) -> Option<Moment> {
+        self.next
+    }
+
+    /// Whether to start a check now; if so, it is taken to have started.
+    pub fn begin(&mut self, now: Moment) -> bool {
+        let due = self.next.is_some_and(|next| next <= now);
+        if due {
+            self.last = now;
+            self.next = None;
+        }
+        due
+    }
+
+    /// Takes the result of the check that is under way. `starting` is true within
+    /// the role's start-up grace, where failures do not count.
+    pub fn record(&mut self, outcome: Result<(), String>, now: Moment, starting: bool) {
+        if self.next.is_some() {
+            return;
+        }
+        let success = outcome.is_ok();
+        if let Err(error) = outcome {
+            self.error = error;
+        }
+        if success || !starting {
+            self.streak = match self.streak {
+                (alike, count) if alike == success => (alike, count.saturating_add(1)),
+                _ => (success, 1),
+            };
+        } else {
+            self.streak = (false, 0);
+        }
+        match self.streak {
+            (true, count) if count >= self.spec.success_threshold => {
+                self.verdict = Verdict::Passing;
+            }
+            (false, count) if count >= self.spec.failure_threshold => {
+                self.verdict = Verdict::Failing;
+            }
+            _ => {}
+        }
+        self.next = Some(self.last.saturating_add(self.interval(starting)).max(now));
+    }
+
+    fn interval(&mut self, starting: bool) -> Duration {
+        if starting && self.verdict == Verdict::Unknown {
+            self.eager = self.eager.saturating_mul(2).min(EAGER.max(self.eager));
+            self.eager = self.eager.min(self.spec.period);
+            self.eager
+        } else {
+            self.spec.period
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn gauge(failure_threshold: u32, success_threshold: u32) -> Gauge {
+        let spec = ProbeSpec {
+            check: Check::Tcp(80),
+            period: 2 * SECOND,
+            timeout: SECOND,
+            failure_threshold,
+            success_threshold,
+        };
+        Gauge::new(spec, Moment::ZERO)
+    }
+
+    fn check(gauge: &mut Gauge, success: bool, starting: bool) -> Verdict {
+        let now = gauge.deadline().unwrap();
+        assert!(gauge.begin(now));
+        let outcome = if success { Ok(()) } else { Err("refused".to_owned()) };
+        gauge.record(outcome, now, starting);
+        gauge.verdict()
+    }
+
+    #[test]
+    fn thresholds_are_counted_in_a_row() {
+        let mut gauge = gauge(3, 2);
+        assert_eq!(check(&mut gauge, true, false), Verdict::Unknown);
+        assert_eq!(check(&mut gauge, true, false), Verdict::Passing);
+        for success in [false, false, true, false, false] {
+            assert_eq!(check(&mut gauge, success, false), Verdict::Passing);
+        }
+        assert_eq!(check(&mut gauge, false, false), Verdict::Failing);
+        assert_eq!(gauge.failure(), "failed 3 times in a row: refused");
+        assert_eq!(check(&mut gauge, true, false), Verdict::Failing);
+        assert_eq!(check(&mut gauge, true, false), Verdict::Passing);
+    }
+
+    #[test]
+    fn failures_within_the_grace_do_not_count() {
+        let mut gauge = gauge(1, 1);
+        for _ in 0..10 {
+            assert_eq!(check(&mut gauge, false, true), Verdict::Unknown);
+        }
+        assert_eq!(check(&mut gauge, false, false), Verdict::Failing);
+    }
+
+    #[test]
+    fn a_starting_role_is_checked_eagerly_and_a_started_one_once_a_period() {
+        let mut gauge = gauge(1, 1);
+        let mut intervals = vec![];
+        for _ in 0..5 {
+            let before = gauge.deadline().unwrap();
+            check(&mut gauge, false, true);
+            intervals.push((gauge.deadline().unwrap() - before).as_millis());
+        }
+        assert_eq!(intervals, [200, 400, 500, 500, 500]);
+        let before = gauge.deadline().unwrap();
+        check(&mut gauge, true, true);
+        assert_eq!(gauge.deadline().unwrap() - before, 2 * SECOND);
+    }
+
+    #[test]
+    fn a_check_that_outlasts_its_period_is_followed_at_once_and_never_doubled() {
+        let mut gauge = gauge(1, 1);
+        assert!(gauge.begin(SECOND));
+        assert!(!gauge.begin(9 * SECOND), "one is under way");
+        gauge.record(Ok(()), 9 * SECOND, false);
+        assert_eq!(gauge.deadline(), Some(9 * SECOND));
+        gauge.record(Err("late".into()), 9 * SECOND, false);
+        assert_eq!(gauge.verdict(), Verdict::Passing, "a result without a check is ignored");
+    }
+}
