@@ -296,7 +296,7 @@ fn kinds() -> impl Strategy<Value = (Kind, u32)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
 
     #[test]
     fn a_crash_between_any_two_writes_loses_nothing_flushed(
@@ -311,12 +311,14 @@ proptest! {
     fn an_error_of_the_file_loses_nothing_flushed(
         (kind, block_size) in kinds(),
         actions in actions(SECTORS, 12, 12),
-        fail_at in 0usize..40,
     ) {
         let start = Start::of(kind, block_size);
-        let run = Run::record(&start, &actions, Some(fail_at));
-        let count = run.file.changes();
-        check_crashed(&start, run.file.after_kill(count), run.allowed(count), "after an error");
+        for number in 0..Run::record(&start, &actions, None).file.changes() {
+            let run = Run::record(&start, &actions, Some(number));
+            let count = run.file.changes();
+            let left = run.file.after_kill(count);
+            check_crashed(&start, left, run.allowed(count), &format!("error at {number}"));
+        }
     }
 
     #[test]

@@ -1,12 +1,17 @@
 //! Interoperation with libvhdi, an independent reader that follows chains by
 //! the locators that we write.
+//!
+//! Its release of 2021, Debian 12's, reads sector bitmaps wrongly in one case:
+//! behind a set bit it takes the remaining bits of the same byte for set. So
+//! what is written here over a parent's data ends on a multiple of 8 sectors,
+//! as everything does that a file system in 4 KiB blocks writes.
 
 use std::path::{Path, PathBuf};
 
 use vhd::{BlockDevice, DifferencingOptions, create_differencing, create_dynamic};
 
 use crate::support::tools::{Mounted, have, run};
-use crate::support::{contents, identity, noise, open_ro, open_rw, options};
+use crate::support::{assert_same, contents, identity, noise, open_ro, open_rw, options};
 
 const SIZE: u64 = (10 << 20) + 512;
 
@@ -52,7 +57,7 @@ fn it_reads_our_chains_by_their_locators() {
     let folder = tempfile::tempdir().unwrap();
     let (base, child) = chain(folder.path(), "base.vhd");
     let disk = open_rw(&child, &[&base]);
-    disk.write_at(&noise(5, 8704), 512).unwrap();
+    disk.write_at(&noise(5, 15 * 512), 512).unwrap();
     disk.write_at(&noise(6, 512), SIZE - 512).unwrap();
     disk.write_zeroes(1 << 20, 1 << 19).unwrap();
     drop(disk);
@@ -60,7 +65,7 @@ fn it_reads_our_chains_by_their_locators() {
         return;
     };
     let theirs = std::fs::read(mounted.disk()).unwrap();
-    assert!(theirs == contents(&open_ro(&child, &[&base])));
+    assert_same(&theirs, &contents(&open_ro(&child, &[&base])), "libvhdi");
 }
 
 #[test]
@@ -84,5 +89,9 @@ fn it_reads_chains_of_three() {
         return;
     };
     let theirs = std::fs::read(mounted.disk()).unwrap();
-    assert!(theirs == contents(&open_ro(&grandchild, &parents)));
+    assert_same(
+        &theirs,
+        &contents(&open_ro(&grandchild, &parents)),
+        "libvhdi",
+    );
 }

@@ -19,17 +19,11 @@ pub(super) const CLEAN_SECTORS: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 /// One sector of a bitmap.
 pub(super) type Bits = [u8; SECTOR_SIZE as usize];
 
-/// A sector of a bitmap with bits that are not in the file yet.
-#[derive(Clone)]
-pub(super) struct Changed {
-    pub(super) block: u32,
-    pub(super) bits: Box<Bits>,
-}
-
 /// The bitmap sectors of a file, by their offset in it.
 pub(super) struct Bitmaps {
     clean: LruCache<u64, Box<Bits>>,
-    changed: BTreeMap<u64, Changed>,
+    /// Those with bits that are not in the file yet.
+    changed: BTreeMap<u64, Box<Bits>>,
 }
 
 impl Bitmaps {
@@ -43,7 +37,7 @@ impl Bitmaps {
     /// The bitmap sector at `at` in the file, as it will be after a commit.
     pub(super) fn get(&mut self, storage: &dyn Storage, at: u64) -> io::Result<&Bits> {
         if let Some(changed) = self.changed.get(&at) {
-            return Ok(&changed.bits);
+            return Ok(changed);
         }
         self.clean
             .try_get_or_insert(at, || {
@@ -54,24 +48,17 @@ impl Bitmaps {
             .map(|bits| &**bits)
     }
 
-    /// Sets bits `from..to` of the bitmap sector at `at`, a part of `block`.
+    /// Sets bits `from..to` of the bitmap sector at `at`.
     pub(super) fn set(
         &mut self,
         storage: &dyn Storage,
-        block: u32,
         at: u64,
         bits: std::ops::Range<u64>,
     ) -> io::Result<()> {
         let mut sector = *self.get(storage, at)?;
         if set_bits(&mut sector, bits) {
             self.clean.pop(&at);
-            self.changed.insert(
-                at,
-                Changed {
-                    block,
-                    bits: Box::new(sector),
-                },
-            );
+            self.changed.insert(at, Box::new(sector));
         }
         Ok(())
     }
@@ -82,7 +69,7 @@ impl Bitmaps {
     }
 
     /// A copy of all sectors that differ from the file, in the file's order.
-    pub(super) fn changed(&self) -> Vec<(u64, Changed)> {
+    pub(super) fn changed(&self) -> Vec<(u64, Box<Bits>)> {
         self.changed
             .iter()
             .map(|(at, changed)| (*at, changed.clone()))
@@ -91,15 +78,11 @@ impl Bitmaps {
 
     /// Notes that these sectors are in the file now. Those that have changed
     /// again meanwhile stay.
-    pub(super) fn published(&mut self, sectors: Vec<(u64, Changed)>) {
+    pub(super) fn published(&mut self, sectors: Vec<(u64, Box<Bits>)>) {
         for (at, written) in sectors {
-            if self
-                .changed
-                .get(&at)
-                .is_some_and(|now| now.bits == written.bits)
-            {
+            if self.changed.get(&at).is_some_and(|now| **now == *written) {
                 self.changed.remove(&at);
-                self.clean.put(at, written.bits);
+                self.clean.put(at, written);
             }
         }
     }

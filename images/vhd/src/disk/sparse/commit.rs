@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use super::Sparse;
-use super::bitmap::Changed;
+use super::bitmap::Bits;
 use crate::error::Result;
 use crate::format::bat;
 
@@ -17,7 +17,7 @@ pub(super) const MAX_PENDING: usize = 256;
 struct Snapshot {
     /// New blocks, ascending, with their entries.
     blocks: Vec<(u32, u32)>,
-    bitmaps: Vec<(u64, Changed)>,
+    bitmaps: Vec<(u64, Box<Bits>)>,
 }
 
 impl Sparse {
@@ -31,9 +31,8 @@ impl Sparse {
         if snapshot.blocks.is_empty() && snapshot.bitmaps.is_empty() {
             return self.sync();
         }
-        self.write_bitmaps(&snapshot, true)?;
         self.sync()?;
-        self.write_bitmaps(&snapshot, false)?;
+        self.write_bitmaps(&snapshot)?;
         self.write_entries(&snapshot)?;
         self.sync()?;
         let mut state = self.lock();
@@ -68,20 +67,11 @@ impl Sparse {
         }
     }
 
-    /// Writes the bitmaps of new blocks, or those of all others.
-    fn write_bitmaps(&self, snapshot: &Snapshot, new: bool) -> Result<()> {
-        let is_new = |block| {
-            snapshot
-                .blocks
-                .binary_search_by_key(&block, |(b, _)| *b)
-                .is_ok()
-        };
-        for (at, changed) in &snapshot.bitmaps {
-            if is_new(changed.block) == new {
-                self.storage
-                    .write_all_at(&*changed.bits, *at)
-                    .map_err(self.io("write a sector bitmap"))?;
-            }
+    fn write_bitmaps(&self, snapshot: &Snapshot) -> Result<()> {
+        for (at, bits) in &snapshot.bitmaps {
+            self.storage
+                .write_all_at(&**bits, *at)
+                .map_err(self.io("write a sector bitmap"))?;
         }
         Ok(())
     }

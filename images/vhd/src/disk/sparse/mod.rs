@@ -35,13 +35,13 @@
 //!    never becomes part of a later block).
 //! 3. *A bit of a bitmap* goes from 0 to 1, in memory, after the sector's data
 //!    has been written; it never goes back.
-//! 4. *Flush* ([`commit`]) first writes the bitmaps of blocks that are not in
-//!    the table yet, which nothing refers to, then `fdatasync`: all data
-//!    whose bits are set in memory is durable now. Then it writes the bitmaps
-//!    of the other blocks and the table entries, and `fdatasync` again. So a
-//!    bit or an entry on disk always refers to data that was durable before
-//!    it. A sector whose bit made it to disk before the crash reads as
-//!    written, one whose bit did not reads as before: both are allowed.
+//! 4. *Flush* ([`commit`]) first does `fdatasync`: all data whose bits are set
+//!    in memory, and the bitmaps that new blocks were made with, are durable
+//!    now. Then it writes the changed bitmaps and the table entries, and
+//!    `fdatasync` again. So a bit or an entry on disk always refers to what was
+//!    durable before it. A sector whose bit made it to disk before the crash
+//!    reads as written, one whose bit did not reads as before: both are
+//!    allowed.
 //!
 //! Sectors whose bits are on disk already are overwritten in place, which
 //! needs no order, and when no structure has changed a flush is a single

@@ -93,7 +93,9 @@ impl Sparse {
 /// Restores both footers and cuts off blocks that a crash has left without an
 /// entry. Returns where the footer at the end is.
 ///
-/// The copy comes first: while the end is being mended, it is all there is.
+/// The copy comes first: while the end is being mended, it is all there is. The
+/// end is cut off behind the place of the footer, not in front of it, where the
+/// last thing in the file would be what a guest wrote.
 /// Less than a block in front of the footer is left alone, for other tools
 /// keep things there.
 fn mend(storage: &dyn Storage, located: &Located, layout: &Layout<'_>) -> std::io::Result<u64> {
@@ -105,7 +107,6 @@ fn mend(storage: &dyn Storage, located: &Located, layout: &Layout<'_>) -> std::i
     match located.tail_at {
         Some(end) if end < used_end + layout.header.block_shape().stored_len() => Ok(end),
         _ => {
-            storage.set_len(used_end)?;
             storage.set_len(used_end + FOOTER_LEN as u64)?;
             storage.write_all_at(&located.bytes, used_end)?;
             storage.sync_data()?;

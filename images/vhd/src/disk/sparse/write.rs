@@ -54,7 +54,6 @@ impl Sparse {
                 .bitmaps
                 .set(
                     &*self.storage,
-                    piece.block,
                     block_at + first / 8,
                     sector - first..until - first,
                 )
@@ -104,8 +103,7 @@ impl Sparse {
     fn retract(&self, end: u64) {
         let _ = self
             .storage
-            .set_len(end)
-            .and_then(|()| self.storage.set_len(end + FOOTER_LEN as u64))
+            .set_len(end + FOOTER_LEN as u64)
             .and_then(|()| self.storage.write_all_at(&self.footer, end));
     }
 

@@ -37,6 +37,21 @@ pub fn contents(device: &dyn BlockDevice) -> Vec<u8> {
     bytes
 }
 
+/// Fails, naming the sectors, where two disks differ.
+pub fn assert_same(found: &[u8], wanted: &[u8], what: &str) {
+    assert_eq!(found.len(), wanted.len(), "{what}: length");
+    let sectors = found.chunks(SECTOR).zip(wanted.chunks(SECTOR)).enumerate();
+    let different: Vec<usize> = sectors
+        .filter(|(_, (a, b))| a != b)
+        .map(|(at, _)| at)
+        .collect();
+    let (first, count) = (different.first(), different.len());
+    assert!(
+        different.is_empty(),
+        "{what}: {count} sectors differ, the first is {first:?}"
+    );
+}
+
 /// Bytes that look random and are the same for one seed.
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;

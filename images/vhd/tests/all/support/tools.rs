@@ -51,7 +51,7 @@ impl Mounted {
     /// Mounts an image, whose parents must be where its locators say; `None`,
     /// and says why, where that cannot be done.
     pub fn new(image: &Path) -> Option<Self> {
-        if !have("vhdimount", "libvhdi-utils") || !have("fusermount", "fuse") {
+        if !have("vhdimount", "libvhdi-utils") {
             return None;
         }
         let folder = tempfile::tempdir().unwrap();
@@ -65,6 +65,7 @@ impl Mounted {
             return None;
         }
         let mounted = Self { folder };
+        // It serves from the background; the first listing waits for it.
         let deadline = Instant::now() + Duration::from_secs(10);
         while mounted.last().is_none() {
             assert!(Instant::now() < deadline, "vhdimount showed no disk");
@@ -87,13 +88,17 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let unmounted = Command::new("fusermount")
-            .arg("-u")
-            .arg(self.folder.path())
-            .status();
-        let done = unmounted.is_ok_and(|status| status.success());
-        if !done {
-            let _ = Command::new("umount").arg(self.folder.path()).status();
+        // What there is depends on the version of FUSE, and on being root.
+        let ways: [&[&str]; 3] = [&["fusermount", "-u"], &["fusermount3", "-u"], &["umount"]];
+        for way in ways {
+            let unmount = Command::new(way[0])
+                .args(&way[1..])
+                .arg(self.folder.path())
+                .output();
+            if unmount.is_ok_and(|output| output.status.success()) {
+                return;
+            }
         }
+        eprintln!("could not unmount {}", self.folder.path().display());
     }
 }
