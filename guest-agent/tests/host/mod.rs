@@ -23,8 +23,8 @@ use nix::{
 use tempfile::TempDir;
 use tokio::{
     net::UnixListener,
+    runtime::{Builder, Runtime},
     sync::{mpsc, watch},
-    task::JoinHandle,
     time::timeout,
 };
 use tokio_stream::{
@@ -44,7 +44,8 @@ pub struct Host {
     /// Reports that nobody has asked for yet.
     passed: VecDeque<Report>,
     sender: mpsc::UnboundedSender<Report>,
-    server: Option<JoinHandle<()>>,
+    /// A runtime of its own: ended, its connections are cut as a dead process's are.
+    server: Option<Runtime>,
     agent: Child,
 }
 
@@ -71,22 +72,23 @@ impl Host {
 
     /// Serves, after [`Self::vanish`] again.
     pub fn serve(&mut self) {
-        let listener = UnixListener::bind(self.path("s")).unwrap();
         let service = Service { goal: self.goal.subscribe(), reports: self.sender.clone() };
-        self.server = Some(tokio::spawn(async move {
+        let path = self.path("s");
+        let server =
+            Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        server.spawn(async move {
             Server::builder()
                 .add_service(GuestServiceServer::new(service))
-                .serve_with_incoming(UnixListenerStream::new(listener))
+                .serve_with_incoming(UnixListenerStream::new(UnixListener::bind(path).unwrap()))
                 .await
                 .unwrap();
-        }));
+        });
+        self.server = Some(server);
     }
 
     /// The host agent dies: its socket and its connections are gone.
-    pub async fn vanish(&mut self) {
-        let server = self.server.take().unwrap();
-        server.abort();
-        _ = server.await;
+    pub fn vanish(&mut self) {
+        self.server.take().unwrap().shutdown_background();
         std::fs::remove_file(self.path("s")).unwrap();
     }
 
@@ -213,8 +215,8 @@ impl Drop for Host {
         }
         _ = self.agent.kill();
         _ = self.agent.wait();
-        if let Some(server) = &self.server {
-            server.abort();
+        if let Some(server) = self.server.take() {
+            server.shutdown_background();
         }
     }
 }
