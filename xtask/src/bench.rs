@@ -1,0 +1,404 @@
+//! `cargo xtask bench`: figures, as a table and as JSON.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::net::UnixStream,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use clap::Subcommand;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    build,
+    demo::service::{self, INSTANCE, SERVICE, Size},
+    fabric::{Fabric, Instance, Seen, fault},
+    image,
+    machine::Machine,
+    preflight,
+    progress::Work,
+    project::Project,
+    setup,
+    table::table,
+};
+
+/// How long a guest may take until its role is Ready.
+const PATIENCE: Duration = Duration::from_secs(180);
+/// How long the VMM may take to answer.
+const ANSWER: Duration = Duration::from_secs(10);
+/// Name of the mapping that is the guest's memory, in `/proc/PID/smaps`.
+const GUEST_MEMORY: &str = "/memfd:guest-memory";
+
+/// Measure the system.
+#[derive(Debug, clap::Args)]
+#[command(arg_required_else_help = true)]
+pub struct Options {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Time the way of a guest from the start of its VMM to a role that is Ready
+    ///
+    /// Through the whole system: controller, host agent, VMM, guest agent. Prints
+    /// medians as a table, and as JSON in the last line.
+    Boot {
+        /// Boots to measure
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+        runs: u32,
+        #[command(flatten)]
+        size: Size,
+    },
+}
+
+/// Figures of one boot.
+#[derive(Debug, Clone, Default)]
+struct Sample {
+    first_run_ms: f64,
+    first_line_ms: f64,
+    agent_hello_ms: f64,
+    role_ready_ms: f64,
+    vmm_pss_kib: f64,
+    role_restart_ms: f64,
+    syscalls: f64,
+    exits: BTreeMap<String, f64>,
+    instructions: BTreeMap<String, f64>,
+}
+
+/// The last line on standard output: medians.
+#[derive(Debug, Serialize)]
+struct Figures {
+    bench: &'static str,
+    machine: Machine,
+    runs: u32,
+    vcpus: u32,
+    memory: String,
+    first_run_ms: f64,
+    first_line_ms: f64,
+    agent_hello_ms: f64,
+    role_ready_ms: f64,
+    vmm_pss_kib: f64,
+    role_restart_ms: f64,
+    repaired_syscalls: f64,
+    repaired_instructions: BTreeMap<String, f64>,
+    exits: BTreeMap<String, f64>,
+}
+
+/// Runs the task.
+pub fn run(project: &Project, options: &Options) -> Result<()> {
+    let What::Boot { runs, size } = &options.what;
+    preflight::before_building(project)?;
+    setup::ensure()?;
+    build::programs(project)?;
+    let kernel = image::kernel(project)?;
+    let guest_os = image::guest_os(project)?;
+    let mut fabric = Fabric::start(project, "bench", &kernel)?;
+    service::upload(project, &fabric, &guest_os)?;
+    let machine = Machine::look(&fabric.kvm_kind()?);
+
+    let mut samples = Vec::new();
+    let mut work = Work::begin(format!("Measuring {runs} boots"));
+    for run in 1..=*runs {
+        work.now(format!("boot {run}"));
+        let sample = measure(&mut fabric, size).with_context(|| format!("boot {run}"))?;
+        work.now(format!(
+            "boot {run}: Ready after {:.0} ms",
+            sample.role_ready_ms
+        ));
+        samples.push(sample);
+    }
+    fabric.end()?;
+    work.done("done");
+    let figures = medians(&samples, machine, size);
+    show(&figures, &samples);
+    println!("{}", serde_json::to_string(&figures)?);
+    Ok(())
+}
+
+/// Boots one guest, measures, and removes it.
+fn measure(fabric: &mut Fabric, size: &Size) -> Result<Sample> {
+    service::apply(fabric, size)?;
+    let mut started = None;
+    let mut hello = None;
+    let instance = until(fabric, "the role to be Ready", |seen| match seen {
+        Seen::Event(event) if event.subject == INSTANCE => {
+            match event.reason.as_str() {
+                "VmmStarted" => started = Some(Instant::now()),
+                "GuestHello" => hello = Some(Instant::now()),
+                _ => {}
+            }
+            None
+        }
+        Seen::Instance(now) => ready(now),
+        _ => None,
+    })?;
+    let ready_at = Instant::now();
+    let agent_hello_ms = instance
+        .boot_to_hello_ms
+        .context("the time of the guest agent's hello is not known")?;
+    // Both events and the state take the same way to here.
+    let after_hello = hello
+        .or(started)
+        .map_or(Duration::ZERO, |hello| ready_at - hello);
+    let dir = fabric.instance_dir(INSTANCE);
+    let stats = stats(&dir)?;
+
+    let sample = Sample {
+        first_run_ms: stats
+            .timings
+            .first_run_ms
+            .context("no time of the first KVM_RUN")?,
+        first_line_ms: stats
+            .timings
+            .first_line_ms
+            .context("no time of the first line")?,
+        agent_hello_ms,
+        role_ready_ms: agent_hello_ms + after_hello.as_secs_f64() * 1000.0,
+        vmm_pss_kib: pss_beyond_guest(instance.vmm_pid)?,
+        role_restart_ms: role_restart(fabric, &dir, &instance)?,
+        syscalls: stats.repair.syscalls,
+        exits: stats.exits,
+        instructions: stats.repair.instructions,
+    };
+    fabric.fabctl(&["service", "delete", SERVICE, "--wait"])?;
+    Ok(sample)
+}
+
+fn ready(instance: &Instance) -> Option<Instance> {
+    (instance.instance_id == INSTANCE && instance.is_ready()).then(|| instance.clone())
+}
+
+fn until<T>(fabric: &mut Fabric, what: &str, wanted: impl FnMut(&Seen) -> Option<T>) -> Result<T> {
+    fabric.wait(what, PATIENCE, wanted)
+}
+
+/// Time from the death of the role's process until it is Ready again.
+fn role_restart(fabric: &mut Fabric, dir: &Path, before: &Instance) -> Result<f64> {
+    let begun = Instant::now();
+    fault::inject(dir, "kill-role web")?;
+    until(
+        fabric,
+        "the killed role to be Ready again",
+        |seen| match seen {
+            Seen::Instance(now) if now.role_restarts > before.role_restarts => ready(now),
+            _ => None,
+        },
+    )?;
+    Ok(begun.elapsed().as_secs_f64() * 1000.0)
+}
+
+/// What the VMM has counted, by its control socket.
+#[derive(Debug, Deserialize)]
+struct Stats {
+    timings: Timings,
+    exits: BTreeMap<String, f64>,
+    repair: Repair,
+}
+
+#[derive(Debug, Deserialize)]
+struct Timings {
+    first_run_ms: Option<f64>,
+    first_line_ms: Option<f64>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Repair {
+    syscalls: f64,
+    instructions: BTreeMap<String, f64>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Answer {
+    stats: Option<Stats>,
+}
+
+fn stats(instance_dir: &Path) -> Result<Stats> {
+    let mut stream = UnixStream::connect(instance_dir.join("control.sock"))
+        .context("connecting to the VMM's control socket")?;
+    stream.set_read_timeout(Some(ANSWER))?;
+    stream.write_all(b"{\"op\":\"stats\"}\n")?;
+    let mut line = String::new();
+    BufReader::new(stream)
+        .read_line(&mut line)
+        .context("asking the VMM for its statistics")?;
+    let answer: Answer =
+        serde_json::from_str(&line).with_context(|| format!("the VMM has answered {line:?}"))?;
+    answer
+        .stats
+        .with_context(|| format!("the VMM has answered {line:?}"))
+}
+
+/// Proportional set size of a VMM beside its guest's memory, in KiB.
+fn pss_beyond_guest(pid: u32) -> Result<f64> {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))
+        .with_context(|| format!("reading the memory map of the VMM, process {pid}"))?;
+    let (own, guest) = pss(&smaps);
+    ensure!(guest > 0.0, "process {pid} has no mapping {GUEST_MEMORY}");
+    Ok(own)
+}
+
+/// Sums of an smaps file: of all mappings but the guest's memory, and of that.
+fn pss(smaps: &str) -> (f64, f64) {
+    let (mut own, mut guest, mut in_guest) = (0.0, 0.0, false);
+    for line in smaps.lines() {
+        let first = line.split_whitespace().next().unwrap_or_default();
+        if first.contains('-') && !first.ends_with(':') {
+            in_guest = line.contains(GUEST_MEMORY);
+        } else if first == "Pss:" {
+            let kib: f64 = line
+                .split_whitespace()
+                .nth(1)
+                .and_then(|kib| kib.parse().ok())
+                .unwrap_or(0.0);
+            if in_guest { guest += kib } else { own += kib }
+        }
+    }
+    (own, guest)
+}
+
+fn medians(samples: &[Sample], machine: Machine, size: &Size) -> Figures {
+    let of = |figure: fn(&Sample) -> f64| median(samples.iter().map(figure).collect());
+    let by_name = |figure: fn(&Sample) -> &BTreeMap<String, f64>| {
+        let names: std::collections::BTreeSet<&String> = samples
+            .iter()
+            .flat_map(|sample| figure(sample).keys())
+            .collect();
+        let value = |name: &String| {
+            median(
+                samples
+                    .iter()
+                    .map(|sample| *figure(sample).get(name).unwrap_or(&0.0))
+                    .collect(),
+            )
+        };
+        names
+            .into_iter()
+            .map(|name| (name.clone(), value(name)))
+            .collect()
+    };
+    Figures {
+        bench: "boot",
+        machine,
+        runs: u32::try_from(samples.len()).unwrap_or(u32::MAX),
+        vcpus: size.vcpus,
+        memory: size.memory.clone(),
+        first_run_ms: of(|sample| sample.first_run_ms),
+        first_line_ms: of(|sample| sample.first_line_ms),
+        agent_hello_ms: of(|sample| sample.agent_hello_ms),
+        role_ready_ms: of(|sample| sample.role_ready_ms),
+        vmm_pss_kib: of(|sample| sample.vmm_pss_kib),
+        role_restart_ms: of(|sample| sample.role_restart_ms),
+        repaired_syscalls: of(|sample| sample.syscalls),
+        repaired_instructions: by_name(|sample| &sample.instructions),
+        exits: by_name(|sample| &sample.exits),
+    }
+}
+
+/// The middle one; of an even number, the mean of the two in the middle. Rounded to
+/// a tenth.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    let value = match values.len() {
+        0 => 0.0,
+        length if length % 2 == 1 => values[middle],
+        _ => f64::midpoint(values[middle - 1], values[middle]),
+    };
+    (value * 10.0).round() / 10.0
+}
+
+fn show(figures: &Figures, samples: &[Sample]) {
+    let row = |what: &str, unit: &str, median: f64, figure: fn(&Sample) -> f64| {
+        let least = samples.iter().map(figure).fold(f64::INFINITY, f64::min);
+        let most = samples.iter().map(figure).fold(0.0, f64::max);
+        let text = |value: f64| format!("{value:.1} {unit}");
+        [what.to_owned(), text(median), text(least), text(most)]
+    };
+    let rows = vec![
+        row(
+            "VMM start to first KVM_RUN",
+            "ms",
+            figures.first_run_ms,
+            |s| s.first_run_ms,
+        ),
+        row(
+            "VMM start to kernel's first line",
+            "ms",
+            figures.first_line_ms,
+            |s| s.first_line_ms,
+        ),
+        row(
+            "VMM start to guest agent's hello",
+            "ms",
+            figures.agent_hello_ms,
+            |s| s.agent_hello_ms,
+        ),
+        row(
+            "VMM start to role Ready",
+            "ms",
+            figures.role_ready_ms,
+            |s| s.role_ready_ms,
+        ),
+        row(
+            "VMM memory beyond the guest's",
+            "KiB",
+            figures.vmm_pss_kib,
+            |s| s.vmm_pss_kib,
+        ),
+        row(
+            "role killed to Ready again",
+            "ms",
+            figures.role_restart_ms,
+            |s| s.role_restart_ms,
+        ),
+        row(
+            "system calls repaired",
+            "",
+            figures.repaired_syscalls,
+            |s| s.syscalls,
+        ),
+    ];
+    println!(
+        "\n{}",
+        table(["figure", "median", "least", "most"], rows, true)
+    );
+    for (title, counts) in [
+        ("exits until Ready", &figures.exits),
+        (
+            "instructions repaired until Ready",
+            &figures.repaired_instructions,
+        ),
+    ] {
+        if !counts.is_empty() {
+            let rows = counts
+                .iter()
+                .map(|(name, n)| [name.clone(), format!("{n:.0}")])
+                .collect();
+            println!("{}", table([title, "median"], rows, true));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guests_memory_is_told_from_the_vmms() {
+        let smaps = "5600-5700 r-xp 0 08:01 1 /usr/bin/fabric-vmm\nPss:  100 kB\nPss_Dirty: 7 kB\n\
+                     7f00-7f99 rw-s 0 00:01 2 /memfd:guest-memory (deleted)\nPss: 4000 kB\n\
+                     7fa0-7fa1 rw-p 0 00:00 0 [stack]\nPss: 20 kB\n";
+        assert_eq!(pss(smaps), (120.0, 4000.0));
+    }
+
+    #[test]
+    fn a_median_is_the_middle() {
+        assert!((median(vec![3.0, 1.0, 2.0]) - 2.0).abs() < f64::EPSILON);
+        assert!((median(vec![4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < f64::EPSILON);
+    }
+}

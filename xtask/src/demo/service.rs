@@ -1,0 +1,50 @@
+//! What the demo and the benchmark run: one web role in one small guest.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result};
+
+use crate::{fabric::Fabric, project::Project};
+
+/// The service's name.
+pub const SERVICE: &str = "demo";
+/// The id of its only instance.
+pub const INSTANCE: &str = "demo-web-0";
+
+/// Size of the guest.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Size {
+    /// Virtual processors of the guest
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
+    pub vcpus: u32,
+    /// Memory of the guest
+    #[arg(long, default_value = "128MiB")]
+    pub memory: String,
+}
+
+/// Uploads the guest OS image and the role's package.
+pub fn upload(project: &Project, fabric: &Fabric, guest_os: &Path) -> Result<()> {
+    let path = |path: &Path| {
+        path.to_str()
+            .map(str::to_owned)
+            .context("a path that is not UTF-8")
+    };
+    fabric.fabctl(&["image", "upload", "guest-os", &path(guest_os)?])?;
+    let contents = path(&project.root.join("images/guest-os/hello-web"))?;
+    let package = path(&fabric.dir().join("hello-web.vhd"))?;
+    fabric.fabctl(&["package", "build", &contents, "-o", &package])?;
+    fabric.fabctl(&["package", "upload", "hello-web", &package])?;
+    Ok(())
+}
+
+/// Applies the service.
+pub fn apply(fabric: &Fabric, size: &Size) -> Result<()> {
+    let definition = include_str!("demo.toml")
+        .replace("vcpus = 1", &format!("vcpus = {}", size.vcpus))
+        .replace("128MiB", &size.memory);
+    let file = fabric.dir().join("demo.toml");
+    fs::write(&file, definition).context("writing the service file")?;
+    let file = file.to_str().context("a path that is not UTF-8")?;
+    fabric.fabctl(&["service", "apply", "--file", file])?;
+    Ok(())
+}

@@ -1,0 +1,93 @@
+//! Where things are: the workspace, what cargo builds, and the cache outside git.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+/// Target of the static guest agent. Named, so that flags for the guest do not
+/// reach build scripts.
+pub const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// The places that tasks work in.
+#[derive(Debug, Clone)]
+pub struct Project {
+    /// The workspace, where the root `Cargo.toml` is.
+    pub root: PathBuf,
+    /// Cargo's target folder.
+    pub target: PathBuf,
+    /// What is built once and kept: `$FABRIC_CACHE`, `$XDG_CACHE_HOME/fabric` or
+    /// `~/.cache/fabric`.
+    pub cache: PathBuf,
+}
+
+impl Project {
+    /// Finds the workspace that this program was built from, and the cache.
+    pub fn find() -> Result<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .context("the folder of xtask has no parent")?
+            .to_owned();
+        let target = match env::var_os("CARGO_TARGET_DIR") {
+            Some(target) => root.join(target),
+            None => root.join("target"),
+        };
+        Ok(Self {
+            root,
+            target,
+            cache: cache()?,
+        })
+    }
+
+    /// Folder of the release binaries.
+    pub fn bin_dir(&self) -> PathBuf {
+        self.target.join("release")
+    }
+
+    /// One release binary.
+    pub fn bin(&self, name: &str) -> PathBuf {
+        self.bin_dir().join(name)
+    }
+
+    /// The static guest agent.
+    pub fn guest_agent(&self) -> PathBuf {
+        self.target.join(GUEST_TARGET).join("guest/guest-agent")
+    }
+
+    /// A folder of the cache, made if it is not there.
+    pub fn cache_dir(&self, name: &str) -> Result<PathBuf> {
+        let dir = self.cache.join(name);
+        fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        Ok(dir)
+    }
+
+    /// A new temporary folder in the cache, removed when dropped. It is in the
+    /// cache so that what is made there can be moved into place by a rename.
+    pub fn temporary_dir(&self, purpose: &str) -> Result<tempfile::TempDir> {
+        let parent = self.cache_dir("tmp")?;
+        tempfile::Builder::new()
+            .prefix(&format!("{purpose}-"))
+            .tempdir_in(&parent)
+            .with_context(|| format!("making a temporary folder in {}", parent.display()))
+    }
+}
+
+fn cache() -> Result<PathBuf> {
+    let from = |name: &str| {
+        env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    if let Some(dir) = from("FABRIC_CACHE") {
+        return std::path::absolute(&dir).context("FABRIC_CACHE is not a usable path");
+    }
+    if let Some(dir) = from("XDG_CACHE_HOME").filter(|dir| dir.is_absolute()) {
+        return Ok(dir.join("fabric"));
+    }
+    let home = env::home_dir()
+        .filter(|home| !home.as_os_str().is_empty())
+        .context("no home directory for the cache: set FABRIC_CACHE to a folder of your choice")?;
+    Ok(home.join(".cache/fabric"))
+}
