@@ -160,7 +160,7 @@ impl Muxer {
             self.refuse(header);
         } else if let Some(id) = self.ids.get(&ports).copied() {
             self.with(id, now, |connection| {
-                connection.receive(header, payload, now)
+                connection.receive(header, payload, now);
             });
         } else if Op::from_number(header.op) == Some(Op::Request) {
             self.guest_calls(header, now);
@@ -179,6 +179,7 @@ impl Muxer {
             Some(id) => self.with(id, now, Connection::abort),
             None => self.refuse(header),
         }
+        self.deadlines.arm(now);
     }
 
     /// The next packet to the guest, its payload in `buffer`.
