@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     blobs::Blobs,
@@ -54,6 +54,9 @@ pub struct Controller {
     pub config: Config,
     /// Cancelled when everything is to end.
     pub end: CancellationToken,
+    /// The tasks of open streams; all have ended before the data directory is
+    /// given back.
+    pub tasks: TaskTracker,
     /// Holds the lock on the directory until everything has ended.
     _data_dir: DataDir,
 }
@@ -75,6 +78,7 @@ impl Controller {
             waker,
             config,
             end: CancellationToken::new(),
+            tasks: TaskTracker::new(),
             _data_dir: data_dir,
         }))
     }

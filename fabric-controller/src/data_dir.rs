@@ -61,18 +61,33 @@ impl DataDir {
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
         for directory in [path, &path.join("blobs"), &path.join("uploads")] {
-            builder.create(directory).map_err(|source| DataDirError::Make {
-                path: directory.to_owned(),
-                source,
-            })?;
+            builder
+                .create(directory)
+                .map_err(|source| DataDirError::Make {
+                    path: directory.to_owned(),
+                    source,
+                })?;
         }
         let file = path.join("lock");
-        let failed = |source| DataDirError::Lock { path: file.clone(), source };
-        let opened = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&file);
+        let failed = |source| DataDirError::Lock {
+            path: file.clone(),
+            source,
+        };
+        let opened = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&file);
         let opened = opened.map_err(failed)?;
         match Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Self { path: path.to_owned(), _lock: lock }),
-            Err((_, Errno::EWOULDBLOCK)) => Err(DataDirError::InUse { path: path.to_owned() }),
+            Ok(lock) => Ok(Self {
+                path: path.to_owned(),
+                _lock: lock,
+            }),
+            Err((_, Errno::EWOULDBLOCK)) => Err(DataDirError::InUse {
+                path: path.to_owned(),
+            }),
             Err((_, errno)) => Err(failed(errno.into())),
         }
     }
@@ -99,7 +114,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("new/data");
         let first = DataDir::open(&path).unwrap();
-        assert!(matches!(DataDir::open(&path), Err(DataDirError::InUse { .. })));
+        assert!(matches!(
+            DataDir::open(&path),
+            Err(DataDirError::InUse { .. })
+        ));
         drop(first);
         assert!(DataDir::open(&path).is_ok());
     }
@@ -107,7 +125,9 @@ mod tests {
     #[test]
     fn a_directory_that_cannot_be_made_is_named() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let error = DataDir::open(&file.path().join("data")).unwrap_err().to_string();
+        let error = DataDir::open(&file.path().join("data"))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("cannot make the data directory"), "{error}");
     }
 }

@@ -73,19 +73,31 @@ impl Error {
     /// There is no such node.
     #[must_use]
     pub fn no_node(name: &str) -> Self {
-        Self::NotFound { kind: "node", name: short(name), hint: "see `fabctl node list`" }
+        Self::NotFound {
+            kind: "node",
+            name: short(name),
+            hint: "see `fabctl node list`",
+        }
     }
 
     /// There is no such service.
     #[must_use]
     pub fn no_service(name: &str) -> Self {
-        Self::NotFound { kind: "service", name: short(name), hint: "see `fabctl service list`" }
+        Self::NotFound {
+            kind: "service",
+            name: short(name),
+            hint: "see `fabctl service list`",
+        }
     }
 
     /// There is no such instance.
     #[must_use]
     pub fn no_instance(name: &str) -> Self {
-        Self::NotFound { kind: "instance", name: short(name), hint: "see `fabctl instance list`" }
+        Self::NotFound {
+            kind: "instance",
+            name: short(name),
+            hint: "see `fabctl instance list`",
+        }
     }
 
     /// There is no such blob.
@@ -95,7 +107,17 @@ impl Error {
             crate::model::blob::BlobKind::Image => "see `fabctl image list`",
             crate::model::blob::BlobKind::Package => "see `fabctl package list`",
         };
-        Self::NotFound { kind: kind.word(), name: short(name), hint }
+        Self::NotFound {
+            kind: kind.word(),
+            name: short(name),
+            hint,
+        }
+    }
+
+    /// True if it would work with more room on the disk.
+    #[must_use]
+    pub const fn is_full(&self) -> bool {
+        matches!(self, Self::Store(StoreError::Full { .. }))
     }
 
     /// A file operation failed; a full disk is told as such.

@@ -56,7 +56,11 @@ impl Once {
             )));
         }
         let key = (!request_id.is_empty()).then(|| format!("{}{request_id}", records::REQUESTS));
-        Ok(Self { call, key, fingerprint: hex(&Sha256::digest(content.encode_to_vec())) })
+        Ok(Self {
+            call,
+            key,
+            fingerprint: hex(&Sha256::digest(content.encode_to_vec())),
+        })
     }
 
     /// The answer that was given, if the call was done before.
@@ -65,7 +69,9 @@ impl Once {
     ///
     /// The id was used for another call, or the store failed.
     async fn replay<R: Message + Default>(&self, store: &dyn Store) -> Result<Option<R>> {
-        let Some(key) = &self.key else { return Ok(None) };
+        let Some(key) = &self.key else {
+            return Ok(None);
+        };
         let Some(done) = records::get::<RequestRecord>(store, key).await? else {
             return Ok(None);
         };
@@ -129,14 +135,17 @@ pub async fn forget_old(store: &dyn Store, now: WallTime) -> Result<()> {
     let snapshot = store.range(Range::prefix(records::REQUESTS)).await?;
     let mut by_age = BTreeMap::new();
     for entry in &snapshot.entries {
-        let time = records::decode::<RequestRecord>(entry).map_or(WallTime::EPOCH, |done| done.value.time);
+        let time =
+            records::decode::<RequestRecord>(entry).map_or(WallTime::EPOCH, |done| done.value.time);
         by_age.insert((time, &entry.key), entry);
     }
     let too_many = by_age.len().saturating_sub(MOST);
     let mut txn = Txn::new();
     for (index, (time, key)) in by_age.keys().enumerate() {
         if index < too_many || now.since(*time) > KEPT {
-            txn = txn.op(Op::Delete { key: (*key).clone() });
+            txn = txn.op(Op::Delete {
+                key: (*key).clone(),
+            });
         }
     }
     if !txn.ops.is_empty() {
@@ -147,11 +156,13 @@ pub async fn forget_old(store: &dyn Store, now: WallTime) -> Result<()> {
 
 fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing to a String does not fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            // Writing to a String does not fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {

@@ -64,9 +64,16 @@ impl FromStr for Address {
                 _ => Err(InvalidAddress::TooLong(path)),
             };
         }
-        let plain = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
-        let plain = plain.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
-        let plain = plain.as_deref().unwrap_or_else(|| text.strip_prefix("http://").unwrap_or(text));
+        let plain = text
+            .strip_prefix("http://")
+            .unwrap_or(text)
+            .trim_end_matches('/');
+        let plain = plain
+            .strip_prefix("localhost:")
+            .map(|port| format!("127.0.0.1:{port}"));
+        let plain = plain
+            .as_deref()
+            .unwrap_or_else(|| text.strip_prefix("http://").unwrap_or(text));
         let Ok(address) = plain.trim_end_matches('/').parse::<SocketAddr>() else {
             return Err(InvalidAddress::Unknown(text.to_owned()));
         };
@@ -127,19 +134,28 @@ impl Listener {
     ///
     /// Someone else does, or nobody can.
     pub async fn bind(address: Address) -> Result<Self, ListenError> {
-        let failed = |source| ListenError { address: address.clone(), source };
+        let failed = |source| ListenError {
+            address: address.clone(),
+            source,
+        };
         match &address {
             Address::Tcp(wanted) => {
                 let socket = TcpListener::bind(wanted).await.map_err(failed)?;
                 let bound = socket.local_addr().map_err(failed)?;
-                Ok(Self { address: Address::Tcp(bound), socket: Socket::Tcp(socket) })
+                Ok(Self {
+                    address: Address::Tcp(bound),
+                    socket: Socket::Tcp(socket),
+                })
             }
             Address::Unix(path) => {
                 remove_stale(path).map_err(failed)?;
                 let socket = UnixListener::bind(path).map_err(failed)?;
                 let guard = RemoveOnDrop(path.clone());
                 fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
-                Ok(Self { address, socket: Socket::Unix(socket, guard) })
+                Ok(Self {
+                    address,
+                    socket: Socket::Unix(socket, guard),
+                })
             }
         }
     }
@@ -296,7 +312,10 @@ mod tests {
             assert!(error.to_string().contains("no certificates"), "{error}");
         }
         for text in ["", "7070", "unix:", "example.com:1", "127.0.0.1"] {
-            assert!(matches!(text.parse::<Address>(), Err(InvalidAddress::Unknown(_))), "{text}");
+            assert!(
+                matches!(text.parse::<Address>(), Err(InvalidAddress::Unknown(_))),
+                "{text}"
+            );
         }
         assert!(matches!(
             format!("unix:/{}", "a".repeat(200)).parse::<Address>(),

@@ -26,7 +26,9 @@ fn main() -> ExitCode {
             Ok(())
         }
     };
-    let Err(error) = done else { return ExitCode::SUCCESS };
+    let Err(error) = done else {
+        return ExitCode::SUCCESS;
+    };
     eprintln!("error: {error}");
     for cause in error.chain().skip(1) {
         eprintln!("  cause: {cause}");
@@ -44,7 +46,9 @@ fn run(settings: cli::Serve) -> anyhow::Result<()> {
     let config = Config {
         heartbeat_period: settings.heartbeat.into(),
         lost_after: settings.lost_after.into(),
-        policy: Policy { vcpus_per_cpu: settings.vcpus_per_cpu },
+        policy: Policy {
+            vcpus_per_cpu: settings.vcpus_per_cpu,
+        },
         events_kept: settings.events_kept,
     };
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;

@@ -109,7 +109,10 @@ pub struct Kept<T> {
 /// It is not one.
 pub fn decode<T: DeserializeOwned>(entry: &Entry) -> Result<Kept<T>> {
     let value = decode_value(&entry.key, &entry.value)?;
-    Ok(Kept { value, modified: entry.modified })
+    Ok(Kept {
+        value,
+        modified: entry.modified,
+    })
 }
 
 /// The record in a value.
@@ -118,7 +121,10 @@ pub fn decode<T: DeserializeOwned>(entry: &Entry) -> Result<Kept<T>> {
 ///
 /// It is not one.
 pub fn decode_value<T: DeserializeOwned>(key: &str, value: &Bytes) -> Result<T> {
-    serde_json::from_slice(value).map_err(|source| Error::Record { key: key.to_owned(), source })
+    serde_json::from_slice(value).map_err(|source| Error::Record {
+        key: key.to_owned(),
+        source,
+    })
 }
 
 /// The value of a record.
@@ -147,7 +153,13 @@ pub async fn get<T: DeserializeOwned>(store: &dyn Store, key: &str) -> Result<Op
 ///
 /// The store failed, or they are not such records.
 pub async fn list<T: DeserializeOwned>(store: &dyn Store, prefix: &str) -> Result<Vec<Kept<T>>> {
-    store.range(Range::prefix(prefix)).await?.entries.iter().map(decode).collect()
+    store
+        .range(Range::prefix(prefix))
+        .await?
+        .entries
+        .iter()
+        .map(decode)
+        .collect()
 }
 
 /// Puts a record only if what it replaces is unchanged since it was read.
@@ -196,5 +208,7 @@ where
             Outcome::Conflict { key } => tracing::debug!(key, "something else was faster"),
         }
     }
-    Err(Error::Aborted("too much else changed at the same time; try again".to_owned()))
+    Err(Error::Aborted(
+        "too much else changed at the same time; try again".to_owned(),
+    ))
 }

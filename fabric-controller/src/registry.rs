@@ -57,7 +57,12 @@ struct Live {
 
 impl Live {
     fn new() -> Self {
-        Self { session: None, heard: None, report: None, goal: watch::Sender::new(None) }
+        Self {
+            session: None,
+            heard: None,
+            report: None,
+            goal: watch::Sender::new(None),
+        }
     }
 }
 
@@ -148,9 +153,11 @@ impl Registry {
 
     fn update(&self, node: &NodeId, number: u64, change: impl FnOnce(&mut Live) -> bool) {
         let mut nodes = self.lock();
-        let current = nodes
-            .get_mut(node)
-            .filter(|live| live.session.as_ref().is_some_and(|(open, _)| *open == number));
+        let current = nodes.get_mut(node).filter(|live| {
+            live.session
+                .as_ref()
+                .is_some_and(|(open, _)| *open == number)
+        });
         let changed = current.is_some_and(change);
         drop(nodes);
         if changed {
@@ -161,7 +168,9 @@ impl Registry {
     /// Opens a session for a node; one that is open is told that it is replaced.
     #[must_use]
     pub fn open(self: &Arc<Self>, node: &NodeId) -> Session {
-        let number = self.sessions.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let number = self
+            .sessions
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let replaced = CancellationToken::new();
         let mut nodes = self.lock();
         let live = nodes.entry(node.clone()).or_insert_with(Live::new);
@@ -172,19 +181,31 @@ impl Registry {
         let goal = live.goal.subscribe();
         drop(nodes);
         self.touch();
-        Session { registry: Arc::clone(self), node: node.clone(), number, replaced, goal }
+        Session {
+            registry: Arc::clone(self),
+            node: node.clone(),
+            number,
+            replaced,
+            goal,
+        }
     }
 
     /// Gives a node its goal, now and at its next session.
     pub fn set_goal(&self, node: &NodeId, goal: Arc<NodeGoal>) {
         let mut nodes = self.lock();
-        nodes.entry(node.clone()).or_insert_with(Live::new).goal.send_replace(Some(goal));
+        nodes
+            .entry(node.clone())
+            .or_insert_with(Live::new)
+            .goal
+            .send_replace(Some(goal));
     }
 
     /// The goal that a node is given.
     #[must_use]
     pub fn goal(&self, node: &NodeId) -> Option<Arc<NodeGoal>> {
-        self.lock().get(node).and_then(|live| live.goal.borrow().clone())
+        self.lock()
+            .get(node)
+            .and_then(|live| live.goal.borrow().clone())
     }
 
     /// What is known of a node.

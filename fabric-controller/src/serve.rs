@@ -85,7 +85,10 @@ impl Serve {
         for address in addresses {
             listeners.push(Listener::bind(address).await?);
         }
-        Ok(Self { controller, listeners })
+        Ok(Self {
+            controller,
+            listeners,
+        })
     }
 
     /// Where it listens.
@@ -99,7 +102,10 @@ impl Serve {
     ///
     /// A listener failed.
     pub async fn run(self, stop: CancellationToken) -> Result<(), ServeError> {
-        let Self { controller, listeners } = self;
+        let Self {
+            controller,
+            listeners,
+        } = self;
         let end = controller.end.clone();
         let mut tasks = background(&controller);
         let routes = routes(&controller).await?;
@@ -125,9 +131,14 @@ impl Serve {
         let drain = async {
             while servers.join_next().await.is_some() {}
             while tasks.join_next().await.is_some() {}
+            controller.tasks.close();
+            controller.tasks.wait().await;
         };
         if time::timeout(GRACE, drain).await.is_err() {
-            tracing::warn!("some calls did not end within {} s and are cut off", GRACE.as_secs());
+            tracing::warn!(
+                "some calls did not end within {} s and are cut off",
+                GRACE.as_secs()
+            );
         }
         servers.shutdown().await;
         tasks.shutdown().await;
@@ -188,26 +199,40 @@ async fn tidy(controller: Arc<Controller>) {
 /// All services, with health and reflection.
 async fn routes(controller: &Arc<Controller>) -> Result<Routes, ServeError> {
     let shared = || Arc::clone(controller);
-    let nodes = NodeServiceServer::new(NodeApi { controller: shared() });
-    let blobs = BlobServiceServer::new(BlobApi { controller: shared() })
-        .max_decoding_message_size(crate::blobs::PIECE + AROUND);
-    let services = ServiceServiceServer::new(ServiceApi { controller: shared() })
-        .max_decoding_message_size(LONGEST_FILE * 2 + AROUND)
-        .max_encoding_message_size(TO_OPERATOR);
-    let instances = InstanceServiceServer::new(InstanceApi { controller: shared() })
-        .max_decoding_message_size(AROUND)
-        .max_encoding_message_size(TO_OPERATOR);
-    let events = EventServiceServer::new(EventApi { controller: shared() })
-        .max_decoding_message_size(AROUND)
-        .max_encoding_message_size(TO_OPERATOR);
+    let nodes = NodeServiceServer::new(NodeApi {
+        controller: shared(),
+    });
+    let blobs = BlobServiceServer::new(BlobApi {
+        controller: shared(),
+    })
+    .max_decoding_message_size(crate::blobs::PIECE + AROUND);
+    let services = ServiceServiceServer::new(ServiceApi {
+        controller: shared(),
+    })
+    .max_decoding_message_size(LONGEST_FILE * 2 + AROUND)
+    .max_encoding_message_size(TO_OPERATOR);
+    let instances = InstanceServiceServer::new(InstanceApi {
+        controller: shared(),
+    })
+    .max_decoding_message_size(AROUND)
+    .max_encoding_message_size(TO_OPERATOR);
+    let events = EventServiceServer::new(EventApi {
+        controller: shared(),
+    })
+    .max_decoding_message_size(AROUND)
+    .max_encoding_message_size(TO_OPERATOR);
     let sessions = HostAgentServer::new(NodeSessions::new(shared()))
         .max_decoding_message_size(FROM_NODE)
         .max_encoding_message_size(FROM_NODE);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<NodeServiceServer<NodeApi>>().await;
     health.set_serving::<BlobServiceServer<BlobApi>>().await;
-    health.set_serving::<ServiceServiceServer<ServiceApi>>().await;
-    health.set_serving::<InstanceServiceServer<InstanceApi>>().await;
+    health
+        .set_serving::<ServiceServiceServer<ServiceApi>>()
+        .await;
+    health
+        .set_serving::<InstanceServiceServer<InstanceApi>>()
+        .await;
     health.set_serving::<EventServiceServer<EventApi>>().await;
     health.set_serving::<HostAgentServer<NodeSessions>>().await;
     let reflection = tonic_reflection::server::Builder::configure()

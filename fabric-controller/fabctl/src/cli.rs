@@ -124,8 +124,10 @@ pub struct BlobName {
 
 /// Settings of `upload`.
 #[derive(Debug, Args)]
-#[command(after_help = "The name can be left out: it is then the file's, without \".vhd\".\n\
-Examples:\n  fabctl image upload guest-os guest-os.vhd\n  fabctl image upload guest-os.vhd")]
+#[command(
+    after_help = "The name can be left out: it is then the file's, without \".vhd\".\n\
+Examples:\n  fabctl image upload guest-os guest-os.vhd\n  fabctl image upload guest-os.vhd"
+)]
 pub struct Upload {
     /// NAME FILE, or FILE alone.
     #[arg(value_name = "NAME] [FILE", num_args = 1..=2, required = true)]
@@ -134,8 +136,10 @@ pub struct Upload {
 
 /// Settings of `package build`.
 #[derive(Debug, Args)]
-#[command(after_help = "Needs mke2fs and debugfs (Debian package e2fsprogs); no root.\n\
-Examples:\n  fabctl package build ./hello -o hello.vhd\n  fabctl package build ./data -o data.vhd --size 1GiB")]
+#[command(
+    after_help = "Needs mke2fs and debugfs (Debian package e2fsprogs); no root.\n\
+Examples:\n  fabctl package build ./hello -o hello.vhd\n  fabctl package build ./data -o data.vhd --size 1GiB"
+)]
 pub struct Build {
     /// Directory whose files go into the package.
     pub directory: PathBuf,
@@ -165,8 +169,10 @@ pub enum ServiceCommand {
 
 /// Settings of `service apply`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  fabctl service apply -f service.toml --dry-run\n  \
-fabctl service apply -f service.toml --wait --timeout 5m")]
+#[command(
+    after_help = "Examples:\n  fabctl service apply -f service.toml --dry-run\n  \
+fabctl service apply -f service.toml --wait --timeout 5m"
+)]
 pub struct Apply {
     /// The service file; - is standard input.
     #[arg(long, short, value_name = "FILE")]
@@ -254,8 +260,10 @@ pub struct Output {
 
 /// Settings of `events`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  fabctl events\n  fabctl events --about shop-web-0\n  \
-fabctl events --after 120 --follow --output json")]
+#[command(
+    after_help = "Examples:\n  fabctl events\n  fabctl events --about shop-web-0\n  \
+fabctl events --after 120 --follow --output json"
+)]
 pub struct Events {
     /// Only those after this cursor.
     #[arg(long, value_name = "CURSOR", default_value_t = 0)]
@@ -270,8 +278,10 @@ pub struct Events {
 
 /// Settings of `watch`.
 #[derive(Debug, Args)]
-#[command(after_help = "In a terminal the view redraws itself until Ctrl-C. Elsewhere, and with\n\
---output json, every change is a line.")]
+#[command(
+    after_help = "In a terminal the view redraws itself until Ctrl-C. Elsewhere, and with\n\
+--output json, every change is a line."
+)]
 pub struct Watch {
     /// Only instances of this service.
     #[arg(long)]

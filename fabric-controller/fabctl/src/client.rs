@@ -32,8 +32,13 @@ impl Client {
     ///
     /// The address is none, or nobody answers.
     pub async fn connect(server: &str) -> Result<Self> {
-        let invalid = || Failure::Address { address: server.to_owned() };
-        let failed = |source| Failure::Connect { server: server.to_owned(), source };
+        let invalid = || Failure::Address {
+            address: server.to_owned(),
+        };
+        let failed = |source| Failure::Connect {
+            server: server.to_owned(),
+            source,
+        };
         let channel = if let Some(path) = server.strip_prefix("unix:") {
             if path.is_empty() {
                 return Err(invalid());
@@ -45,14 +50,25 @@ impl Client {
             });
             // The URI is not used to connect, only to have an authority.
             let endpoint = Endpoint::from_static("http://localhost").connect_timeout(CONNECT);
-            endpoint.connect_with_connector(connector).await.map_err(failed)?
+            endpoint
+                .connect_with_connector(connector)
+                .await
+                .map_err(failed)?
         } else {
-            let url = if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
+            let url = if server.contains("://") {
+                server.to_owned()
+            } else {
+                format!("http://{server}")
+            };
             if !url.starts_with("http://") {
                 return Err(invalid());
             }
             let endpoint = Endpoint::from_shared(url).map_err(|_| invalid())?;
-            endpoint.connect_timeout(CONNECT).connect().await.map_err(failed)?
+            endpoint
+                .connect_timeout(CONNECT)
+                .connect()
+                .await
+                .map_err(failed)?
         };
         Ok(Self { channel })
     }

@@ -70,6 +70,9 @@ pub enum Failure {
     Answer(&'static str),
 }
 
+/// What tonic says before it says what happened.
+const TRANSPORT: &str = "transport error";
+
 /// What can fail with [`Failure`].
 pub type Result<T, E = Failure> = std::result::Result<T, E>;
 
@@ -132,7 +135,7 @@ impl Failure {
         let mut last = self.to_string();
         while let Some(error) = cause {
             let said = error.to_string();
-            if !last.contains(&said) {
+            if said != TRANSPORT && !last.contains(&said) {
                 text.push_str(&format!("\n  cause: {said}"));
             }
             last = said;
@@ -152,15 +155,25 @@ mod tests {
     #[test]
     fn a_missing_program_names_its_package() {
         let source = io::Error::from(io::ErrorKind::NotFound);
-        let report = Failure::Program { program: "mke2fs", source }.report();
-        assert!(report.starts_with("error: cannot run mke2fs\n  cause: "), "{report}");
+        let report = Failure::Program {
+            program: "mke2fs",
+            source,
+        }
+        .report();
+        assert!(
+            report.starts_with("error: cannot run mke2fs\n  cause: "),
+            "{report}"
+        );
         assert!(report.contains("apt-get install e2fsprogs"), "{report}");
     }
 
     #[test]
     fn what_is_not_there_has_an_exit_code_of_its_own() {
         let failure = Failure::from(Status::not_found("there is no service \"x\""));
-        assert_eq!(format!("{:?}", failure.exit_code()), format!("{:?}", ExitCode::from(3)));
+        assert_eq!(
+            format!("{:?}", failure.exit_code()),
+            format!("{:?}", ExitCode::from(3))
+        );
         assert_eq!(failure.report(), "error: there is no service \"x\"");
     }
 }

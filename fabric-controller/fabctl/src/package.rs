@@ -60,7 +60,9 @@ pub fn build(settings: &Build, format: Format) -> Result<()> {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
     };
-    let scratch = tempfile::Builder::new().prefix(".fabctl-").tempdir_in(beside);
+    let scratch = tempfile::Builder::new()
+        .prefix(".fabctl-")
+        .tempdir_in(beside);
     let scratch = scratch.map_err(Failure::file("write in", beside))?;
     let raw = scratch.path().join("raw");
     let made = scratch.path().join("vhd");
@@ -97,13 +99,17 @@ fn entries(directory: &Path) -> Result<Vec<Entry>> {
             let path = entry.map_err(Failure::file("read", &current))?.path();
             let metadata = fs::symlink_metadata(&path).map_err(Failure::file("read", &path))?;
             let kind = metadata.file_type();
-            let (type_bits, bytes) = if kind.is_dir() {
+            let permissions = readable(metadata.permissions().mode());
+            let (mode, bytes) = if kind.is_dir() {
                 open.push(path.clone());
-                (0o040_000, BLOCK)
+                (0o040_000 | permissions, BLOCK)
             } else if kind.is_symlink() {
-                (0o120_000, BLOCK)
+                (0o120_777, BLOCK)
             } else if kind.is_file() {
-                (0o100_000, metadata.len().next_multiple_of(BLOCK))
+                (
+                    0o100_000 | permissions,
+                    metadata.len().next_multiple_of(BLOCK),
+                )
             } else {
                 return Err(Failure::Input(format!(
                     "{} is neither a file, a directory nor a link; nothing else can be in a package",
@@ -112,7 +118,7 @@ fn entries(directory: &Path) -> Result<Vec<Entry>> {
             };
             found.push(Entry {
                 path: name_inside(directory, &path)?,
-                mode: type_bits | readable(metadata.permissions().mode()),
+                mode,
                 bytes,
             });
         }
@@ -146,7 +152,9 @@ fn name_inside(directory: &Path, path: &Path) -> Result<String> {
 /// The size asked for, or what the entries need with some room.
 fn size(asked: Option<u64>, entries: &[Entry]) -> Result<u64> {
     let files: u64 = entries.iter().map(|entry| entry.bytes + INODE).sum();
-    let needed = (files + files / 16 + 2 * MIB).next_multiple_of(MIB).max(*SIZES.start());
+    let needed = (files + files / 16 + 2 * MIB)
+        .next_multiple_of(MIB)
+        .max(*SIZES.start());
     let size = asked.unwrap_or(needed);
     if !SIZES.contains(&size) || !size.is_multiple_of(BLOCK) {
         return Err(Failure::Input(format!(
@@ -180,7 +188,9 @@ fn e2fsprogs(program: &'static str) -> Command {
 
 /// Runs it and answers what it said on standard error.
 fn run(program: &'static str, command: &mut Command) -> Result<String> {
-    let done = command.output().map_err(|source| Failure::Program { program, source })?;
+    let done = command
+        .output()
+        .map_err(|source| Failure::Program { program, source })?;
     let said = String::from_utf8_lossy(&done.stderr).trim().to_owned();
     if !done.status.success() {
         return Err(Failure::ProgramFailed { program, said });
@@ -191,12 +201,13 @@ fn run(program: &'static str, command: &mut Command) -> Result<String> {
 fn make_file_system(directory: &Path, raw: &Path, size: u64, entries: u64) -> Result<()> {
     let file = fs::File::create(raw).map_err(Failure::file("write", raw))?;
     file.set_len(size).map_err(Failure::file("write", raw))?;
-    let features = format!(
-        "hash_seed={UUID},root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0,nodiscard"
-    );
+    let features =
+        format!("hash_seed={UUID},root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0,nodiscard");
     let mut command = e2fsprogs("mke2fs");
     command
-        .args(["-q", "-F", "-t", "ext4", "-m", "0", "-L", "package", "-U", UUID])
+        .args([
+            "-q", "-F", "-t", "ext4", "-m", "0", "-L", "package", "-U", UUID,
+        ])
         .args(["-b", &BLOCK.to_string(), "-I", &INODE.to_string()])
         .args(["-N", &(entries + OWN_INODES).to_string()])
         .args(["-O", "^has_journal,^resize_inode", "-E", &features, "-d"])
@@ -210,8 +221,17 @@ fn make_file_system(directory: &Path, raw: &Path, size: u64, entries: u64) -> Re
 fn make_uniform(raw: &Path, scratch: &Path, entries: &[Entry]) -> Result<()> {
     let mut script = String::new();
     for Entry { path, mode, .. } in entries {
-        let fields = [("uid", "0"), ("gid", "0"), ("atime", TIME), ("ctime", TIME), ("mtime", TIME)];
-        for (field, value) in fields.into_iter().chain([("mode", format!("0{mode:o}").as_str())]) {
+        let fields = [
+            ("uid", "0"),
+            ("gid", "0"),
+            ("atime", TIME),
+            ("ctime", TIME),
+            ("mtime", TIME),
+        ];
+        for (field, value) in fields
+            .into_iter()
+            .chain([("mode", format!("0{mode:o}").as_str())])
+        {
             // Writing to a String does not fail.
             let at = if field.ends_with("time") { "@" } else { "" };
             let _ = writeln!(script, "set_inode_field \"{path}\" {field} {at}{value}");
@@ -219,20 +239,32 @@ fn make_uniform(raw: &Path, scratch: &Path, entries: &[Entry]) -> Result<()> {
     }
     let file = scratch.join("script");
     fs::write(&file, script).map_err(Failure::file("write", &file))?;
-    let said = run("debugfs", e2fsprogs("debugfs").arg("-w").arg("-f").arg(&file).arg(raw))?;
+    let said = run(
+        "debugfs",
+        e2fsprogs("debugfs").arg("-w").arg("-f").arg(&file).arg(raw),
+    )?;
     // It says its version, and goes on after whatever else it has to say.
-    let problems: Vec<_> = said.lines().filter(|line| !line.starts_with("debugfs ")).collect();
+    let problems: Vec<_> = said
+        .lines()
+        .filter(|line| !line.starts_with("debugfs "))
+        .collect();
     if problems.is_empty() {
         return Ok(());
     }
-    Err(Failure::ProgramFailed { program: "debugfs", said: problems.join("; ") })
+    Err(Failure::ProgramFailed {
+        program: "debugfs",
+        said: problems.join("; "),
+    })
 }
 
 /// Wraps the file system into a VHD whose id comes from its content.
 fn wrap(raw: &Path, made: &Path) -> Result<()> {
     let unique_id = uuid::Builder::from_custom_bytes(content_id(raw)?).into_uuid();
     let options = ConvertOptions {
-        identity: Identity { unique_id, time_stamp: TimeStamp(0) },
+        identity: Identity {
+            unique_id,
+            time_stamp: TimeStamp(0),
+        },
         ..ConvertOptions::new(Target::Dynamic)
     };
     let source = Raw::open(raw, true).map_err(Failure::Vhd)?;
@@ -273,7 +305,11 @@ mod tests {
     }
 
     fn build_from(directory: &Path, out: &Path) -> Vec<u8> {
-        let settings = Build { directory: directory.into(), out: out.into(), size: None };
+        let settings = Build {
+            directory: directory.into(),
+            out: out.into(),
+            size: None,
+        };
         build(&settings, Format::Table).unwrap();
         fs::read(out).unwrap()
     }
@@ -289,7 +325,11 @@ mod tests {
         fs::set_permissions(other.path().join("b"), fs::Permissions::from_mode(0o600)).unwrap();
         let second = build_from(other.path(), &out.path().join("2.vhd"));
         assert!(first == second, "the packages differ");
-        assert_eq!(fs::read_dir(out.path()).unwrap().count(), 2, "something was left behind");
+        assert_eq!(
+            fs::read_dir(out.path()).unwrap().count(),
+            2,
+            "something was left behind"
+        );
     }
 
     #[test]
@@ -301,8 +341,17 @@ mod tests {
 
     #[test]
     fn a_size_that_does_not_do_is_refused() {
-        let entries = [Entry { path: "/a".to_owned(), mode: 0, bytes: 8 * MIB }];
-        assert!(size(Some(4 * MIB), &entries).unwrap_err().to_string().contains("the files need"));
+        let entries = [Entry {
+            path: "/a".to_owned(),
+            mode: 0,
+            bytes: 8 * MIB,
+        }];
+        assert!(
+            size(Some(4 * MIB), &entries)
+                .unwrap_err()
+                .to_string()
+                .contains("the files need")
+        );
         assert!(size(Some(1), &[]).is_err());
         assert!(size(Some(4 * MIB + 1), &[]).is_err());
         assert_eq!(size(None, &[]).unwrap(), 4 * MIB);

@@ -96,9 +96,11 @@ fn users(record: &BlobRecord, services: &[Kept<ServiceRecord>]) -> Vec<String> {
     let using = services.iter().filter(|kept| {
         kept.value.roles.iter().any(|role| match record.kind {
             BlobKind::Image => role.spec.image.digest == record.digest,
-            BlobKind::Package => {
-                role.spec.package.as_ref().is_some_and(|one| one.digest == record.digest)
-            }
+            BlobKind::Package => role
+                .spec
+                .package
+                .as_ref()
+                .is_some_and(|one| one.digest == record.digest),
         })
     });
     using.map(|kept| kept.value.name.to_string()).collect()
@@ -114,11 +116,22 @@ impl BlobApi {
         let invalid = |field: &str, error: &dyn std::fmt::Display| {
             Error::Invalid(format!("{field}: {error}"))
         };
-        let name: BlobName = request.name.parse().map_err(|error| invalid("name", &error))?;
-        let digest: Digest = request.digest.parse().map_err(|error| invalid("digest", &error))?;
+        let name: BlobName = request
+            .name
+            .parse()
+            .map_err(|error| invalid("name", &error))?;
+        let digest: Digest = request
+            .digest
+            .parse()
+            .map_err(|error| invalid("digest", &error))?;
         let kind = convert::known_blob_kind(request.kind)?;
         let size = request.size_bytes;
-        match self.controller.blobs.begin(UploadTarget { kind, name }, digest, size).await? {
+        match self
+            .controller
+            .blobs
+            .begin(UploadTarget { kind, name }, digest, size)
+            .await?
+        {
             Begun::At(offset) => Ok(BeginUploadResponse { offset, blob: None }),
             Begun::Complete(record) => {
                 let blob = Some(shown(record, &self.services().await?));
@@ -129,7 +142,9 @@ impl BlobApi {
 
     async fn receive(&self, mut pieces: Streaming<UploadRequest>) -> Result<Blob, Status> {
         let Some(first) = next(&mut pieces).await? else {
-            return Err(Status::invalid_argument("the stream is empty; it begins with a digest"));
+            return Err(Status::invalid_argument(
+                "the stream is empty; it begins with a digest",
+            ));
         };
         let digest: Digest = first
             .digest
@@ -139,7 +154,11 @@ impl BlobApi {
         let mut piece = Some(first);
         while let Some(UploadRequest { offset, data, .. }) = piece {
             upload = upload.append(offset, data).await?;
-            piece = if upload.is_complete() { None } else { next(&mut pieces).await? };
+            piece = if upload.is_complete() {
+                None
+            } else {
+                next(&mut pieces).await?
+            };
         }
         let record = self.complete(upload).await?;
         Ok(shown(record, &self.services().await?))
@@ -159,13 +178,17 @@ impl BlobApi {
         let once = Once::new(
             "DeleteBlob",
             &request.request_id,
-            &DeleteBlobRequest { request_id: String::new(), ..request.clone() },
+            &DeleteBlobRequest {
+                request_id: String::new(),
+                ..request.clone()
+            },
         )?;
         let kind = convert::known_blob_kind(request.kind)?;
-        let name: BlobName = request
-            .name
-            .parse()
-            .map_err(|error| Error::Invalid(format!("name: {error}; a digest can have several names, give one")))?;
+        let name: BlobName = request.name.parse().map_err(|error| {
+            Error::Invalid(format!(
+                "name: {error}; a digest can have several names, give one"
+            ))
+        })?;
         let name = &name;
         let now = clock::now();
         let answer = once

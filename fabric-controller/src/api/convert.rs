@@ -54,7 +54,9 @@ pub(super) fn blob_kind(field: &str, kind: i32) -> Result<Option<BlobKind>> {
         Ok(BlobKindMessage::Unspecified) => Ok(None),
         Ok(BlobKindMessage::Image) => Ok(Some(BlobKind::Image)),
         Ok(BlobKindMessage::Package) => Ok(Some(BlobKind::Package)),
-        Err(_) => Err(Error::Invalid(format!("{field}: {kind} is not a kind; it is 1 or 2"))),
+        Err(_) => Err(Error::Invalid(format!(
+            "{field}: {kind} is not a kind; it is 1 or 2"
+        ))),
     }
 }
 
@@ -89,7 +91,11 @@ pub(super) fn change(change: model::service::Change) -> Change {
         Action::Update => ChangeAction::Update,
         Action::Delete => ChangeAction::Delete,
     };
-    Change { action: action.into(), subject: change.subject, detail: change.detail }
+    Change {
+        action: action.into(),
+        subject: change.subject,
+        detail: change.detail,
+    }
 }
 
 /// A service; `ready` says how many instances of a role are.
@@ -101,7 +107,12 @@ pub(super) fn service(record: &ServiceRecord, ready: impl Fn(&str) -> u32) -> Se
         instances: role.instances,
         ready: ready(role.name().as_str()),
         image: role.spec.image.name.clone(),
-        package: role.spec.package.as_ref().map(|one| one.name.clone()).unwrap_or_default(),
+        package: role
+            .spec
+            .package
+            .as_ref()
+            .map(|one| one.name.clone())
+            .unwrap_or_default(),
     });
     Service {
         name: record.name.to_string(),
@@ -116,7 +127,9 @@ pub(super) fn service(record: &ServiceRecord, ready: impl Fn(&str) -> u32) -> Se
 /// The word for an instance, as its node stands now.
 pub(super) fn derive(record: &InstanceRecord, registry: &Registry) -> (Derived, Option<NodeSight>) {
     let sight = record.node.as_ref().map(|node| registry.sight(node));
-    let view = sight.as_ref().map_or(model::state::NodeView::NotYetHeard, |sight| sight.view);
+    let view = sight
+        .as_ref()
+        .map_or(model::state::NodeView::NotYetHeard, |sight| sight.view);
     let report = sight.as_ref().and_then(|sight| sight.report.as_ref());
     let observed = report
         .and_then(|report| report.instances.get(&record.id))
@@ -137,7 +150,11 @@ pub(super) fn instance(record: &InstanceRecord, registry: &Registry) -> Instance
         instance_id: record.id.to_string(),
         service: record.service.to_string(),
         role: record.role.to_string(),
-        node_id: record.node.as_ref().map(ToString::to_string).unwrap_or_default(),
+        node_id: record
+            .node
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
         state: derived.state.to_string(),
         reason: derived.reason,
         since: Some(timestamp(derived.since)),
@@ -155,7 +172,9 @@ pub(super) fn restart_scope(scope: i32) -> Result<RestartScope> {
         Ok(RestartScopeMessage::Unspecified | RestartScopeMessage::Role) => Ok(RestartScope::Role),
         Ok(RestartScopeMessage::Vm) => Ok(RestartScope::Vm),
         Ok(RestartScopeMessage::Reimage) => Ok(RestartScope::Reimage),
-        Err(_) => Err(Error::Invalid(format!("scope: {scope} is not one; it is 1, 2 or 3"))),
+        Err(_) => Err(Error::Invalid(format!(
+            "scope: {scope} is not one; it is 1, 2 or 3"
+        ))),
     }
 }
 

@@ -27,7 +27,11 @@ impl EventService for EventApi {
         &self,
         request: Request<ListEventsRequest>,
     ) -> Result<Response<ListEventsResponse>, Status> {
-        let ListEventsRequest { after_cursor, limit, subject } = request.into_inner();
+        let ListEventsRequest {
+            after_cursor,
+            limit,
+            subject,
+        } = request.into_inner();
         let limit = match usize::try_from(limit) {
             Ok(limit @ 1..=PAGE) => limit,
             _ => PAGE,
@@ -46,9 +50,14 @@ impl EventService for EventApi {
         &self,
         request: Request<WatchEventsRequest>,
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
-        let WatchEventsRequest { after_cursor, subject } = request.into_inner();
+        let WatchEventsRequest {
+            after_cursor,
+            subject,
+        } = request.into_inner();
         let follower = Follower::new(Arc::clone(&self.controller.store), after_cursor, subject);
-        Ok(stream(&self.controller, |operator| follow(follower, operator)))
+        Ok(stream(&self.controller, |operator| {
+            follow(follower, operator)
+        }))
     }
 }
 

@@ -81,7 +81,9 @@ impl InstanceService for InstanceApi {
     ) -> Result<Response<Self::WatchInstancesStream>, Status> {
         let service = request.into_inner().service;
         let controller = Arc::clone(&self.controller);
-        Ok(stream(&self.controller, |operator| watch(controller, service, operator)))
+        Ok(stream(&self.controller, |operator| {
+            watch(controller, service, operator)
+        }))
     }
 
     type StreamOutputStream = Answers<StreamOutputResponse>;
@@ -97,7 +99,9 @@ impl InstanceService for InstanceApi {
 
 impl InstanceApi {
     async fn find(&self, id: &str) -> ControllerResult<Kept<InstanceRecord>> {
-        let Ok(id) = id.parse::<InstanceId>() else { return Err(Error::no_instance(id)) };
+        let Ok(id) = id.parse::<InstanceId>() else {
+            return Err(Error::no_instance(id));
+        };
         let kept = records::get(&*self.controller.store, &records::instance(&id)).await?;
         kept.ok_or_else(|| Error::no_instance(id.as_str()))
     }
@@ -106,7 +110,10 @@ impl InstanceApi {
         &self,
         request: RestartInstanceRequest,
     ) -> ControllerResult<RestartInstanceResponse> {
-        let content = RestartInstanceRequest { request_id: String::new(), ..request.clone() };
+        let content = RestartInstanceRequest {
+            request_id: String::new(),
+            ..request.clone()
+        };
         let once = Once::new("RestartInstance", &request.request_id, &content)?;
         let scope = convert::restart_scope(request.scope)?;
         let id = &request.instance_id;
@@ -118,13 +125,23 @@ impl InstanceApi {
                 return Err(Error::Precondition(why));
             }
             let restart = kept.value.restart.again(scope);
-            let record = InstanceRecord { restart, ..kept.value };
+            let record = InstanceRecord {
+                restart,
+                ..kept.value
+            };
             let key = records::instance(&record.id);
             let txn = records::replace(Txn::new(), &key, Some(kept.modified), &record)?;
             let message = format!("an operator restarts {}", scope.what());
-            let event =
-                EventRecord::new(now, Reason::RestartRequested, SubjectKind::Instance, id, message);
-            let answer = RestartInstanceResponse { restart_generation: restart.generation };
+            let event = EventRecord::new(
+                now,
+                Reason::RestartRequested,
+                SubjectKind::Instance,
+                id,
+                message,
+            );
+            let answer = RestartInstanceResponse {
+                restart_generation: restart.generation,
+            };
             Ok((records::add_event(txn, &event)?, answer))
         })
         .await
@@ -133,7 +150,9 @@ impl InstanceApi {
     async fn output(&self, request: StreamOutputRequest) -> ControllerResult<Receiver> {
         let kind = match OutputKind::try_from(request.kind) {
             Ok(OutputKind::Unspecified) | Err(_) => {
-                return Err(Error::Invalid("kind: it is missing; it is log or console".to_owned()));
+                return Err(Error::Invalid(
+                    "kind: it is missing; it is log or console".to_owned(),
+                ));
             }
             Ok(kind) => kind,
         };
@@ -168,7 +187,9 @@ async fn list(controller: &Controller, service: &str) -> ControllerResult<Vec<In
         .iter()
         .map(|kept| &kept.value)
         .filter(|record| service.is_empty() || record.service.as_str() == service);
-    Ok(asked.map(|record| convert::instance(record, &controller.registry)).collect())
+    Ok(asked
+        .map(|record| convert::instance(record, &controller.registry))
+        .collect())
 }
 
 /// Sends every instance now, and each whenever it changes or is gone: the state
@@ -224,16 +245,30 @@ async fn send_changes(
     operator: &Operator<WatchInstancesResponse>,
 ) -> Result<(), Gone> {
     let there: BTreeSet<_> = now.iter().map(|one| one.instance_id.clone()).collect();
-    let gone: Vec<_> = sent.keys().filter(|id| !there.contains(*id)).cloned().collect();
+    let gone: Vec<_> = sent
+        .keys()
+        .filter(|id| !there.contains(*id))
+        .cloned()
+        .collect();
     for id in gone {
         let instance = sent.remove(&id);
-        operator.send(WatchInstancesResponse { instance, deleted: true }).await?;
+        operator
+            .send(WatchInstancesResponse {
+                instance,
+                deleted: true,
+            })
+            .await?;
     }
     for instance in now {
         if sent.get(&instance.instance_id) != Some(instance) {
             sent.insert(instance.instance_id.clone(), instance.clone());
             let instance = Some(instance.clone());
-            operator.send(WatchInstancesResponse { instance, deleted: false }).await?;
+            operator
+                .send(WatchInstancesResponse {
+                    instance,
+                    deleted: false,
+                })
+                .await?;
         }
     }
     Ok(())
@@ -257,7 +292,11 @@ async fn relay(
         }
     };
     while let Some(piece) = next {
-        if operator.send(StreamOutputResponse { data: piece? }).await.is_err() {
+        if operator
+            .send(StreamOutputResponse { data: piece? })
+            .await
+            .is_err()
+        {
             return Ok(Err(Gone));
         }
         next = output.next().await;

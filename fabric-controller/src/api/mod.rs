@@ -52,8 +52,10 @@ where
 {
     let (answers, received) = mpsc::channel(WAITING);
     let end = controller.end.clone();
-    let filling = fill(Operator { answers: answers.clone() });
-    tokio::spawn(async move {
+    let filling = fill(Operator {
+        answers: answers.clone(),
+    });
+    controller.tasks.spawn(async move {
         let failed = tokio::select! {
             () = end.cancelled() => Some(Status::unavailable("the controller is shutting down")),
             () = answers.closed() => None,

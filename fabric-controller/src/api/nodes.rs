@@ -28,7 +28,9 @@ impl NodeService for NodeApi {
         &self,
         _request: Request<ListNodesRequest>,
     ) -> Result<Response<ListNodesResponse>, Status> {
-        Ok(Response::new(ListNodesResponse { nodes: self.list().await? }))
+        Ok(Response::new(ListNodesResponse {
+            nodes: self.list().await?,
+        }))
     }
 }
 
@@ -40,7 +42,9 @@ impl NodeApi {
         let nodes = nodes.into_iter().map(|kept| {
             let placed = |id: &NodeId| -> Vec<&InstanceRecord> {
                 let records = instances.iter().map(|kept| &kept.value);
-                records.filter(|record| record.node.as_ref() == Some(id)).collect()
+                records
+                    .filter(|record| record.node.as_ref() == Some(id))
+                    .collect()
             };
             self.node(&kept.value, &placed(&kept.value.node_id))
         });
@@ -58,7 +62,10 @@ impl NodeApi {
             agent_version: record.agent_version.clone(),
             instances: u32::try_from(placed.len()).unwrap_or(u32::MAX),
             vcpus_used: placed.iter().map(|record| record.spec.size.vcpus).sum(),
-            memory_used_bytes: placed.iter().map(|record| record.spec.size.memory_bytes).sum(),
+            memory_used_bytes: placed
+                .iter()
+                .map(|record| record.spec.size.memory_bytes)
+                .sum(),
             goal_incarnation: sight.goal_incarnation,
             applied_incarnation: sight.report.map_or(0, |report| report.applied_incarnation),
         }

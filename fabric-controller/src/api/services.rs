@@ -56,10 +56,14 @@ impl ServiceService for ServiceApi {
         _request: Request<ListServicesRequest>,
     ) -> Result<Response<ListServicesResponse>, Status> {
         let services: Vec<Kept<ServiceRecord>> =
-            records::list(&*self.controller.store, records::SERVICES).await.map_err(Status::from)?;
+            records::list(&*self.controller.store, records::SERVICES)
+                .await
+                .map_err(Status::from)?;
         let instances = self.instances("").await?;
-        let services =
-            services.iter().map(|kept| self.shown(&kept.value, &instances)).collect();
+        let services = services
+            .iter()
+            .map(|kept| self.shown(&kept.value, &instances))
+            .collect();
         Ok(Response::new(ListServicesResponse { services }))
     }
 
@@ -68,12 +72,18 @@ impl ServiceService for ServiceApi {
         request: Request<GetServiceRequest>,
     ) -> Result<Response<GetServiceResponse>, Status> {
         let name = request.into_inner().name;
-        let kept = self.find(&name).await?.ok_or_else(|| Error::no_service(&name))?;
+        let kept = self
+            .find(&name)
+            .await?
+            .ok_or_else(|| Error::no_service(&name))?;
         let instances = self.instances(&name).await?;
         let registry = &self.controller.registry;
         Ok(Response::new(GetServiceResponse {
             service: Some(self.shown(&kept.value, &instances)),
-            instances: instances.iter().map(|one| convert::instance(one, registry)).collect(),
+            instances: instances
+                .iter()
+                .map(|one| convert::instance(one, registry))
+                .collect(),
         }))
     }
 
@@ -94,7 +104,9 @@ struct Planned {
 
 impl ServiceApi {
     async fn find(&self, name: &str) -> ControllerResult<Option<Kept<ServiceRecord>>> {
-        let Ok(name) = name.parse::<ServiceName>() else { return Ok(None) };
+        let Ok(name) = name.parse::<ServiceName>() else {
+            return Ok(None);
+        };
         records::get(&*self.controller.store, &records::service(&name)).await
     }
 
@@ -134,7 +146,10 @@ impl ServiceApi {
         if request.dry_run {
             return Ok(answer(self.plan(definition, text, now).await?));
         }
-        let content = ApplyServiceRequest { request_id: String::new(), ..request.clone() };
+        let content = ApplyServiceRequest {
+            request_id: String::new(),
+            ..request.clone()
+        };
         let once = Once::new("ApplyService", &request.request_id, &content)?;
         let answer = &answer;
         let answered = once
@@ -159,13 +174,20 @@ impl ServiceApi {
         let name = &definition.name;
         let (roles, blobs) = self.resolve(definition).await?;
         let old = self.find(name.as_str()).await?;
-        let before = old.as_ref().map(|kept| kept.value.roles.as_slice()).unwrap_or_default();
+        let before = old
+            .as_ref()
+            .map(|kept| kept.value.roles.as_slice())
+            .unwrap_or_default();
         let changes = service::changes(name, before, &roles);
         let unchanged = old.as_ref().filter(|kept| {
             changes.is_empty() && kept.value.definition_toml == text && kept.value.roles == roles
         });
         if let Some(kept) = unchanged {
-            return Ok(Planned { record: kept.value.clone(), changes, txn: Txn::new() });
+            return Ok(Planned {
+                record: kept.value.clone(),
+                changes,
+                txn: Txn::new(),
+            });
         }
         let record = ServiceRecord {
             name: name.clone(),
@@ -183,10 +205,23 @@ impl ServiceApi {
             let key = records::blob(kept.value.kind, &kept.value.name);
             txn = records::replace(txn, &key, Some(kept.modified), &kept.value)?;
         }
-        let message = format!("generation {}, {} changes", record.generation, changes.len());
-        let event =
-            EventRecord::new(now, Reason::ServiceApplied, SubjectKind::Service, name, message);
-        Ok(Planned { record, changes, txn: records::add_event(txn, &event)? })
+        let message = format!(
+            "generation {}, {} changes",
+            record.generation,
+            changes.len()
+        );
+        let event = EventRecord::new(
+            now,
+            Reason::ServiceApplied,
+            SubjectKind::Service,
+            name,
+            message,
+        );
+        Ok(Planned {
+            record,
+            changes,
+            txn: records::add_event(txn, &event)?,
+        })
     }
 
     /// Finds the images and packages that the definition names.
@@ -198,11 +233,14 @@ impl ServiceApi {
         let mut roles = Vec::new();
         for role in &definition.roles {
             let name = role.role.name.as_str();
-            let image = self.blob(name, BlobKind::Image, &role.image, &mut blobs).await?;
+            let image = self
+                .blob(name, BlobKind::Image, &role.image, &mut blobs)
+                .await?;
             let package = match &role.package {
-                Some(package) => {
-                    Some(self.blob(name, BlobKind::Package, package, &mut blobs).await?)
-                }
+                Some(package) => Some(
+                    self.blob(name, BlobKind::Package, package, &mut blobs)
+                        .await?,
+                ),
                 None => None,
             };
             roles.push(ServiceRole::new(role.clone(), image, package));
@@ -217,16 +255,27 @@ impl ServiceApi {
         name: &str,
         found: &mut BTreeMap<String, Kept<BlobRecord>>,
     ) -> ControllerResult<BlobRef> {
-        let kept = self.controller.blobs.find(kind, name).await.map_err(|error| match error {
-            Error::NotFound { .. } => Error::Precondition(format!(
-                "role {role:?}: there is no {kind} {name:?}; \
+        let kept = self
+            .controller
+            .blobs
+            .find(kind, name)
+            .await
+            .map_err(|error| match error {
+                Error::NotFound { .. } => Error::Precondition(format!(
+                    "role {role:?}: there is no {kind} {name:?}; \
                  `fabctl {kind} list` shows what there is, `fabctl {kind} upload` brings one"
-            )),
-            other => other,
-        })?;
-        let BlobRecord { digest, size_bytes, .. } = kept.value.clone();
+                )),
+                other => other,
+            })?;
+        let BlobRecord {
+            digest, size_bytes, ..
+        } = kept.value.clone();
         found.insert(records::blob(kind, &kept.value.name), kept);
-        Ok(BlobRef { name: name.to_owned(), digest, size_bytes })
+        Ok(BlobRef {
+            name: name.to_owned(),
+            digest,
+            size_bytes,
+        })
     }
 
     /// No two services may have instances of the same id.
@@ -249,18 +298,29 @@ impl ServiceApi {
         &self,
         request: DeleteServiceRequest,
     ) -> ControllerResult<DeleteServiceResponse> {
-        let content = DeleteServiceRequest { request_id: String::new(), ..request.clone() };
+        let content = DeleteServiceRequest {
+            request_id: String::new(),
+            ..request.clone()
+        };
         let once = Once::new("DeleteService", &request.request_id, &content)?;
         let name = &request.name;
         let now = clock::now();
         let answer = once
             .commit(&*self.controller.store, now, || async move {
-                let kept = self.find(name).await?.ok_or_else(|| Error::no_service(name))?;
+                let kept = self
+                    .find(name)
+                    .await?
+                    .ok_or_else(|| Error::no_service(name))?;
                 let key = records::service(&kept.value.name);
                 let instances: u32 = kept.value.roles.iter().map(|role| role.instances).sum();
                 let message = format!("its {instances} instances are being removed");
-                let event =
-                    EventRecord::new(now, Reason::ServiceDeleted, SubjectKind::Service, name, message);
+                let event = EventRecord::new(
+                    now,
+                    Reason::ServiceDeleted,
+                    SubjectKind::Service,
+                    name,
+                    message,
+                );
                 let txn = Txn::new().when(&key, Some(kept.modified)).delete(key);
                 Ok((records::add_event(txn, &event)?, DeleteServiceResponse {}))
             })

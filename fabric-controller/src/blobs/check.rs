@@ -30,5 +30,8 @@ pub fn vhd_facts(path: &Path) -> Result<VhdFacts, String> {
                 .to_owned());
         }
     };
-    Ok(VhdFacts { virtual_bytes: disk.size(), vhd_type: vhd_type.to_owned() })
+    Ok(VhdFacts {
+        virtual_bytes: disk.size(),
+        vhd_type: vhd_type.to_owned(),
+    })
 }

@@ -78,7 +78,10 @@ struct Active {
 
 impl Drop for Active {
     fn drop(&mut self) {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.digest);
+        self.all
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.digest);
     }
 }
 
@@ -111,7 +114,9 @@ impl Upload {
     pub async fn append(mut self, offset: u64, data: Bytes) -> Result<Self> {
         let at = self.partial.length();
         if offset != at {
-            return Err(Error::Invalid(format!("offset {offset}: the next piece begins at {at}")));
+            return Err(Error::Invalid(format!(
+                "offset {offset}: the next piece begins at {at}"
+            )));
         }
         if data.len() > PIECE {
             return Err(Error::Invalid(format!(
@@ -185,7 +190,9 @@ impl Blobs {
                     "size_bytes {size}: the file of that digest has {there} bytes"
                 )));
             }
-            let record = self.record(&[target], &digest, size, check(&file).await?).await?;
+            let record = self
+                .record(&[target], &digest, size, check(&file).await?)
+                .await?;
             return Ok(Begun::Complete(record));
         }
         let arrived = partial::length(&self.upload_file(&digest))?.min(size);
@@ -212,7 +219,11 @@ impl Blobs {
             // The newest is the last: it is the one that is answered.
             targets.retain(|known| known != target);
             targets.push(target.clone());
-            let record = UploadRecord { size_bytes: size, targets, begun: clock::now() };
+            let record = UploadRecord {
+                size_bytes: size,
+                targets,
+                begun: clock::now(),
+            };
             Ok((records::replace(Txn::new(), &key, old, &record)?, ()))
         })
         .await
@@ -233,14 +244,24 @@ impl Blobs {
         let active = self.claim(digest)?;
         let path = self.upload_file(digest);
         let size = record.value.size_bytes;
-        blocking(move || Ok(Upload { partial: Partial::resume(&path, offset)?, size, active })).await
+        blocking(move || {
+            Ok(Upload {
+                partial: Partial::resume(&path, offset)?,
+                size,
+                active,
+            })
+        })
+        .await
     }
 
     /// One at a time goes on with an upload.
     fn claim(&self, digest: &Digest) -> Result<Active> {
         let mut all = self.active.lock().unwrap_or_else(PoisonError::into_inner);
         if all.insert(digest.clone()) {
-            return Ok(Active { digest: digest.clone(), all: Arc::clone(&self.active) });
+            return Ok(Active {
+                digest: digest.clone(),
+                all: Arc::clone(&self.active),
+            });
         }
         Err(Error::Aborted(format!(
             "someone else is uploading {digest} at the moment; try again when that has ended"
@@ -254,7 +275,11 @@ impl Blobs {
     /// The digest is another, or it is no VHD that a guest can be given: what
     /// has arrived is thrown away. Or a file or the store failed.
     pub async fn finish(&self, upload: Upload) -> Result<BlobRecord> {
-        let Upload { partial, size, active } = upload;
+        let Upload {
+            partial,
+            size,
+            active,
+        } = upload;
         let digest = &active.digest;
         let path = self.upload_file(digest);
         let found = blocking(move || partial.finish()).await?;
@@ -275,17 +300,22 @@ impl Blobs {
         let _moving = self.moving.lock().await;
         let key = records::upload(digest);
         let Some(record) = records::get::<UploadRecord>(&*self.store, &key).await? else {
-            return Err(Error::Aborted(format!("the upload of {digest} was given up; begin again")));
+            return Err(Error::Aborted(format!(
+                "the upload of {digest} was given up; begin again"
+            )));
         };
         move_in(path, self.file(digest)).await?;
-        self.record(&record.value.targets, digest, size, facts).await
+        self.record(&record.value.targets, digest, size, facts)
+            .await
     }
 
     /// Throws away what has arrived.
     async fn discard(&self, digest: &Digest) -> Result<()> {
         let path = self.upload_file(digest);
         blocking(move || remove(&path)).await?;
-        self.store.txn(Txn::new().delete(records::upload(digest))).await?;
+        self.store
+            .txn(Txn::new().delete(records::upload(digest)))
+            .await?;
         Ok(())
     }
 
@@ -327,7 +357,8 @@ impl Blobs {
             if store.get(&key).await?.is_some() {
                 txn = txn.delete(key);
             }
-            let last = last.ok_or_else(|| Error::Internal("an upload without a name".to_owned()))?;
+            let last =
+                last.ok_or_else(|| Error::Internal("an upload without a name".to_owned()))?;
             Ok((txn, last))
         })
         .await
@@ -391,7 +422,10 @@ impl Blobs {
         }
         let services: Vec<Kept<ServiceRecord>> = records::list(store, records::SERVICES).await?;
         let instances: Vec<Kept<InstanceRecord>> = records::list(store, records::INSTANCES).await?;
-        let of_services = services.iter().flat_map(|kept| &kept.value.roles).map(|role| &role.spec);
+        let of_services = services
+            .iter()
+            .flat_map(|kept| &kept.value.roles)
+            .map(|role| &role.spec);
         for spec in of_services.chain(instances.iter().map(|kept| &kept.value.spec)) {
             refer(&spec.image.digest);
             if let Some(package) = &spec.package {
@@ -403,13 +437,17 @@ impl Blobs {
 
     /// Names of the files of uploads that someone may go on with.
     async fn current_uploads(&self) -> Result<BTreeSet<String>> {
-        let snapshot =
-            self.store.range(crate::store::Range::prefix(records::UPLOADS)).await?;
+        let snapshot = self
+            .store
+            .range(crate::store::Range::prefix(records::UPLOADS))
+            .await?;
         let mut current = BTreeSet::new();
         for entry in &snapshot.entries {
             let record: Kept<UploadRecord> = records::decode(entry)?;
             if clock::now().since(record.value.begun) > ABANDONED {
-                let txn = Txn::new().when(&entry.key, Some(entry.modified)).delete(&entry.key);
+                let txn = Txn::new()
+                    .when(&entry.key, Some(entry.modified))
+                    .delete(&entry.key);
                 self.store.txn(txn).await?;
             } else if let Some(hex) = entry.key.strip_prefix(records::UPLOADS) {
                 current.insert(hex.to_owned());
@@ -425,7 +463,9 @@ async fn check(path: &Path) -> Result<VhdFacts> {
     let path = path.to_owned();
     blocking(move || {
         check::vhd_facts(&path).map_err(|why| {
-            Error::Invalid(format!("the file is not a VHD that a guest can be given: {why}"))
+            Error::Invalid(format!(
+                "the file is not a VHD that a guest can be given: {why}"
+            ))
         })
     })
     .await
@@ -440,7 +480,13 @@ fn uploaded(record: &BlobRecord) -> EventRecord {
         "{}, {} bytes, a {} disk of {} bytes",
         record.digest, record.size_bytes, record.vhd.vhd_type, record.vhd.virtual_bytes
     );
-    EventRecord::new(record.created, reason, SubjectKind::from(record.kind), &record.name, message)
+    EventRecord::new(
+        record.created,
+        reason,
+        SubjectKind::from(record.kind),
+        &record.name,
+        message,
+    )
 }
 
 /// Moves a file to where whole files are, durably.
@@ -466,7 +512,11 @@ fn remove(path: &Path) -> Result<()> {
 fn remove_others(directory: &Path, keep: &BTreeSet<String>) -> Result<()> {
     for entry in fs::read_dir(directory).map_err(Error::io("list", directory))? {
         let entry = entry.map_err(Error::io("list", directory))?;
-        if entry.file_name().to_str().is_none_or(|name| !keep.contains(name)) {
+        if entry
+            .file_name()
+            .to_str()
+            .is_none_or(|name| !keep.contains(name))
+        {
             tracing::info!(path = %entry.path().display(), "removing a file that nothing refers to");
             remove(&entry.path())?;
         }

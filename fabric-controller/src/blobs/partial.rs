@@ -57,7 +57,12 @@ impl Partial {
     ///
     /// Less than that has arrived, or the file cannot be read.
     pub fn resume(path: &Path, offset: u64) -> Result<Self> {
-        let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+        let open = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path);
         let mut file = open.map_err(Error::io("open", path))?;
         let there = file.metadata().map_err(Error::io("look at", path))?.len();
         if offset > there {
@@ -68,7 +73,8 @@ impl Partial {
         file.set_len(offset).map_err(Error::io("truncate", path))?;
         let mut hasher = Sha256::new();
         let mut buffer = vec![0; 1 << 20];
-        file.seek(SeekFrom::Start(0)).map_err(Error::io("read", path))?;
+        file.seek(SeekFrom::Start(0))
+            .map_err(Error::io("read", path))?;
         loop {
             let count = file.read(&mut buffer).map_err(Error::io("read", path))?;
             if count == 0 {
@@ -76,7 +82,12 @@ impl Partial {
             }
             hasher.update(buffer.get(..count).unwrap_or_default());
         }
-        Ok(Self { path: path.to_owned(), file, hasher, length: offset })
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            hasher,
+            length: offset,
+        })
     }
 
     /// How much has arrived.
@@ -118,7 +129,9 @@ impl Partial {
     ///
     /// The file cannot be written.
     pub fn finish(self) -> Result<Digest> {
-        self.file.sync_all().map_err(Error::io("write", &self.path))?;
+        self.file
+            .sync_all()
+            .map_err(Error::io("write", &self.path))?;
         let sum: [u8; 32] = self.hasher.finalize().into();
         Ok(Digest::of_sha256(&sum))
     }

@@ -46,22 +46,36 @@ pub async fn read(store: &dyn Store, after: u64, limit: usize, subject: &str) ->
     let mut read_to = after;
     let mut events = Vec::new();
     loop {
-        let range = Range::prefix(records::EVENTS).after(records::event(read_to)).limit(PAGE);
+        let range = Range::prefix(records::EVENTS)
+            .after(records::event(read_to))
+            .limit(PAGE);
         let snapshot = store.range(range).await?;
         let complete = snapshot.entries.len() < PAGE;
         for entry in &snapshot.entries {
-            let Some(cursor) = records::cursor(&entry.key) else { continue };
+            let Some(cursor) = records::cursor(&entry.key) else {
+                continue;
+            };
             let event: EventRecord = records::decode(entry)?.value;
             read_to = cursor;
             if subject.is_empty() || event.subject == subject {
                 events.push(Numbered { cursor, event });
                 if events.len() == limit {
-                    return Ok(Page { events, read_to, complete: false, revision: snapshot.revision });
+                    return Ok(Page {
+                        events,
+                        read_to,
+                        complete: false,
+                        revision: snapshot.revision,
+                    });
                 }
             }
         }
         if complete {
-            return Ok(Page { events, read_to, complete, revision: snapshot.revision });
+            return Ok(Page {
+                events,
+                read_to,
+                complete,
+                revision: snapshot.revision,
+            });
         }
     }
 }
@@ -74,7 +88,11 @@ pub async fn read(store: &dyn Store, after: u64, limit: usize, subject: &str) ->
 pub async fn newest(store: &dyn Store) -> Result<u64> {
     let range = Range::prefix(records::EVENTS).newest_first().limit(1);
     let snapshot = store.range(range).await?;
-    Ok(snapshot.entries.first().and_then(|entry| records::cursor(&entry.key)).unwrap_or(0))
+    Ok(snapshot
+        .entries
+        .first()
+        .and_then(|entry| records::cursor(&entry.key))
+        .unwrap_or(0))
 }
 
 /// Forgets all but so many of the newest events.
@@ -86,7 +104,10 @@ pub async fn trim(store: &dyn Store, keep: u64) -> Result<()> {
     let last = newest(store).await?.saturating_sub(keep);
     if last > 0 {
         let prefix = records::EVENTS.to_owned();
-        let op = Op::DeleteUpTo { prefix, last: records::event(last) };
+        let op = Op::DeleteUpTo {
+            prefix,
+            last: records::event(last),
+        };
         store.txn(Txn::new().op(op)).await?;
     }
     Ok(())
@@ -104,7 +125,12 @@ impl Follower {
     /// From after that cursor, those about one subject unless it is empty.
     #[must_use]
     pub fn new(store: Arc<dyn Store>, after: u64, subject: String) -> Self {
-        Self { store, subject, after, watch: None }
+        Self {
+            store,
+            subject,
+            after,
+            watch: None,
+        }
     }
 
     /// The next events; waits if there are none.

@@ -49,7 +49,11 @@ impl Restart {
             RestartScope::Role => generation,
             RestartScope::Vm | RestartScope::Reimage => self.role_generation,
         };
-        Self { generation, role_generation, scope: Some(scope) }
+        Self {
+            generation,
+            role_generation,
+            scope: Some(scope),
+        }
     }
 }
 
@@ -171,7 +175,10 @@ pub(crate) mod tests {
         };
         InstanceSpec {
             size_name: "tiny".to_owned(),
-            size: Size { vcpus: 1, memory_bytes: 128 * MIB },
+            size: Size {
+                vcpus: 1,
+                memory_bytes: 128 * MIB,
+            },
             image: blob("guest-os", 1),
             package: Some(blob("hello-web", 2)),
             role: Role {
@@ -199,13 +206,21 @@ pub(crate) mod tests {
         assert!(!old.needs_reimage(&new));
         new.package = None;
         assert!(old.needs_reimage(&new));
-        let bigger = Size { vcpus: 2, ..old.size };
-        assert!(old.needs_reimage(&InstanceSpec { size: bigger, ..spec() }));
+        let bigger = Size {
+            vcpus: 2,
+            ..old.size
+        };
+        assert!(old.needs_reimage(&InstanceSpec {
+            size: bigger,
+            ..spec()
+        }));
     }
 
     #[test]
     fn a_restart_of_the_role_travels_in_the_role_as_well() {
-        let restart = Restart::default().again(RestartScope::Vm).again(RestartScope::Role);
+        let restart = Restart::default()
+            .again(RestartScope::Vm)
+            .again(RestartScope::Role);
         assert_eq!((restart.generation, restart.role_generation), (2, 2));
         let restart = restart.again(RestartScope::Reimage);
         assert_eq!((restart.generation, restart.role_generation), (3, 2));

@@ -27,9 +27,26 @@ impl ServiceRole {
     /// The role as defined, with these files.
     #[must_use]
     pub fn new(definition: RoleDefinition, image: BlobRef, package: Option<BlobRef>) -> Self {
-        let RoleDefinition { role, size_name, size, instances, endpoints, .. } = definition;
-        let spec = InstanceSpec { size_name, size, image, package, role };
-        Self { instances, spec, endpoints }
+        let RoleDefinition {
+            role,
+            size_name,
+            size,
+            instances,
+            endpoints,
+            ..
+        } = definition;
+        let spec = InstanceSpec {
+            size_name,
+            size,
+            image,
+            package,
+            role,
+        };
+        Self {
+            instances,
+            spec,
+            endpoints,
+        }
     }
 
     /// Its name.
@@ -62,7 +79,11 @@ impl ServiceRecord {
     pub fn uses(&self, digest: &fabric_proto::id::Digest) -> bool {
         self.roles.iter().any(|role| {
             role.spec.image.digest == *digest
-                || role.spec.package.as_ref().is_some_and(|package| package.digest == *digest)
+                || role
+                    .spec
+                    .package
+                    .as_ref()
+                    .is_some_and(|package| package.digest == *digest)
         })
     }
 
@@ -121,7 +142,11 @@ pub struct Change {
 
 impl Change {
     fn new(action: Action, subject: String, detail: impl Into<String>) -> Self {
-        Self { action, subject, detail: detail.into() }
+        Self {
+            action,
+            subject,
+            detail: detail.into(),
+        }
     }
 }
 
@@ -129,7 +154,10 @@ impl Change {
 #[must_use]
 pub fn changes(name: &ServiceName, old: &[ServiceRole], new: &[ServiceRole]) -> Vec<Change> {
     let by_name = |roles: &'_ [ServiceRole]| -> BTreeMap<RoleName, ServiceRole> {
-        roles.iter().map(|role| (role.name().clone(), role.clone())).collect()
+        roles
+            .iter()
+            .map(|role| (role.name().clone(), role.clone()))
+            .collect()
     };
     let before = by_name(old);
     let after = by_name(new);
@@ -141,7 +169,11 @@ pub fn changes(name: &ServiceName, old: &[ServiceRole], new: &[ServiceRole]) -> 
         }
     }
     for role in old.iter().filter(|role| !after.contains_key(role.name())) {
-        changes.push(Change::new(Action::Delete, format!("role {}", role.name()), ""));
+        changes.push(Change::new(
+            Action::Delete,
+            format!("role {}", role.name()),
+            "",
+        ));
         count(name, role, 0..role.instances, Action::Delete, &mut changes);
     }
     changes
@@ -149,20 +181,25 @@ pub fn changes(name: &ServiceName, old: &[ServiceRole], new: &[ServiceRole]) -> 
 
 fn created(service: &ServiceName, role: &ServiceRole, changes: &mut Vec<Change>) {
     let spec = &role.spec;
-    let package =
-        spec.package.as_ref().map(|package| format!(", package {}", package.name));
-    let detail =
-        format!("size {}, image {}{}", spec.size_name, spec.image.name, package.unwrap_or_default());
-    changes.push(Change::new(Action::Create, format!("role {}", role.name()), detail));
+    let package = spec
+        .package
+        .as_ref()
+        .map(|package| format!(", package {}", package.name));
+    let detail = format!(
+        "size {}, image {}{}",
+        spec.size_name,
+        spec.image.name,
+        package.unwrap_or_default()
+    );
+    changes.push(Change::new(
+        Action::Create,
+        format!("role {}", role.name()),
+        detail,
+    ));
     count(service, role, 0..role.instances, Action::Create, changes);
 }
 
-fn updated(
-    service: &ServiceName,
-    old: &ServiceRole,
-    new: &ServiceRole,
-    changes: &mut Vec<Change>,
-) {
+fn updated(service: &ServiceName, old: &ServiceRole, new: &ServiceRole, changes: &mut Vec<Change>) {
     let mut details = differences(old, new);
     if old.spec.needs_reimage(&new.spec) {
         details.push("its instances start anew on fresh disks".to_owned());
@@ -171,8 +208,20 @@ fn updated(
         let subject = format!("role {}", new.name());
         changes.push(Change::new(Action::Update, subject, details.join("; ")));
     }
-    count(service, new, old.instances..new.instances, Action::Create, changes);
-    count(service, new, new.instances..old.instances, Action::Delete, changes);
+    count(
+        service,
+        new,
+        old.instances..new.instances,
+        Action::Create,
+        changes,
+    );
+    count(
+        service,
+        new,
+        new.instances..old.instances,
+        Action::Delete,
+        changes,
+    );
 }
 
 fn count(
@@ -183,7 +232,11 @@ fn count(
     changes: &mut Vec<Change>,
 ) {
     changes.extend(numbers.map(|number| {
-        Change::new(action, format!("instance {service}-{}-{number}", role.name()), "")
+        Change::new(
+            action,
+            format!("instance {service}-{}-{number}", role.name()),
+            "",
+        )
     }));
 }
 
@@ -202,8 +255,11 @@ fn differences(old: &ServiceRole, new: &ServiceRole) -> Vec<String> {
         format!("{} ({} vCPU, {mib} MiB)", spec.size_name, spec.size.vcpus)
     };
     let blob = |blob: &BlobRef| format!("{} ({:.19})", blob.name, blob.digest.as_str());
-    let package =
-        |spec: &InstanceSpec| spec.package.as_ref().map_or_else(|| "none".to_owned(), blob);
+    let package = |spec: &InstanceSpec| {
+        spec.package
+            .as_ref()
+            .map_or_else(|| "none".to_owned(), blob)
+    };
     let command = |spec: &InstanceSpec| format!("{:?}", spec.role.command);
     compare("instances", &old.instances, &new.instances);
     compare("size", &size(was), &size(is));
@@ -219,7 +275,10 @@ fn differences(old: &ServiceRole, new: &ServiceRole) -> Vec<String> {
         ("liveness", was.role.liveness != is.role.liveness),
         ("readiness", was.role.readiness != is.role.readiness),
         ("restart", was.role.restart != is.role.restart),
-        ("startup_grace", was.role.startup_grace != is.role.startup_grace),
+        (
+            "startup_grace",
+            was.role.startup_grace != is.role.startup_grace,
+        ),
         ("stop_grace", was.role.stop_grace != is.role.stop_grace),
     ] {
         if differ {
@@ -235,7 +294,11 @@ mod tests {
     use crate::model::instance::tests::spec;
 
     fn role(instances: u32) -> ServiceRole {
-        ServiceRole { instances, spec: spec(), endpoints: Vec::new() }
+        ServiceRole {
+            instances,
+            spec: spec(),
+            endpoints: Vec::new(),
+        }
     }
 
     fn told(old: &[ServiceRole], new: &[ServiceRole]) -> Vec<String> {
@@ -266,11 +329,17 @@ mod tests {
     fn scaling_names_the_instances_that_come_or_go() {
         assert_eq!(
             told(&[role(1)], &[role(2)]),
-            ["Update role web instances: 1 → 2", "Create instance shop-web-1 "]
+            [
+                "Update role web instances: 1 → 2",
+                "Create instance shop-web-1 "
+            ]
         );
         assert_eq!(
             told(&[role(2)], &[role(1)]),
-            ["Update role web instances: 2 → 1", "Delete instance shop-web-1 "]
+            [
+                "Update role web instances: 2 → 1",
+                "Delete instance shop-web-1 "
+            ]
         );
     }
 
@@ -278,10 +347,15 @@ mod tests {
     fn a_changed_image_says_that_disks_are_made_anew() {
         let mut new = role(1);
         new.spec.package = None;
-        new.spec.role.settings.insert("colour".to_owned(), "red".to_owned());
+        new.spec
+            .role
+            .settings
+            .insert("colour".to_owned(), "red".to_owned());
         let told = told(&[role(1)], &[new]);
         assert_eq!(told.len(), 1);
-        assert!(told[0].starts_with("Update role web package: hello-web (sha256:020202020202) → none"));
+        assert!(
+            told[0].starts_with("Update role web package: hello-web (sha256:020202020202) → none")
+        );
         assert!(told[0].ends_with("settings changed; its instances start anew on fresh disks"));
     }
 

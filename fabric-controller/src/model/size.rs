@@ -22,19 +22,64 @@ pub struct Size {
 
 /// Azure's sizes, smallest first. ExtraSmall's one processor is a shared core.
 pub const AZURE: [(&str, Size); 7] = [
-    ("ExtraSmall", Size { vcpus: 1, memory_bytes: 768 * MIB }),
-    ("Small", Size { vcpus: 1, memory_bytes: 1792 * MIB }),
-    ("Medium", Size { vcpus: 2, memory_bytes: 3584 * MIB }),
-    ("Large", Size { vcpus: 4, memory_bytes: 7168 * MIB }),
-    ("ExtraLarge", Size { vcpus: 8, memory_bytes: 14336 * MIB }),
-    ("A6", Size { vcpus: 4, memory_bytes: 28 * 1024 * MIB }),
-    ("A7", Size { vcpus: 8, memory_bytes: 56 * 1024 * MIB }),
+    (
+        "ExtraSmall",
+        Size {
+            vcpus: 1,
+            memory_bytes: 768 * MIB,
+        },
+    ),
+    (
+        "Small",
+        Size {
+            vcpus: 1,
+            memory_bytes: 1792 * MIB,
+        },
+    ),
+    (
+        "Medium",
+        Size {
+            vcpus: 2,
+            memory_bytes: 3584 * MIB,
+        },
+    ),
+    (
+        "Large",
+        Size {
+            vcpus: 4,
+            memory_bytes: 7168 * MIB,
+        },
+    ),
+    (
+        "ExtraLarge",
+        Size {
+            vcpus: 8,
+            memory_bytes: 14336 * MIB,
+        },
+    ),
+    (
+        "A6",
+        Size {
+            vcpus: 4,
+            memory_bytes: 28 * 1024 * MIB,
+        },
+    ),
+    (
+        "A7",
+        Size {
+            vcpus: 8,
+            memory_bytes: 56 * 1024 * MIB,
+        },
+    ),
 ];
 
 /// The size of that name in Azure's table.
 #[must_use]
 pub fn azure(name: &str) -> Option<Size> {
-    AZURE.iter().find(|(known, _)| *known == name).map(|(_, size)| *size)
+    AZURE
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map(|(_, size)| *size)
 }
 
 #[cfg(test)]
@@ -43,7 +88,13 @@ mod tests {
 
     #[test]
     fn azures_sizes_are_what_azure_documented() {
-        assert_eq!(azure("Small"), Some(Size { vcpus: 1, memory_bytes: 1792 * MIB }));
+        assert_eq!(
+            azure("Small"),
+            Some(Size {
+                vcpus: 1,
+                memory_bytes: 1792 * MIB
+            })
+        );
         assert_eq!(azure("A7").unwrap().memory_bytes, 56 << 30);
         assert_eq!(azure("small"), None);
     }

@@ -134,14 +134,22 @@ pub struct Derived {
 /// Derives the word from what is wanted, how the node stands and what it reports.
 #[must_use]
 pub fn derive(record: &InstanceRecord, node: NodeView, observed: Option<&Observed>) -> Derived {
-    let say = |state, reason: String, since| Derived { state, reason, since };
+    let say = |state, reason: String, since| Derived {
+        state,
+        reason,
+        since,
+    };
     let Some(name) = &record.node else {
-        return say(InstanceState::Pending, record.unplaceable.clone(), record.changed);
+        return say(
+            InstanceState::Pending,
+            record.unplaceable.clone(),
+            record.changed,
+        );
     };
     let silent = match node {
         NodeView::Heard => None,
         NodeView::NotYetHeard => Some((
-            format!("node {name} has not been heard since the controller started"),
+            format!("node {name} has not reported since the controller started"),
             record.changed,
         )),
         NodeView::Lost(since) => Some((format!("node {name} is not heard"), since)),
@@ -163,9 +171,11 @@ pub fn derive(record: &InstanceRecord, node: NodeView, observed: Option<&Observe
             format!("node {name} is replacing it by a new one"),
             record.changed,
         ),
-        None => {
-            say(InstanceState::Pending, format!("placed on node {name}"), record.changed)
-        }
+        None => say(
+            InstanceState::Pending,
+            format!("placed on node {name}"),
+            record.changed,
+        ),
     }
 }
 
@@ -207,7 +217,11 @@ fn running(observed: &Observed) -> Derived {
     };
     // A role cannot have been in a state for longer than its guest has run,
     // whatever the guest's clock says.
-    Derived { state, reason: reason.clone(), since: (*since).max(observed.vm_since) }
+    Derived {
+        state,
+        reason: reason.clone(),
+        since: (*since).max(observed.vm_since),
+    }
 }
 
 #[cfg(test)]
@@ -259,7 +273,10 @@ mod tests {
 
     #[test]
     fn a_boot_after_a_failure_is_a_recovery() {
-        let again = Observed { recovered: true, ..observed(VmState::Booting, None) };
+        let again = Observed {
+            recovered: true,
+            ..observed(VmState::Booting, None)
+        };
         let state = derive(&record("n1"), NodeView::Heard, Some(&again)).state;
         assert_eq!(state, InstanceState::Recovering);
     }
@@ -280,7 +297,10 @@ mod tests {
         going.phase = Phase::Removing;
         let ready = observed(VmState::Running, Some(RoleState::Ready));
         for node in [NodeView::Heard, NodeView::NotYetHeard, NodeView::Lost(T1)] {
-            assert_eq!(derive(&going, node, Some(&ready)).state, InstanceState::Stopping);
+            assert_eq!(
+                derive(&going, node, Some(&ready)).state,
+                InstanceState::Stopping
+            );
         }
     }
 
@@ -307,6 +327,9 @@ mod tests {
     fn a_guests_clock_that_is_wrong_does_not_age_its_state() {
         let mut skewed = observed(VmState::Running, Some(RoleState::Ready));
         skewed.vm_since = WallTime::from_micros(50);
-        assert_eq!(derive(&record("n1"), NodeView::Heard, Some(&skewed)).since, skewed.vm_since);
+        assert_eq!(
+            derive(&record("n1"), NodeView::Heard, Some(&skewed)).since,
+            skewed.vm_since
+        );
     }
 }

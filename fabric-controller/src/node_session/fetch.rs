@@ -25,8 +25,10 @@ pub(super) async fn open(
     controller: &Controller,
     request: &FetchBlobRequest,
 ) -> Result<impl Stream<Item = Result<FetchBlobResponse, Status>> + Send + use<>> {
-    let digest: Digest =
-        request.digest.parse().map_err(|error| Error::Invalid(format!("digest: {error}")))?;
+    let digest: Digest = request
+        .digest
+        .parse()
+        .map_err(|error| Error::Invalid(format!("digest: {error}")))?;
     let path = controller.blobs.file(&digest);
     let mut file = match tokio::fs::File::open(&path).await {
         Ok(file) => file,
@@ -39,16 +41,31 @@ pub(super) async fn open(
         }
         Err(error) => return Err(Error::io("open", path)(error)),
     };
-    let total_bytes = file.metadata().await.map_err(Error::io("look at", &path))?.len();
+    let total_bytes = file
+        .metadata()
+        .await
+        .map_err(Error::io("look at", &path))?
+        .len();
     if request.offset > total_bytes {
-        let what = format!("offset {}: the file has {total_bytes} bytes", request.offset);
+        let what = format!(
+            "offset {}: the file has {total_bytes} bytes",
+            request.offset
+        );
         return Err(Error::Invalid(what));
     }
-    file.seek(SeekFrom::Start(request.offset)).await.map_err(Error::io("read", &path))?;
-    let first = FetchBlobResponse { total_bytes, data: Bytes::new() };
+    file.seek(SeekFrom::Start(request.offset))
+        .await
+        .map_err(Error::io("read", &path))?;
+    let first = FetchBlobResponse {
+        total_bytes,
+        data: Bytes::new(),
+    };
     let rest = file.take(total_bytes - request.offset);
     let pieces = ReaderStream::with_capacity(rest, PIECE).map(move |piece| match piece {
-        Ok(data) => Ok(FetchBlobResponse { total_bytes: 0, data }),
+        Ok(data) => Ok(FetchBlobResponse {
+            total_bytes: 0,
+            data,
+        }),
         Err(error) => Err(Status::from(Error::io("read", &path)(error))),
     });
     Ok(tokio_stream::once(Ok(first)).chain(pieces))

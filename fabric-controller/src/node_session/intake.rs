@@ -36,7 +36,9 @@ const REASON: usize = 64;
 /// One line for people: no control characters, and not too long.
 pub(super) fn line(text: &str) -> String {
     let clean = text.chars().take(LINE);
-    clean.map(|char| if char.is_control() { ' ' } else { char }).collect()
+    clean
+        .map(|char| if char.is_control() { ' ' } else { char })
+        .collect()
 }
 
 /// Who a node says it is.
@@ -50,8 +52,10 @@ pub(super) struct Registration {
 
 /// Checks the first message of a session.
 pub(super) fn register(message: Register) -> Result<Registration> {
-    let node_id: NodeId =
-        message.node_id.parse().map_err(|error| Error::Invalid(format!("node_id: {error}")))?;
+    let node_id: NodeId = message
+        .node_id
+        .parse()
+        .map_err(|error| Error::Invalid(format!("node_id: {error}")))?;
     if message.protocol_version != PROTOCOL_VERSION {
         return Err(Error::Precondition(format!(
             "the host agent of node {node_id} speaks protocol version {}, this controller {}; \
@@ -60,11 +64,15 @@ pub(super) fn register(message: Register) -> Result<Registration> {
         )));
     }
     if message.labels.len() > LABELS {
-        return Err(Error::Invalid(format!("labels: there are more than {LABELS}")));
+        return Err(Error::Invalid(format!(
+            "labels: there are more than {LABELS}"
+        )));
     }
     // One below the highest leaves room to count on.
     if message.seen_incarnation >= u64::MAX >> 1 {
-        return Err(Error::Invalid("seen_incarnation: no goal has such a number".to_owned()));
+        return Err(Error::Invalid(
+            "seen_incarnation: no goal has such a number".to_owned(),
+        ));
     }
     let inventory = message.inventory.unwrap_or_default();
     Ok(Registration {
@@ -79,7 +87,11 @@ pub(super) fn register(message: Register) -> Result<Registration> {
             cpu_model: line(&inventory.cpu_model),
             hostname: line(&inventory.hostname),
         },
-        labels: message.labels.iter().map(|(key, value)| (line(key), line(value))).collect(),
+        labels: message
+            .labels
+            .iter()
+            .map(|(key, value)| (line(key), line(value)))
+            .collect(),
         seen_incarnation: message.seen_incarnation,
     })
 }
@@ -87,7 +99,9 @@ pub(super) fn register(message: Register) -> Result<Registration> {
 /// Checks a status.
 pub(super) fn status(message: NodeStatus) -> Result<Report> {
     if message.instances.len() > INSTANCES {
-        return Err(Error::Invalid(format!("instances: there are more than {INSTANCES}")));
+        return Err(Error::Invalid(format!(
+            "instances: there are more than {INSTANCES}"
+        )));
     }
     let mut instances = BTreeMap::new();
     for status in message.instances {
@@ -97,7 +111,10 @@ pub(super) fn status(message: NodeStatus) -> Result<Report> {
             .map_err(|error| Error::Invalid(format!("instance_id: {error}")))?;
         instances.insert(id, tidy(status));
     }
-    Ok(Report { applied_incarnation: message.applied_incarnation, instances })
+    Ok(Report {
+        applied_incarnation: message.applied_incarnation,
+        instances,
+    })
 }
 
 fn tidy(mut status: InstanceStatus) -> InstanceStatus {

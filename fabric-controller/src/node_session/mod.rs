@@ -91,7 +91,9 @@ async fn relay(
             return Ok(());
         }
         if piece.data.len() > PIECE {
-            return Err(Status::invalid_argument(format!("data: the most is {PIECE} bytes")));
+            return Err(Status::invalid_argument(format!(
+                "data: the most is {PIECE} bytes"
+            )));
         }
         // An operator who is gone wants no more.
         if !piece.data.is_empty() && operator.send(Ok(Bytes::from(piece.data))).await.is_err() {

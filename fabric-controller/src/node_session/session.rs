@@ -25,7 +25,7 @@ use super::intake::{self, Registration};
 use crate::{
     clock,
     controller::Controller,
-    error::{Error, Result},
+    error::Result,
     model::{
         event::{EventRecord, Reason, SubjectKind},
         node::{GoalRecord, NodeRecord},
@@ -41,6 +41,13 @@ const WAITING: usize = 4;
 const BATCH: usize = 128;
 /// How long the first message may take.
 const FIRST: Duration = Duration::from_secs(10);
+/// How long the last answer may take.
+const LAST: Duration = Duration::from_secs(1);
+/// How often events that could not be stored are tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Most events that wait for that; with more, the session ends, and the node
+/// sends them again when it is back.
+const UNSTORED: usize = 1024;
 
 type Answer = Result<SessionResponse, Status>;
 
@@ -50,10 +57,11 @@ pub(super) fn start(
     reports: Streaming<SessionRequest>,
 ) -> mpsc::Receiver<Answer> {
     let (answers, received) = mpsc::channel(WAITING);
-    tokio::spawn(async move {
+    let tasks = controller.tasks.clone();
+    tasks.spawn(async move {
         if let Err(status) = converse(&controller, reports, &answers).await {
-            // A node that is gone needs no answer.
-            let _ = time::timeout(FIRST, answers.send(Err(status))).await;
+            // A node that is gone, or does not read, needs no answer.
+            let _ = time::timeout(LAST, answers.send(Err(status))).await;
         }
     });
     received
@@ -68,11 +76,17 @@ async fn converse(
         .await
         .map_err(|_| Status::deadline_exceeded("no Register came within 10 s"))??;
     let Some(Message::Register(register)) = first.and_then(|message| message.report) else {
-        return Err(Status::invalid_argument("report: the first message must be a Register"));
+        return Err(Status::invalid_argument(
+            "report: the first message must be a Register",
+        ));
     };
     let registration = intake::register(register)?;
     let node = registration.node_id.clone();
-    let highest = store_registration(controller, &registration).await?;
+    let highest = match store_registration(controller, &registration).await {
+        Ok(highest) => highest,
+        Err(error) if error.is_full() => known(controller, &registration).await?.ok_or(error)?,
+        Err(error) => return Err(error.into()),
+    };
     tracing::info!(%node, agent = registration.agent_version, "session opened");
     let mut talk = Talk {
         controller,
@@ -81,11 +95,15 @@ async fn converse(
         answers,
         sent: registration.seen_incarnation,
         highest_event: highest,
+        unstored: Vec::new(),
     };
     // What was stored while the last session broke off need not come again.
     talk.acknowledge().await?;
     let ended = talk.run(reports).await;
-    let why = ended.as_ref().err().map_or("closed by the node", |status| status.message());
+    let why = ended
+        .as_ref()
+        .err()
+        .map_or("closed by the node", |status| status.message());
     tracing::info!(node = %talk.node, why, "session ended");
     ended
 }
@@ -100,6 +118,8 @@ struct Talk<'a> {
     sent: u64,
     /// Highest event sequence that is stored.
     highest_event: u64,
+    /// Events that could not be stored because the disk is full.
+    unstored: Vec<NodeEvent>,
 }
 
 impl Talk<'_> {
@@ -107,6 +127,7 @@ impl Talk<'_> {
         let mut reports = reports.ready_chunks(BATCH);
         let silence = self.controller.registry.lost_after();
         let mut deadline = Box::pin(time::sleep(silence));
+        let mut again = time::interval(AGAIN);
         self.session.goal.mark_changed();
         loop {
             tokio::select! {
@@ -125,6 +146,7 @@ impl Talk<'_> {
                     )));
                 }
                 _ = self.session.goal.changed() => self.send_goal().await?,
+                _ = again.tick(), if !self.unstored.is_empty() => self.store_events().await?,
                 batch = reports.next() => {
                     let Some(batch) = batch else { return Ok(()) };
                     deadline.as_mut().reset(time::Instant::now() + silence);
@@ -144,21 +166,30 @@ impl Talk<'_> {
             return Ok(());
         }
         self.sent = goal.incarnation;
-        self.send(session_response::Message::Goal(NodeGoal::clone(&goal))).await
+        self.send(session_response::Message::Goal(NodeGoal::clone(&goal)))
+            .await
     }
 
     async fn acknowledge(&self) -> Result<(), Status> {
         if self.highest_event == 0 {
             return Ok(());
         }
-        self.send(session_response::Message::AcknowledgedEvent(self.highest_event)).await
+        self.send(session_response::Message::AcknowledgedEvent(
+            self.highest_event,
+        ))
+        .await
     }
 
     /// A node that does not read for so long is as good as silent.
     async fn send(&self, message: session_response::Message) -> Result<(), Status> {
-        let response = SessionResponse { message: Some(message) };
-        match time::timeout(self.controller.registry.lost_after(), self.answers.send(Ok(response)))
-            .await
+        let response = SessionResponse {
+            message: Some(message),
+        };
+        match time::timeout(
+            self.controller.registry.lost_after(),
+            self.answers.send(Ok(response)),
+        )
+        .await
         {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(Status::cancelled("the node has closed the session")),
@@ -167,14 +198,15 @@ impl Talk<'_> {
     }
 
     async fn take_in(&mut self, batch: Vec<Result<SessionRequest, Status>>) -> Result<(), Status> {
-        let mut events = Vec::new();
         let mut broken = None;
         for message in batch {
             match message.map(|message| message.report) {
                 Ok(Some(Message::Status(status))) => self.session.report(intake::status(status)?),
-                Ok(Some(Message::Event(event))) => events.push(event),
+                Ok(Some(Message::Event(event))) => self.unstored.push(event),
                 Ok(Some(Message::Register(_))) => {
-                    return Err(Status::invalid_argument("report: only the first is a Register"));
+                    return Err(Status::invalid_argument(
+                        "report: only the first is a Register",
+                    ));
                 }
                 // From a later version; nothing of it can be needed.
                 Ok(None) => {}
@@ -182,11 +214,27 @@ impl Talk<'_> {
             }
         }
         self.session.heard();
-        if !events.is_empty() {
-            self.highest_event = store_events(self.controller, &self.node, &events).await?;
-            self.acknowledge().await?;
+        if !self.unstored.is_empty() {
+            self.store_events().await?;
         }
         broken.map_or(Ok(()), Err)
+    }
+
+    /// Stores the events that have come, and says so. While the disk is full
+    /// they wait here: what the node reports goes on being seen.
+    async fn store_events(&mut self) -> Result<(), Status> {
+        match store_events(self.controller, &self.node, &self.unstored).await {
+            Ok(highest) => {
+                self.unstored.clear();
+                self.highest_event = highest;
+                self.acknowledge().await
+            }
+            Err(error) if error.is_full() && self.unstored.len() < UNSTORED => {
+                tracing::warn!(node = %self.node, %error, "events wait to be stored");
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
@@ -194,8 +242,11 @@ impl Talk<'_> {
 async fn store_registration(controller: &Controller, from: &Registration) -> Result<u64> {
     let store = &*controller.store;
     let id = &from.node_id;
-    let (node_key, goal_key, events_key) =
-        (records::node(id), records::goal(id), records::node_events(id));
+    let (node_key, goal_key, events_key) = (
+        records::node(id),
+        records::goal(id),
+        records::node_events(id),
+    );
     let (node_key, goal_key, events_key) = (&node_key, &goal_key, &events_key);
     let now = clock::now();
     records::commit(store, || async move {
@@ -211,9 +262,8 @@ async fn store_registration(controller: &Controller, from: &Registration) -> Res
             lost: false,
         };
         let mut txn = Txn::new();
-        let tell = |reason, message: String| {
-            EventRecord::new(now, reason, SubjectKind::Node, id, message)
-        };
+        let tell =
+            |reason, message: String| EventRecord::new(now, reason, SubjectKind::Node, id, message);
         if old.is_none() {
             let Registration { inventory, .. } = from;
             let message = format!(
@@ -247,6 +297,23 @@ async fn store_registration(controller: &Controller, from: &Registration) -> Res
     .await
 }
 
+/// While the disk is full, a node that is known as it is may have a session all
+/// the same; only the event that tells of it is lost. Answers the highest event
+/// sequence that is stored, or `None` if something had to be stored.
+async fn known(controller: &Controller, from: &Registration) -> Result<Option<u64>> {
+    let store = &*controller.store;
+    let id = &from.node_id;
+    let node = records::get::<NodeRecord>(store, &records::node(id)).await?;
+    let goal = records::get::<GoalRecord>(store, &records::goal(id)).await?;
+    let highest = records::get::<u64>(store, &records::node_events(id)).await?;
+    let given = goal.map_or(0, |goal| goal.value.incarnation);
+    let same = node.is_some_and(|node| node.value.inventory == from.inventory)
+        && from.seen_incarnation <= given
+        && (from.seen_incarnation > 0 || given == 0);
+    tracing::warn!(node = %id, same, "the disk is full while a node opens its session");
+    Ok(same.then(|| highest.map_or(0, |kept| kept.value)))
+}
+
 /// Stores the events that are new; answers the highest sequence that is stored.
 async fn store_events(controller: &Controller, node: &NodeId, events: &[NodeEvent]) -> Result<u64> {
     let store = &*controller.store;
@@ -267,8 +334,4 @@ async fn store_events(controller: &Controller, node: &NodeId, events: &[NodeEven
         Ok((txn, highest))
     })
     .await
-    .map_err(|error: Error| {
-        tracing::error!(%node, %error, "the node's events cannot be stored; it will send them again");
-        error
-    })
 }

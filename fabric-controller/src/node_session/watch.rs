@@ -42,13 +42,23 @@ async fn look(controller: &Controller) -> Result<()> {
         }
         let seconds = controller.registry.lost_after().as_secs_f64();
         let message = format!("nothing was heard from it for {seconds} s");
-        let event =
-            EventRecord::new(clock::now(), Reason::NodeLost, SubjectKind::Node, id, message);
-        let lost = NodeRecord { lost: true, ..node.value.clone() };
-        let txn =
-            records::replace(Txn::new(), &records::node(id), Some(node.modified), &lost)?;
+        let event = EventRecord::new(
+            clock::now(),
+            Reason::NodeLost,
+            SubjectKind::Node,
+            id,
+            message,
+        );
+        let lost = NodeRecord {
+            lost: true,
+            ..node.value.clone()
+        };
+        let txn = records::replace(Txn::new(), &records::node(id), Some(node.modified), &lost)?;
         tracing::warn!(node = %id, "node lost");
-        controller.store.txn(records::add_event(txn, &event)?).await?;
+        controller
+            .store
+            .txn(records::add_event(txn, &event)?)
+            .await?;
         controller.registry.touch();
     }
     Ok(())

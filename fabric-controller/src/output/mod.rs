@@ -80,7 +80,9 @@ impl Receiver {
     #[must_use]
     pub fn is_claimed(&self) -> bool {
         let streams = self.outputs.lock();
-        streams.get(&self.stream_id).is_none_or(|stream| stream.sender.is_none())
+        streams
+            .get(&self.stream_id)
+            .is_none_or(|stream| stream.sender.is_none())
     }
 }
 
@@ -95,7 +97,10 @@ impl Outputs {
     /// No stream; the waker is woken whenever a node's requests change.
     #[must_use]
     pub fn new(waker: Arc<Waker>) -> Self {
-        Self { streams: Mutex::default(), waker }
+        Self {
+            streams: Mutex::default(),
+            waker,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Stream>> {
@@ -114,7 +119,11 @@ impl Outputs {
             stream_id: stream_id.clone(),
             instance_id: wanted.instance_id,
             kind: wanted.kind.into(),
-            tail_bytes: if wanted.tail_bytes == 0 { u64::MAX } else { wanted.tail_bytes },
+            tail_bytes: if wanted.tail_bytes == 0 {
+                u64::MAX
+            } else {
+                wanted.tail_bytes
+            },
             follow: wanted.follow,
         };
         let mut streams = self.lock();
@@ -123,11 +132,19 @@ impl Outputs {
                 "{STREAMS} output streams are open, which is the most; close one"
             )));
         }
-        let stream = Stream { node: wanted.node, request, sender: Some(sender) };
+        let stream = Stream {
+            node: wanted.node,
+            request,
+            sender: Some(sender),
+        };
         streams.insert(stream_id.clone(), stream);
         drop(streams);
         self.waker.wake();
-        Ok(Receiver { outputs: Arc::clone(self), stream_id, pieces })
+        Ok(Receiver {
+            outputs: Arc::clone(self),
+            stream_id,
+            pieces,
+        })
     }
 
     /// The node's end of a stream: once, and never again.

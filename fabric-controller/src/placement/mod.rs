@@ -97,7 +97,11 @@ impl fmt::Display for Unplaceable {
                 for (index, (node, lack)) in lacks.iter().take(MOST_NAMED).enumerate() {
                     let comma = if index == 0 { "" } else { ", " };
                     let free = mib(lack.memory_free);
-                    write!(f, "{comma}{node} has {} vCPU and {free} MiB free", lack.vcpus_free)?;
+                    write!(
+                        f,
+                        "{comma}{node} has {} vCPU and {free} MiB free",
+                        lack.vcpus_free
+                    )?;
                 }
                 match lacks.len().saturating_sub(MOST_NAMED) {
                     0 => Ok(()),
@@ -172,17 +176,24 @@ impl Room {
 /// Places every instance that has no node, biggest first.
 #[must_use]
 pub fn place(policy: Policy, nodes: &[Node], instances: &[Instance]) -> Vec<Decision> {
-    let mut rooms: BTreeMap<&NodeId, Room> =
-        nodes.iter().map(|node| (&node.id, Room::new(node, policy))).collect();
-    let (placed, mut wanting): (Vec<_>, Vec<_>) =
-        instances.iter().partition(|instance| instance.node.is_some());
+    let mut rooms: BTreeMap<&NodeId, Room> = nodes
+        .iter()
+        .map(|node| (&node.id, Room::new(node, policy)))
+        .collect();
+    let (placed, mut wanting): (Vec<_>, Vec<_>) = instances
+        .iter()
+        .partition(|instance| instance.node.is_some());
     for instance in placed {
         if let Some(room) = instance.node.as_ref().and_then(|node| rooms.get_mut(node)) {
             room.take(instance);
         }
     }
     wanting.sort_by_key(|instance| {
-        (Reverse(instance.size.memory_bytes), Reverse(instance.size.vcpus), &instance.id)
+        (
+            Reverse(instance.size.memory_bytes),
+            Reverse(instance.size.vcpus),
+            &instance.id,
+        )
     });
     wanting
         .into_iter()
@@ -212,12 +223,18 @@ fn place_one(
         .values()
         .filter(|room| room.connected)
         .map(|room| {
-            let lack = Lack { vcpus_free: room.vcpus_free, memory_free: room.memory_free };
+            let lack = Lack {
+                vcpus_free: room.vcpus_free,
+                memory_free: room.memory_free,
+            };
             (room.id.clone(), lack)
         })
         .collect();
     if lacks.is_empty() {
         return Err(Unplaceable::NoneConnected);
     }
-    Err(Unplaceable::NoRoom { needed: instance.size, lacks })
+    Err(Unplaceable::NoRoom {
+        needed: instance.size,
+        lacks,
+    })
 }

@@ -6,13 +6,26 @@ use super::*;
 use crate::model::size::MIB;
 
 fn node(name: &str, cpus: u32, mib: u64) -> Node {
-    Node { id: name.parse().unwrap(), cpus, memory_bytes: mib * MIB, connected: true }
+    Node {
+        id: name.parse().unwrap(),
+        cpus,
+        memory_bytes: mib * MIB,
+        connected: true,
+    }
 }
 
 fn instance(name: &str, vcpus: u32, mib: u64) -> Instance {
     let group = name.rsplit_once('-').unwrap().0.to_owned();
-    let size = Size { vcpus, memory_bytes: mib * MIB };
-    Instance { id: name.parse().unwrap(), group, size, node: None }
+    let size = Size {
+        vcpus,
+        memory_bytes: mib * MIB,
+    };
+    Instance {
+        id: name.parse().unwrap(),
+        group,
+        size,
+        node: None,
+    }
 }
 
 const STRICT: Policy = Policy { vcpus_per_cpu: 1 };
@@ -30,9 +43,15 @@ fn nodes_of(decisions: &[Decision]) -> Vec<(&str, &str)> {
 #[test]
 fn instances_of_a_role_are_spread() {
     let nodes = [node("n1", 8, 8192), node("n2", 4, 4096)];
-    let instances = [instance("shop-web-0", 1, 128), instance("shop-web-1", 1, 128)];
+    let instances = [
+        instance("shop-web-0", 1, 128),
+        instance("shop-web-1", 1, 128),
+    ];
     let decisions = place(STRICT, &nodes, &instances);
-    assert_eq!(nodes_of(&decisions), [("shop-web-0", "n1"), ("shop-web-1", "n2")]);
+    assert_eq!(
+        nodes_of(&decisions),
+        [("shop-web-0", "n1"), ("shop-web-1", "n2")]
+    );
 }
 
 #[test]
@@ -47,7 +66,11 @@ fn the_biggest_is_placed_first() {
 fn what_has_a_node_stays_and_counts() {
     let mut there = instance("shop-web-0", 2, 128);
     there.node = Some("n1".parse().unwrap());
-    let decisions = place(STRICT, &[node("n1", 2, 1024)], &[there, instance("shop-web-1", 1, 64)]);
+    let decisions = place(
+        STRICT,
+        &[node("n1", 2, 1024)],
+        &[there, instance("shop-web-1", 1, 64)],
+    );
     assert_eq!(
         decisions[0].outcome.as_ref().unwrap_err().to_string(),
         "no node has room for 1 vCPU and 64 MiB: n1 has 0 vCPU and 896 MiB free"
@@ -56,9 +79,15 @@ fn what_has_a_node_stays_and_counts() {
 
 #[test]
 fn a_node_that_is_not_there_takes_nothing() {
-    let gone = Node { connected: false, ..node("n1", 2, 1024) };
+    let gone = Node {
+        connected: false,
+        ..node("n1", 2, 1024)
+    };
     let outcome = |nodes: &[Node]| {
-        place(STRICT, nodes, &[instance("a-b-0", 1, 64)])[0].outcome.clone().unwrap_err()
+        place(STRICT, nodes, &[instance("a-b-0", 1, 64)])[0]
+            .outcome
+            .clone()
+            .unwrap_err()
     };
     assert_eq!(outcome(&[gone]), Unplaceable::NoneConnected);
     assert_eq!(outcome(&[]), Unplaceable::NoNodes);

@@ -30,8 +30,10 @@ pub fn node_goal<'a>(
     outputs: Vec<OutputRequest>,
     heartbeat_period: Duration,
 ) -> NodeGoal {
-    let mut instances: Vec<_> =
-        instances.filter(|record| record.phase == Phase::Wanted).map(instance_goal).collect();
+    let mut instances: Vec<_> = instances
+        .filter(|record| record.phase == Phase::Wanted)
+        .map(instance_goal)
+        .collect();
     instances.sort_by(|a, b| a.instance_id.cmp(&b.instance_id));
     NodeGoal {
         incarnation: 0,
@@ -44,7 +46,10 @@ pub fn node_goal<'a>(
 /// What the goal asks for, in short.
 #[must_use]
 pub fn fingerprint(goal: &NodeGoal) -> String {
-    let content = NodeGoal { incarnation: 0, ..goal.clone() };
+    let content = NodeGoal {
+        incarnation: 0,
+        ..goal.clone()
+    };
     let sum: [u8; 32] = Sha256::digest(content.encode_to_vec()).into();
     fabric_proto::id::Digest::of_sha256(&sum).hex().to_owned()
 }
@@ -60,11 +65,17 @@ fn instance_goal(record: &InstanceRecord) -> InstanceGoal {
         memory_bytes: spec.size.memory_bytes,
         image_digest: spec.image.digest.to_string(),
         image_bytes: spec.image.size_bytes,
-        package_digest: package.map(|package| package.digest.to_string()).unwrap_or_default(),
+        package_digest: package
+            .map(|package| package.digest.to_string())
+            .unwrap_or_default(),
         package_bytes: package.map_or(0, |package| package.size_bytes),
         role: Some(role_spec(&spec.role, record.restart.role_generation)),
         restart_generation: record.restart.generation,
-        restart_scope: record.restart.scope.map_or(RestartScopeMessage::Unspecified, scope).into(),
+        restart_scope: record
+            .restart
+            .scope
+            .map_or(RestartScopeMessage::Unspecified, scope)
+            .into(),
     }
 }
 
@@ -115,11 +126,16 @@ pub const fn role_kind(kind: RoleKind) -> RoleKindMessage {
 
 fn probe_message(probe: &Probe) -> ProbeMessage {
     let check = match &probe.check {
-        Check::Exec(command) => probe::Check::Exec(ExecProbe { command: command.clone() }),
-        Check::Tcp(port) => probe::Check::Tcp(TcpProbe { port: (*port).into() }),
-        Check::Http { port, path } => {
-            probe::Check::Http(HttpProbe { port: (*port).into(), path: path.clone() })
-        }
+        Check::Exec(command) => probe::Check::Exec(ExecProbe {
+            command: command.clone(),
+        }),
+        Check::Tcp(port) => probe::Check::Tcp(TcpProbe {
+            port: (*port).into(),
+        }),
+        Check::Http { port, path } => probe::Check::Http(HttpProbe {
+            port: (*port).into(),
+            path: path.clone(),
+        }),
     };
     ProbeMessage {
         check: Some(check),
@@ -151,15 +167,24 @@ mod tests {
     #[test]
     fn the_goal_says_everything_that_a_node_must_know() {
         let mut web = record("n1");
-        web.restart = web.restart.again(RestartScope::Role).again(RestartScope::Vm);
+        web.restart = web
+            .restart
+            .again(RestartScope::Role)
+            .again(RestartScope::Vm);
         let goal = node_goal([web].iter(), Vec::new(), Duration::from_secs(2));
         let instance = &goal.instances[0];
         assert_eq!(instance.instance_id, "shop-web-0");
         assert_eq!(instance.memory_bytes, 128 << 20);
         assert_eq!(instance.image_bytes, 1 << 20);
-        assert_eq!((instance.restart_generation, instance.restart_scope()), (2, RestartScopeMessage::Vm));
+        assert_eq!(
+            (instance.restart_generation, instance.restart_scope()),
+            (2, RestartScopeMessage::Vm)
+        );
         let role = instance.role.as_ref().unwrap();
-        assert_eq!((role.name.as_str(), role.uid, role.restart_generation), ("web", 1000, 1));
+        assert_eq!(
+            (role.name.as_str(), role.uid, role.restart_generation),
+            ("web", 1000, 1)
+        );
     }
 
     #[test]
@@ -168,7 +193,10 @@ mod tests {
             node_goal(std::iter::once(record), Vec::new(), Duration::from_secs(2))
         };
         let web = record("n1");
-        let numbered = NodeGoal { incarnation: 7, ..goal(&web) };
+        let numbered = NodeGoal {
+            incarnation: 7,
+            ..goal(&web)
+        };
         assert_eq!(fingerprint(&goal(&web)), fingerprint(&numbered));
         let mut other = web.clone();
         other.epoch = 2;

@@ -48,7 +48,10 @@ pub struct Waker {
 
 impl Default for Waker {
     fn default() -> Self {
-        Self { asked: watch::Sender::new(0), done: watch::Sender::new(0) }
+        Self {
+            asked: watch::Sender::new(0),
+            done: watch::Sender::new(0),
+        }
     }
 }
 
@@ -148,10 +151,16 @@ impl Reconciler {
     }
 
     async fn read(&self) -> Result<Seen> {
-        let prefixes =
-            [records::SERVICES, records::INSTANCES, records::NODES, records::GOALS];
-        let (mut all, revision) =
-            self.store.ranges(prefixes.into_iter().map(Range::prefix).collect()).await?;
+        let prefixes = [
+            records::SERVICES,
+            records::INSTANCES,
+            records::NODES,
+            records::GOALS,
+        ];
+        let (mut all, revision) = self
+            .store
+            .ranges(prefixes.into_iter().map(Range::prefix).collect())
+            .await?;
         let mut next = || all.pop().unwrap_or_default();
         let (goals, nodes, instances, services) = (next(), next(), next(), next());
         let mut by_node = BTreeMap::new();
@@ -162,8 +171,14 @@ impl Reconciler {
             }
         }
         Ok(Seen {
-            services: services.iter().map(records::decode).collect::<Result<_>>()?,
-            instances: instances.iter().map(records::decode).collect::<Result<_>>()?,
+            services: services
+                .iter()
+                .map(records::decode)
+                .collect::<Result<_>>()?,
+            instances: instances
+                .iter()
+                .map(records::decode)
+                .collect::<Result<_>>()?,
             nodes: nodes.iter().map(records::decode).collect::<Result<_>>()?,
             goals: by_node,
             revision,
@@ -176,7 +191,10 @@ impl Reconciler {
             let sight = self.registry.sight(id);
             let goal = seen.goals.get(id).map(|goal| &goal.value);
             let reported = sight.report.map(|report| {
-                (report.applied_incarnation, report.instances.keys().cloned().collect())
+                (
+                    report.applied_incarnation,
+                    report.instances.keys().cloned().collect(),
+                )
             });
             let facts = NodeFacts {
                 connected: sight.connected,
@@ -199,8 +217,11 @@ impl Reconciler {
     /// Writes a plan; if anything that it is about has changed meanwhile,
     /// nothing is written, and the next turn plans anew.
     async fn write(&self, seen: &Seen, plan: Plan) -> Result<()> {
-        let before: BTreeMap<_, _> =
-            seen.instances.iter().map(|kept| (&kept.value.id, kept.modified)).collect();
+        let before: BTreeMap<_, _> = seen
+            .instances
+            .iter()
+            .map(|kept| (&kept.value.id, kept.modified))
+            .collect();
         let mut txn = Txn::new();
         for (id, record) in &plan.put {
             let old = before.get(id).copied();
@@ -224,8 +245,11 @@ impl Reconciler {
             .iter()
             .map(|kept| &kept.value)
             .filter(|record| record.node.as_ref() == Some(node));
-        let goal =
-            goal::node_goal(instances, self.outputs.requests(node), self.heartbeat_period);
+        let goal = goal::node_goal(
+            instances,
+            self.outputs.requests(node),
+            self.heartbeat_period,
+        );
         let fingerprint = goal::fingerprint(&goal);
         let kept = seen.goals.get(node);
         let last = kept.map(|kept| kept.value.clone()).unwrap_or_default();
@@ -237,8 +261,15 @@ impl Reconciler {
             return Ok(());
         }
         let incarnation = last.incarnation + 1;
-        let instances = goal.instances.iter().filter_map(|one| one.instance_id.parse().ok());
-        let record = GoalRecord { incarnation, fingerprint, instances: instances.collect() };
+        let instances = goal
+            .instances
+            .iter()
+            .filter_map(|one| one.instance_id.parse().ok());
+        let record = GoalRecord {
+            incarnation,
+            fingerprint,
+            instances: instances.collect(),
+        };
         let old = kept.map(|kept| kept.modified);
         let txn = records::replace(Txn::new(), &records::goal(node), old, &record)?;
         match self.store.txn(txn).await? {
@@ -253,7 +284,13 @@ impl Reconciler {
 
     fn publish(&self, node: &NodeId, goal: NodeGoal, incarnation: u64) {
         tracing::debug!(%node, incarnation, instances = goal.instances.len(), "new goal");
-        self.registry.set_goal(node, Arc::new(NodeGoal { incarnation, ..goal }));
+        self.registry.set_goal(
+            node,
+            Arc::new(NodeGoal {
+                incarnation,
+                ..goal
+            }),
+        );
     }
 }
 
@@ -264,7 +301,10 @@ impl Reconciler {
 /// The store is closed.
 pub async fn wake_on_changes(store: Arc<dyn Store>, waker: Arc<Waker>) -> Result<(), StoreError> {
     loop {
-        let now = store.range(Range::prefix(records::NODES).limit(0)).await?.revision;
+        let now = store
+            .range(Range::prefix(records::NODES).limit(0))
+            .await?
+            .revision;
         waker.wake();
         let mut changes = match store.watch("", now) {
             Ok(changes) => changes,
@@ -275,7 +315,10 @@ pub async fn wake_on_changes(store: Arc<dyn Store>, waker: Arc<Waker>) -> Result
             match changes.next().await {
                 Ok(changes) => {
                     let matters = [records::SERVICES, records::INSTANCES, records::NODES];
-                    if changes.iter().any(|one| matters.iter().any(|of| one.key.starts_with(of))) {
+                    if changes
+                        .iter()
+                        .any(|one| matters.iter().any(|of| one.key.starts_with(of)))
+                    {
                         waker.wake();
                     }
                 }

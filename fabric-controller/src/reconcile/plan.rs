@@ -78,7 +78,13 @@ impl Plan {
     }
 
     fn tell(&mut self, now: WallTime, reason: Reason, id: &InstanceId, message: String) {
-        self.events.push(EventRecord::new(now, reason, SubjectKind::Instance, id, message));
+        self.events.push(EventRecord::new(
+            now,
+            reason,
+            SubjectKind::Instance,
+            id,
+            message,
+        ));
     }
 }
 
@@ -86,8 +92,11 @@ impl Plan {
 #[must_use]
 pub fn plan(policy: Policy, input: &Input, now: WallTime) -> Plan {
     let mut plan = Plan::default();
-    let mut instances: BTreeMap<InstanceId, InstanceRecord> =
-        input.instances.iter().map(|one| (one.id.clone(), one.clone())).collect();
+    let mut instances: BTreeMap<InstanceId, InstanceRecord> = input
+        .instances
+        .iter()
+        .map(|one| (one.id.clone(), one.clone()))
+        .collect();
     let wanted = wanted(&input.services);
     for (id, want) in &wanted {
         let renewed = match instances.get(id) {
@@ -129,7 +138,11 @@ fn wanted(services: &[ServiceRecord]) -> BTreeMap<InstanceId, Want<'_>> {
     for service in services {
         // Ids were checked when the service was applied.
         for (id, role, number) in service.instances().unwrap_or_default() {
-            wanted.entry(id).or_insert(Want { service: &service.name, role, number });
+            wanted.entry(id).or_insert(Want {
+                service: &service.name,
+                role,
+                number,
+            });
         }
     }
     wanted
@@ -177,9 +190,16 @@ fn changed(
     if there.spec == *spec {
         return None;
     }
-    let mut record = InstanceRecord { spec: spec.clone(), ..there.clone() };
+    let mut record = InstanceRecord {
+        spec: spec.clone(),
+        ..there.clone()
+    };
     if there.spec.size != spec.size && there.node.is_some() {
-        record = InstanceRecord { phase: Phase::Removing, changed: now, ..there.clone() };
+        record = InstanceRecord {
+            phase: Phase::Removing,
+            changed: now,
+            ..there.clone()
+        };
     } else if there.node.is_some() && there.spec.needs_reimage(spec) {
         record.epoch = next_epoch;
         record.restart = there.restart.again(RestartScope::Reimage);
@@ -189,9 +209,15 @@ fn changed(
 }
 
 fn is_gone(record: &InstanceRecord, facts: &BTreeMap<NodeId, NodeFacts>) -> bool {
-    let Some(node) = &record.node else { return true };
-    let Some(facts) = facts.get(node) else { return false };
-    let Some((applied, reported)) = &facts.reported else { return false };
+    let Some(node) = &record.node else {
+        return true;
+    };
+    let Some(facts) = facts.get(node) else {
+        return false;
+    };
+    let Some((applied, reported)) = &facts.reported else {
+        return false;
+    };
     !facts.goal_instances.contains(&record.id)
         && *applied >= facts.goal_incarnation
         && !reported.contains(&record.id)
@@ -218,7 +244,10 @@ fn place(
             id: node.node_id.clone(),
             cpus: node.inventory.cpus,
             memory_bytes: node.inventory.memory_bytes,
-            connected: input.facts.get(&node.node_id).is_some_and(|facts| facts.connected),
+            connected: input
+                .facts
+                .get(&node.node_id)
+                .is_some_and(|facts| facts.connected),
         })
         .collect();
     let asked: Vec<_> = instances
@@ -231,11 +260,18 @@ fn place(
         })
         .collect();
     for Decision { instance, outcome } in placement::place(policy, &nodes, &asked) {
-        let Some(record) = instances.get(&instance) else { continue };
+        let Some(record) = instances.get(&instance) else {
+            continue;
+        };
         let mut record = record.clone();
         match outcome {
             Ok(node) => {
-                plan.tell(now, Reason::InstancePlaced, &instance, format!("placed on node {node}"));
+                plan.tell(
+                    now,
+                    Reason::InstancePlaced,
+                    &instance,
+                    format!("placed on node {node}"),
+                );
                 record.node = Some(node);
                 record.unplaceable = String::new();
                 record.changed = now;

@@ -56,25 +56,39 @@ impl Range {
     /// All keys that begin with this.
     #[must_use]
     pub fn prefix(prefix: impl Into<String>) -> Self {
-        Self { prefix: prefix.into(), after: String::new(), limit: None, newest_first: false }
+        Self {
+            prefix: prefix.into(),
+            after: String::new(),
+            limit: None,
+            newest_first: false,
+        }
     }
 
     /// Only those greater than this.
     #[must_use]
     pub fn after(self, key: impl Into<String>) -> Self {
-        Self { after: key.into(), ..self }
+        Self {
+            after: key.into(),
+            ..self
+        }
     }
 
     /// Only so many.
     #[must_use]
     pub fn limit(self, limit: usize) -> Self {
-        Self { limit: Some(limit), ..self }
+        Self {
+            limit: Some(limit),
+            ..self
+        }
     }
 
     /// Greatest first.
     #[must_use]
     pub fn newest_first(self) -> Self {
-        Self { newest_first: true, ..self }
+        Self {
+            newest_first: true,
+            ..self
+        }
     }
 }
 
@@ -139,7 +153,10 @@ impl Txn {
     /// With the condition that the key was modified at this revision.
     #[must_use]
     pub fn when(mut self, key: impl Into<String>, modified: Option<Revision>) -> Self {
-        self.compares.push(Compare { key: key.into(), modified });
+        self.compares.push(Compare {
+            key: key.into(),
+            modified,
+        });
         self
     }
 
@@ -153,7 +170,10 @@ impl Txn {
     /// With this value put there.
     #[must_use]
     pub fn put(self, key: impl Into<String>, value: impl Into<Bytes>) -> Self {
-        self.op(Op::Put { key: key.into(), value: value.into() })
+        self.op(Op::Put {
+            key: key.into(),
+            value: value.into(),
+        })
     }
 
     /// With this key deleted.
@@ -165,7 +185,10 @@ impl Txn {
     /// With this value at the end of that log.
     #[must_use]
     pub fn append(self, log: impl Into<String>, value: impl Into<Bytes>) -> Self {
-        self.op(Op::Append { log: log.into(), value: value.into() })
+        self.op(Op::Append {
+            log: log.into(),
+            value: value.into(),
+        })
     }
 }
 

@@ -58,7 +58,9 @@ fn socket(dir: &Path) -> PathBuf {
 
 /// The service of one writer in its n-th version.
 fn service(writer: usize, version: u32) -> String {
-    shop(version % 3).replace("shop", &format!("w{writer}")).replace("/bin/true", &format!("/v{version}"))
+    shop(version % 3)
+        .replace("shop", &format!("w{writer}"))
+        .replace("/bin/true", &format!("/v{version}"))
 }
 
 #[tokio::test]
@@ -83,7 +85,10 @@ async fn nothing_acknowledged_is_lost_when_it_is_killed() {
         check(&client, *acknowledged.lock().unwrap()).await;
     }
     let versions = *acknowledged.lock().unwrap();
-    assert!(versions.iter().all(|version| *version > 0), "nobody wrote: {versions:?}");
+    assert!(
+        versions.iter().all(|version| *version > 0),
+        "nobody wrote: {versions:?}"
+    );
 }
 
 /// Applies version after version until the program is gone. The last one, whose
@@ -92,7 +97,11 @@ async fn write(client: Client, writer: usize, acknowledged: Arc<Mutex<[u32; 3]>>
     loop {
         let version = acknowledged.lock().unwrap()[writer] + 1;
         let id = format!("w{writer}-v{version}");
-        if client.apply_with_id(&service(writer, version), &id).await.is_err() {
+        if client
+            .apply_with_id(&service(writer, version), &id)
+            .await
+            .is_err()
+        {
             return;
         }
         acknowledged.lock().unwrap()[writer] = version;
@@ -100,20 +109,37 @@ async fn write(client: Client, writer: usize, acknowledged: Arc<Mutex<[u32; 3]>>
 }
 
 async fn check(client: &Client, acknowledged: [u32; 3]) {
-    let services = client.services().list_services(fabric_proto::v1::ListServicesRequest {}).await;
+    let services = client
+        .services()
+        .list_services(fabric_proto::v1::ListServicesRequest {})
+        .await;
     let services = services.unwrap().into_inner().services;
-    for (writer, version) in acknowledged.into_iter().enumerate().filter(|(_, version)| *version > 0) {
+    for (writer, version) in acknowledged
+        .into_iter()
+        .enumerate()
+        .filter(|(_, version)| *version > 0)
+    {
         let name = format!("w{writer}");
-        let found = services.iter().find(|service| service.name == name).unwrap();
+        let found = services
+            .iter()
+            .find(|service| service.name == name)
+            .unwrap();
         // One more may have been done than was answered, and none twice.
         let next = version + 1;
         let is = |version: u32| {
             found.definition_toml == service(writer, version)
                 && found.generation == u64::from(version)
         };
-        assert!(is(version) || is(next), "{name} is not at {version} or {next}: {found:?}");
+        assert!(
+            is(version) || is(next),
+            "{name} is not at {version} or {next}: {found:?}"
+        );
         let applied = client.reasons(&name).await;
-        assert_eq!(applied.len() as u64, found.generation, "an event is missing or told twice");
+        assert_eq!(
+            applied.len() as u64,
+            found.generation,
+            "an event is missing or told twice"
+        );
     }
 }
 
@@ -143,9 +169,14 @@ async fn health_and_reflection_are_served() {
     let (_controller, client) = Controller::start().await;
     let mut health = tonic_health::pb::health_client::HealthClient::new(client.channel());
     for service in ["", "fabric.v1.ServiceService", "fabric.node.v1.NodeService"] {
-        let request = tonic_health::pb::HealthCheckRequest { service: service.to_owned() };
+        let request = tonic_health::pb::HealthCheckRequest {
+            service: service.to_owned(),
+        };
         let status = health.check(request).await.unwrap().into_inner().status();
-        assert_eq!(status, tonic_health::pb::health_check_response::ServingStatus::Serving);
+        assert_eq!(
+            status,
+            tonic_health::pb::health_check_response::ServingStatus::Serving
+        );
     }
     use tonic_reflection::pb::v1::{
         ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
@@ -153,12 +184,24 @@ async fn health_and_reflection_are_served() {
     };
     let mut reflection = ServerReflectionClient::new(client.channel());
     let ask = MessageRequest::FileContainingSymbol("fabric.v1.InstanceService".to_owned());
-    let request = ServerReflectionRequest { host: String::new(), message_request: Some(ask) };
+    let request = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(ask),
+    };
     let mut answers = reflection
         .server_reflection_info(tokio_stream::once(request))
         .await
         .unwrap()
         .into_inner();
-    let answer = answers.message().await.unwrap().unwrap().message_response.unwrap();
-    assert!(matches!(answer, MessageResponse::FileDescriptorResponse(_)), "{answer:?}");
+    let answer = answers
+        .message()
+        .await
+        .unwrap()
+        .unwrap()
+        .message_response
+        .unwrap();
+    assert!(
+        matches!(answer, MessageResponse::FileDescriptorResponse(_)),
+        "{answer:?}"
+    );
 }

@@ -53,7 +53,10 @@ pub async fn until<T: Debug, F: Future<Output = T>>(
         if wished(&seen) {
             return seen;
         }
-        assert!(time::Instant::now() < deadline, "{what} did not come about; seen: {seen:#?}");
+        assert!(
+            time::Instant::now() < deadline,
+            "{what} did not come about; seen: {seen:#?}"
+        );
         time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -69,10 +72,16 @@ impl Client {
         let socket = socket.to_owned();
         let connector = tower::service_fn(move |_: Uri| {
             let socket = socket.clone();
-            async move { tokio::net::UnixStream::connect(socket).await.map(TokioIo::new) }
+            async move {
+                tokio::net::UnixStream::connect(socket)
+                    .await
+                    .map(TokioIo::new)
+            }
         });
         let endpoint = Endpoint::from_static("http://localhost");
-        Ok(Self { channel: endpoint.connect_with_connector(connector).await? })
+        Ok(Self {
+            channel: endpoint.connect_with_connector(connector).await?,
+        })
     }
 
     pub fn blobs(&self) -> BlobServiceClient<Channel> {
@@ -118,36 +127,61 @@ impl Client {
             dry_run: false,
             request_id: request_id.to_owned(),
         };
-        self.services().apply_service(request).await.map(tonic::Response::into_inner)
+        self.services()
+            .apply_service(request)
+            .await
+            .map(tonic::Response::into_inner)
     }
 
     pub async fn list(&self) -> Vec<Instance> {
         let request = ListInstancesRequest::default();
-        self.instances().list_instances(request).await.unwrap().into_inner().instances
+        self.instances()
+            .list_instances(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .instances
     }
 
     /// Ids and words of all instances.
     pub async fn words(&self) -> Vec<(String, String)> {
-        self.list().await.into_iter().map(|one| (one.instance_id, one.state)).collect()
+        self.list()
+            .await
+            .into_iter()
+            .map(|one| (one.instance_id, one.state))
+            .collect()
     }
 
     /// Waits until these are the instances and their words.
     pub async fn wait_for_words(&self, wished: &[(&str, &str)]) {
-        until("the instances' states", async || self.words().await, |seen| {
-            seen.iter().map(|(id, word)| (id.as_str(), word.as_str())).eq(wished.iter().copied())
-        })
+        until(
+            "the instances' states",
+            async || self.words().await,
+            |seen| {
+                seen.iter()
+                    .map(|(id, word)| (id.as_str(), word.as_str()))
+                    .eq(wished.iter().copied())
+            },
+        )
         .await;
     }
 
     pub async fn all_events(&self) -> Vec<Event> {
         let request = ListEventsRequest::default();
-        self.events().list_events(request).await.unwrap().into_inner().events
+        self.events()
+            .list_events(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .events
     }
 
     /// Reasons of all events about one thing.
     pub async fn reasons(&self, subject: &str) -> Vec<String> {
         let all = self.all_events().await.into_iter();
-        all.filter(|event| event.subject == subject).map(|event| event.reason).collect()
+        all.filter(|event| event.subject == subject)
+            .map(|event| event.reason)
+            .collect()
     }
 
     pub async fn begin(
@@ -163,7 +197,10 @@ impl Client {
             size_bytes: bytes.len() as u64,
             request_id: String::new(),
         };
-        self.blobs().begin_upload(request).await.map(tonic::Response::into_inner)
+        self.blobs()
+            .begin_upload(request)
+            .await
+            .map(tonic::Response::into_inner)
     }
 
     /// Sends these bytes of the file of that digest, from that offset on.
@@ -184,7 +221,9 @@ impl Client {
 
     /// What a first service needs.
     pub async fn upload_guest_os(&self) -> Blob {
-        self.upload(BlobKind::Image, "guest-os", &vhd()).await.unwrap()
+        self.upload(BlobKind::Image, "guest-os", &vhd())
+            .await
+            .unwrap()
     }
 }
 
@@ -246,17 +285,30 @@ impl Controller {
         };
         let socket = data.path().join("s");
         let address = Address::Unix(socket.clone());
-        let server = Serve::prepare(&data.path().join("d"), vec![address], config).await.unwrap();
+        let server = Serve::prepare(&data.path().join("d"), vec![address], config)
+            .await
+            .unwrap();
         let stop = CancellationToken::new();
         let running = tokio::spawn(server.run(stop.clone()));
         let client = Client::connect(&socket).await.unwrap();
-        (Self { data, stop, running }, client)
+        (
+            Self {
+                data,
+                stop,
+                running,
+            },
+            client,
+        )
     }
 
     /// Ends it; everything that it has is closed then.
     pub async fn stop(self) -> TempDir {
         self.stop.cancel();
-        time::timeout(SOON, self.running).await.unwrap().unwrap().unwrap();
+        time::timeout(SOON, self.running)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
         self.data
     }
 
@@ -267,7 +319,6 @@ impl Controller {
 
 /// A host agent that does what the test says.
 pub struct Node {
-    pub name: String,
     pub reports: mpsc::Sender<SessionRequest>,
     answers: Streaming<SessionResponse>,
     pub goal: NodeGoal,
@@ -275,25 +326,39 @@ pub struct Node {
 }
 
 impl Node {
-    /// Registers a node of 4 processors and 2 GiB, and takes its first goal.
+    /// Registers a node of 4 processors and 2 GiB, takes its first goal, and
+    /// reports that it has no instance.
     pub async fn join(client: &Client, name: &str) -> Self {
         let mut node = Self::register(client, register(name, 0)).await.unwrap();
         node.next_goal().await;
+        node.status(vec![]).await;
         node
     }
 
     pub async fn register(client: &Client, register: Register) -> Result<Self, Status> {
         let (reports, sent) = mpsc::channel(16);
-        let name = register.node_id.clone();
-        let first = SessionRequest { report: Some(Report::Register(register)) };
+        let first = SessionRequest {
+            report: Some(Report::Register(register)),
+        };
         reports.send(first).await.unwrap();
-        let answers = client.host_agent().session(ReceiverStream::new(sent)).await?.into_inner();
-        Ok(Self { name, reports, answers, goal: NodeGoal::default(), acknowledged: 0 })
+        let answers = client
+            .host_agent()
+            .session(ReceiverStream::new(sent))
+            .await?
+            .into_inner();
+        Ok(Self {
+            reports,
+            answers,
+            goal: NodeGoal::default(),
+            acknowledged: 0,
+        })
     }
 
     /// The next answer; an error if the session has ended.
     pub async fn answer(&mut self) -> Result<Message, Status> {
-        let answer = time::timeout(SOON, self.answers.message()).await.expect("no answer came");
+        let answer = time::timeout(SOON, self.answers.message())
+            .await
+            .expect("no answer came");
         Ok(answer?.expect("the session ended").message.unwrap())
     }
 
@@ -302,7 +367,10 @@ impl Node {
         loop {
             match self.answer().await.unwrap() {
                 Message::Goal(goal) => {
-                    assert!(goal.incarnation > self.goal.incarnation, "an older goal came");
+                    assert!(
+                        goal.incarnation > self.goal.incarnation,
+                        "an older goal came"
+                    );
                     self.goal = goal;
                     return;
                 }
@@ -313,7 +381,13 @@ impl Node {
 
     /// Takes in goals until one has exactly these instances.
     pub async fn goal_with(&mut self, ids: &[&str]) {
-        while !self.goal.instances.iter().map(|one| one.instance_id.as_str()).eq(ids.iter().copied()) {
+        while !self
+            .goal
+            .instances
+            .iter()
+            .map(|one| one.instance_id.as_str())
+            .eq(ids.iter().copied())
+        {
             self.next_goal().await;
         }
     }
@@ -329,7 +403,12 @@ impl Node {
     }
 
     pub async fn report(&self, report: Report) {
-        self.reports.send(SessionRequest { report: Some(report) }).await.expect("session ended");
+        self.reports
+            .send(SessionRequest {
+                report: Some(report),
+            })
+            .await
+            .expect("session ended");
     }
 
     /// Reports these instances under the goal it has.
@@ -344,8 +423,14 @@ impl Node {
 
     /// Reports that everything in its goal is Ready.
     pub async fn all_ready(&self) {
-        self.status(self.goal.instances.iter().map(|one| ready(&one.instance_id, one.epoch)).collect())
-            .await;
+        self.status(
+            self.goal
+                .instances
+                .iter()
+                .map(|one| ready(&one.instance_id, one.epoch))
+                .collect(),
+        )
+        .await;
     }
 
     pub async fn event(&self, sequence: u64, instance_id: &str, reason: &str) {

@@ -24,15 +24,34 @@ async fn a_call_that_is_made_again_is_answered_as_before() {
         request_id: "id-3".to_owned(),
     };
     let (controller, client) = {
-        client.instances().restart_instance(restart.clone()).await.unwrap();
+        client
+            .instances()
+            .restart_instance(restart.clone())
+            .await
+            .unwrap();
         controller.restart().await
     };
-    let again = client.instances().restart_instance(restart).await.unwrap().into_inner();
+    let again = client
+        .instances()
+        .restart_instance(restart)
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(again.restart_generation, 1);
-    assert_eq!(client.reasons("shop-web-0").await, ["InstanceUnplaceable", "RestartRequested"]);
+    assert_eq!(
+        client.reasons("shop-web-0").await,
+        ["InstanceUnplaceable", "RestartRequested"]
+    );
 
-    let delete = DeleteServiceRequest { name: "shop".to_owned(), request_id: "id-4".to_owned() };
-    client.services().delete_service(delete.clone()).await.unwrap();
+    let delete = DeleteServiceRequest {
+        name: "shop".to_owned(),
+        request_id: "id-4".to_owned(),
+    };
+    client
+        .services()
+        .delete_service(delete.clone())
+        .await
+        .unwrap();
     client.services().delete_service(delete).await.unwrap();
     let delete = DeleteBlobRequest {
         name: "guest-os".to_owned(),
@@ -51,8 +70,15 @@ async fn an_id_that_was_used_for_another_call_is_refused() {
     client.apply_with_id(&shop(1), "id").await.unwrap();
     let status = client.apply_with_id(&shop(2), "id").await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
-    assert!(status.message().starts_with("request_id: "), "{}", status.message());
-    let status = client.apply_with_id(&shop(2), &"x".repeat(200)).await.unwrap_err();
+    assert!(
+        status.message().starts_with("request_id: "),
+        "{}",
+        status.message()
+    );
+    let status = client
+        .apply_with_id(&shop(2), &"x".repeat(200))
+        .await
+        .unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
 }
 
@@ -61,7 +87,15 @@ async fn a_call_that_failed_can_be_made_again() {
     let (_controller, client) = Controller::start().await;
     assert!(client.apply_with_id(&shop(1), "id").await.is_err());
     client.upload_guest_os().await;
-    assert_eq!(client.apply_with_id(&shop(1), "id").await.unwrap().changes.len(), 2);
+    assert_eq!(
+        client
+            .apply_with_id(&shop(1), "id")
+            .await
+            .unwrap()
+            .changes
+            .len(),
+        2
+    );
 }
 
 #[tokio::test]
@@ -76,8 +110,17 @@ async fn of_many_calls_at_once_with_one_id_one_is_done() {
             request_id: "id".to_owned(),
         };
         let mut instances = client.instances();
-        async move { instances.restart_instance(request).await.unwrap().into_inner() }
+        async move {
+            instances
+                .restart_instance(request)
+                .await
+                .unwrap()
+                .into_inner()
+        }
     };
     let all = tokio::join!(restart(), restart(), restart(), restart());
-    assert_eq!([all.0, all.1, all.2, all.3].map(|one| one.restart_generation), [1; 4]);
+    assert_eq!(
+        [all.0, all.1, all.2, all.3].map(|one| one.restart_generation),
+        [1; 4]
+    );
 }

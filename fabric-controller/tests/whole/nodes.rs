@@ -9,7 +9,13 @@ use tonic::Code;
 use crate::framework::*;
 
 async fn node(client: &Client) -> NodeMessage {
-    let nodes = client.nodes().list_nodes(ListNodesRequest {}).await.unwrap().into_inner().nodes;
+    let nodes = client
+        .nodes()
+        .list_nodes(ListNodesRequest {})
+        .await
+        .unwrap()
+        .into_inner()
+        .nodes;
     nodes.into_iter().next().unwrap()
 }
 
@@ -27,9 +33,11 @@ async fn a_silent_node_is_lost_and_its_instances_are_unknown_until_it_is_back() 
     let seen = agent.goal.incarnation;
     let epoch = agent.goal.instances[0].epoch;
     client.wait_for_words(&[("shop-web-0", "Unknown")]).await;
-    until("the event", async || client.reasons("n1").await, |seen| {
-        seen == &["NodeRegistered", "NodeConnected", "NodeLost"]
-    })
+    until(
+        "the event",
+        async || client.reasons("n1").await,
+        |seen| seen == &["NodeRegistered", "NodeConnected", "NodeLost"],
+    )
     .await;
     let shown = node(&client).await;
     assert!(!shown.connected && shown.last_seen.is_some());
@@ -37,7 +45,10 @@ async fn a_silent_node_is_lost_and_its_instances_are_unknown_until_it_is_back() 
 
     let mut agent = Node::register(&client, register("n1", seen)).await.unwrap();
     agent.next_goal().await;
-    assert_eq!(agent.goal.incarnation, seen, "the same goal has the same number");
+    assert_eq!(
+        agent.goal.incarnation, seen,
+        "the same goal has the same number"
+    );
     assert_eq!(agent.goal.instances[0].epoch, epoch);
     agent.all_ready().await;
     client.wait_for_words(&[("shop-web-0", "Ready")]).await;
@@ -52,27 +63,42 @@ async fn no_lower_incarnation_is_ever_sent() {
     let mut current = controller;
     for round in 0..3 {
         client_apply(&current, &shop(round + 1)).await;
-        let ids: Vec<String> = (0..=round).map(|index| format!("shop-web-{index}")).collect();
-        agent.goal_with(&ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        let ids: Vec<String> = (0..=round)
+            .map(|index| format!("shop-web-{index}"))
+            .collect();
+        agent
+            .goal_with(&ids.iter().map(String::as_str).collect::<Vec<_>>())
+            .await;
         assert!(agent.goal.incarnation > highest);
         highest = agent.goal.incarnation;
         let (next, client) = current.restart().await;
         current = next;
-        agent = Node::register(&client, register("n1", highest)).await.unwrap();
+        agent = Node::register(&client, register("n1", highest))
+            .await
+            .unwrap();
         agent.next_goal().await;
-        assert!(agent.goal.incarnation >= highest, "the controller went back");
+        assert!(
+            agent.goal.incarnation >= highest,
+            "the controller went back"
+        );
     }
     // A node that has seen more than the controller ever gave.
     drop(agent);
-    let client = Client::connect(&current.data.path().join("s")).await.unwrap();
-    let mut agent = Node::register(&client, register("n1", highest + 50)).await.unwrap();
+    let client = Client::connect(&current.data.path().join("s"))
+        .await
+        .unwrap();
+    let mut agent = Node::register(&client, register("n1", highest + 50))
+        .await
+        .unwrap();
     agent.next_goal().await;
     assert_eq!(agent.goal.incarnation, highest + 51);
     assert_eq!(agent.goal.instances.len(), 3);
 }
 
 async fn client_apply(controller: &Controller, text: &str) {
-    let client = Client::connect(&controller.data.path().join("s")).await.unwrap();
+    let client = Client::connect(&controller.data.path().join("s"))
+        .await
+        .unwrap();
     client.apply(text).await.unwrap();
 }
 
@@ -86,7 +112,10 @@ async fn events_are_stored_once_and_acknowledged() {
     agent.event(2, "", "ImageFetched").await;
     agent.event(3, "shop-web-0", "GuestHello").await;
     agent.acknowledged(3).await;
-    assert_eq!(client.reasons("shop-web-0").await, ["VmmStarted", "GuestHello"]);
+    assert_eq!(
+        client.reasons("shop-web-0").await,
+        ["VmmStarted", "GuestHello"]
+    );
 
     let (_controller, client) = controller.restart().await;
     let mut agent = Node::register(&client, register("n1", 1)).await.unwrap();
@@ -94,10 +123,19 @@ async fn events_are_stored_once_and_acknowledged() {
     agent.event(3, "shop-web-0", "GuestHello").await;
     agent.event(4, "shop-web-0", "RoleReady").await;
     agent.acknowledged(4).await;
-    assert_eq!(client.reasons("shop-web-0").await, ["VmmStarted", "GuestHello", "RoleReady"]);
+    assert_eq!(
+        client.reasons("shop-web-0").await,
+        ["VmmStarted", "GuestHello", "RoleReady"]
+    );
     let events = client.all_events().await;
-    let hello = events.iter().find(|event| event.reason == "GuestHello").unwrap();
-    assert_eq!((hello.source.as_str(), hello.subject_kind.as_str()), ("n1", "instance"));
+    let hello = events
+        .iter()
+        .find(|event| event.reason == "GuestHello")
+        .unwrap();
+    assert_eq!(
+        (hello.source.as_str(), hello.subject_kind.as_str()),
+        ("n1", "instance")
+    );
 }
 
 #[tokio::test]
@@ -110,18 +148,29 @@ async fn a_node_that_has_forgotten_everything_counts_anew() {
     let mut agent = Node::register(&client, register("n1", 0)).await.unwrap();
     agent.event(1, "", "DiskCreated").await;
     agent.acknowledged(1).await;
-    assert!(client.reasons("n1").await.contains(&"DiskCreated".to_owned()));
+    assert!(
+        client
+            .reasons("n1")
+            .await
+            .contains(&"DiskCreated".to_owned())
+    );
 }
 
 #[tokio::test]
 async fn the_newer_of_two_sessions_of_one_name_stays() {
     let (_controller, client) = Controller::start().await;
     let mut first = Node::join(&client, "n1").await;
-    let mut second = Node::register(&client, register("n1", first.goal.incarnation)).await.unwrap();
+    let mut second = Node::register(&client, register("n1", first.goal.incarnation))
+        .await
+        .unwrap();
     second.next_goal().await;
     let ended = first.answer().await.unwrap_err();
     assert_eq!(ended.code(), Code::Aborted);
-    assert!(ended.message().contains("two host agents"), "{}", ended.message());
+    assert!(
+        ended.message().contains("two host agents"),
+        "{}",
+        ended.message()
+    );
     second.event(1, "", "DiskCreated").await;
     second.acknowledged(1).await;
 }
@@ -130,9 +179,19 @@ async fn the_newer_of_two_sessions_of_one_name_stays() {
 async fn a_first_message_that_is_wrong_ends_the_session_by_field() {
     let (_controller, client) = Controller::start().await;
     for (register, code, said) in [
-        (Register { node_id: "../x".to_owned(), ..register("n", 0) }, Code::InvalidArgument, "node_id"),
         (
-            Register { protocol_version: 9, ..register("n1", 0) },
+            Register {
+                node_id: "../x".to_owned(),
+                ..register("n", 0)
+            },
+            Code::InvalidArgument,
+            "node_id",
+        ),
+        (
+            Register {
+                protocol_version: 9,
+                ..register("n1", 0)
+            },
             Code::FailedPrecondition,
             "speaks protocol version 9, this controller 1",
         ),
@@ -143,9 +202,26 @@ async fn a_first_message_that_is_wrong_ends_the_session_by_field() {
         assert!(status.message().contains(said), "{}", status.message());
     }
     let reports = tokio_stream::iter([SessionRequest { report: None }]);
-    let mut answers = client.host_agent().session(reports).await.unwrap().into_inner();
-    assert_eq!(answers.message().await.unwrap_err().code(), Code::InvalidArgument);
-    assert!(client.nodes().list_nodes(ListNodesRequest {}).await.unwrap().into_inner().nodes.is_empty());
+    let mut answers = client
+        .host_agent()
+        .session(reports)
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        answers.message().await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
+    assert!(
+        client
+            .nodes()
+            .list_nodes(ListNodesRequest {})
+            .await
+            .unwrap()
+            .into_inner()
+            .nodes
+            .is_empty()
+    );
 }
 
 #[tokio::test]
@@ -165,7 +241,11 @@ async fn an_instance_on_a_lost_node_is_not_forgotten_when_its_service_goes() {
     };
     client.services().delete_service(request).await.unwrap();
     client.wait_for_words(&[("shop-web-0", "Stopping")]).await;
-    assert!(client.list().await[0].reason.contains("removed once it is back"));
+    assert!(
+        client.list().await[0]
+            .reason
+            .contains("removed once it is back")
+    );
     let mut agent = Node::register(&client, register("n1", seen)).await.unwrap();
     agent.next_goal().await;
     assert!(agent.goal.instances.is_empty());
@@ -177,10 +257,21 @@ async fn an_instance_on_a_lost_node_is_not_forgotten_when_its_service_goes() {
 async fn a_node_fetches_what_was_uploaded_from_any_offset() {
     let (_controller, client) = Controller::start().await;
     let bytes = vhd();
-    client.upload(fabric_proto::v1::BlobKind::Image, "guest-os", &bytes).await.unwrap();
+    client
+        .upload(fabric_proto::v1::BlobKind::Image, "guest-os", &bytes)
+        .await
+        .unwrap();
     for offset in [0, 100, bytes.len()] {
-        let request = FetchBlobRequest { digest: digest(&bytes).to_string(), offset: offset as u64 };
-        let mut answers = client.host_agent().fetch_blob(request).await.unwrap().into_inner();
+        let request = FetchBlobRequest {
+            digest: digest(&bytes).to_string(),
+            offset: offset as u64,
+        };
+        let mut answers = client
+            .host_agent()
+            .fetch_blob(request)
+            .await
+            .unwrap()
+            .into_inner();
         let mut got = Vec::new();
         let mut total = 0;
         while let Some(piece) = answers.message().await.unwrap() {
@@ -196,6 +287,14 @@ async fn a_node_fetches_what_was_uploaded_from_any_offset() {
         (digest(&bytes).to_string(), u64::MAX, Code::InvalidArgument),
     ] {
         let request = FetchBlobRequest { digest, offset };
-        assert_eq!(client.host_agent().fetch_blob(request).await.unwrap_err().code(), code);
+        assert_eq!(
+            client
+                .host_agent()
+                .fetch_blob(request)
+                .await
+                .unwrap_err()
+                .code(),
+            code
+        );
     }
 }

@@ -18,7 +18,12 @@ async fn ask(client: &Client, follow: bool) -> Streaming<StreamOutputResponse> {
         tail_bytes: 0,
         follow,
     };
-    client.instances().stream_output(request).await.unwrap().into_inner()
+    client
+        .instances()
+        .stream_output(request)
+        .await
+        .unwrap()
+        .into_inner()
 }
 
 fn piece(stream_id: &str, data: &str, error: &str) -> SendOutputRequest {
@@ -43,7 +48,11 @@ async fn outputs(node: &mut Node, count: usize) -> Vec<String> {
     while node.goal.outputs.len() != count {
         node.next_goal().await;
     }
-    node.goal.outputs.iter().map(|output| output.stream_id.clone()).collect()
+    node.goal
+        .outputs
+        .iter()
+        .map(|output| output.stream_id.clone())
+        .collect()
 }
 
 async fn read_all(stream: &mut Streaming<StreamOutputResponse>) -> Result<String, Status> {
@@ -61,13 +70,23 @@ async fn what_the_node_sends_arrives_and_ends() {
     let mut stream = ask(&client, false).await;
     let id = outputs(&mut node, 1).await.remove(0);
     let asked = &node.goal.outputs[0];
-    assert_eq!((asked.instance_id.as_str(), asked.kind()), ("shop-web-0", OutputKind::Log));
+    assert_eq!(
+        (asked.instance_id.as_str(), asked.kind()),
+        ("shop-web-0", OutputKind::Log)
+    );
     assert_eq!((asked.tail_bytes, asked.follow), (u64::MAX, false));
     let sent = [piece(&id, "hello ", ""), piece("", "world", "")];
-    client.host_agent().send_output(tokio_stream::iter(sent)).await.unwrap();
+    client
+        .host_agent()
+        .send_output(tokio_stream::iter(sent))
+        .await
+        .unwrap();
     assert_eq!(read_all(&mut stream).await.unwrap(), "hello world");
     outputs(&mut node, 0).await;
-    let late = client.host_agent().send_output(tokio_stream::iter([piece(&id, "x", "")])).await;
+    let late = client
+        .host_agent()
+        .send_output(tokio_stream::iter([piece(&id, "x", "")]))
+        .await;
     assert_eq!(late.unwrap_err().code(), Code::FailedPrecondition);
 }
 
@@ -79,7 +98,8 @@ async fn an_operator_who_leaves_ends_the_nodes_call() {
     let id = outputs(&mut node, 1).await.remove(0);
     let (pieces, sent) = mpsc::channel(4);
     let mut host_agent = client.host_agent();
-    let sending = tokio::spawn(async move { host_agent.send_output(ReceiverStream::new(sent)).await });
+    let sending =
+        tokio::spawn(async move { host_agent.send_output(ReceiverStream::new(sent)).await });
     pieces.send(piece(&id, "line\n", "")).await.unwrap();
     assert_eq!(stream.message().await.unwrap().unwrap().data, "line\n");
     drop(stream);
@@ -94,9 +114,17 @@ async fn an_error_of_the_node_is_the_operators() {
     let mut stream = ask(&client, true).await;
     let id = outputs(&mut node, 1).await.remove(0);
     let sent = [piece(&id, "", "there is no console yet")];
-    client.host_agent().send_output(tokio_stream::iter(sent)).await.unwrap();
+    client
+        .host_agent()
+        .send_output(tokio_stream::iter(sent))
+        .await
+        .unwrap();
     let status = read_all(&mut stream).await.unwrap_err();
-    assert!(status.message().contains("there is no console yet"), "{}", status.message());
+    assert!(
+        status.message().contains("there is no console yet"),
+        "{}",
+        status.message()
+    );
 }
 
 #[tokio::test]
@@ -110,7 +138,11 @@ async fn two_operators_have_a_stream_each() {
     let other = both.iter().find(|id| !one.contains(id)).unwrap();
     for (id, text) in [(other, "second"), (&one[0], "first")] {
         let sent = [piece(id, text, "")];
-        client.host_agent().send_output(tokio_stream::iter(sent)).await.unwrap();
+        client
+            .host_agent()
+            .send_output(tokio_stream::iter(sent))
+            .await
+            .unwrap();
     }
     assert_eq!(read_all(&mut first).await.unwrap(), "first");
     assert_eq!(read_all(&mut second).await.unwrap(), "second");
@@ -125,16 +157,42 @@ async fn output_that_cannot_be_had_says_why() {
         kind: OutputKind::Console.into(),
         ..StreamOutputRequest::default()
     };
-    let status = client.instances().stream_output(request("shop-web-0")).await.unwrap_err();
+    let status = client
+        .instances()
+        .stream_output(request("shop-web-0"))
+        .await
+        .unwrap_err();
     assert_eq!(status.code(), Code::NotFound);
     client.apply(&shop(1)).await.unwrap();
-    let status = client.instances().stream_output(request("shop-web-0")).await.unwrap_err();
+    let status = client
+        .instances()
+        .stream_output(request("shop-web-0"))
+        .await
+        .unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition);
     let mut node = Node::join(&client, "n1").await;
     node.goal_with(&["shop-web-0"]).await;
     drop(node);
-    until("the node to be gone", async || {
-        client.instances().stream_output(request("shop-web-0")).await.map(drop)
-    }, |answer| answer.as_ref().is_err_and(|status| status.code() == Code::Unavailable))
+    let refused = until(
+        "the node to be gone",
+        async || {
+            client
+                .instances()
+                .stream_output(request("shop-web-0"))
+                .await
+                .map(drop)
+        },
+        |answer| {
+            answer
+                .as_ref()
+                .is_err_and(|status| status.code() == Code::Unavailable)
+        },
+    )
     .await;
+    assert!(
+        refused
+            .unwrap_err()
+            .message()
+            .contains("node n1 of instance shop-web-0")
+    );
 }

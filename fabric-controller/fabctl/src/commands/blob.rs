@@ -21,7 +21,9 @@ pub(super) async fn run(context: &Context, kind: BlobKind, command: BlobCommand)
             uploaded(context, kind, &blob)
         }
         BlobCommand::List => {
-            let answer = blobs.list_blobs(ListBlobsRequest { kind: kind.into() }).await?;
+            let answer = blobs
+                .list_blobs(ListBlobsRequest { kind: kind.into() })
+                .await?;
             let blobs = answer.into_inner().blobs;
             match context.format {
                 Format::Table => show::print_line(&table::blobs(&blobs, kind)),
@@ -29,7 +31,10 @@ pub(super) async fn run(context: &Context, kind: BlobKind, command: BlobCommand)
             }
         }
         BlobCommand::Show(blob) => {
-            let request = GetBlobRequest { name: blob.name, kind: kind.into() };
+            let request = GetBlobRequest {
+                name: blob.name,
+                kind: kind.into(),
+            };
             let answer = blobs.get_blob(request).await?.into_inner();
             let shown = json::blob(&answer.blob.ok_or(Failure::Answer("blob"))?);
             match context.format {
@@ -39,8 +44,11 @@ pub(super) async fn run(context: &Context, kind: BlobKind, command: BlobCommand)
         }
         BlobCommand::Delete(blob) => {
             let name = blob.name.clone();
-            let request =
-                DeleteBlobRequest { name: blob.name, kind: kind.into(), request_id: request_id() };
+            let request = DeleteBlobRequest {
+                name: blob.name,
+                kind: kind.into(),
+                request_id: request_id(),
+            };
             blobs.delete_blob(request).await?;
             match context.format {
                 Format::Table => {
@@ -58,9 +66,15 @@ fn name_and_file(mut given: Vec<String>) -> Result<(String, PathBuf)> {
     if let Some(name) = given.pop() {
         return Ok((name, file));
     }
-    let name = file.file_stem().and_then(|name| name.to_str()).map(str::to_owned);
+    let name = file
+        .file_stem()
+        .and_then(|name| name.to_str())
+        .map(str::to_owned);
     let name = name.ok_or_else(|| {
-        Failure::Input(format!("{} has no name to upload it under; give NAME FILE", file.display()))
+        Failure::Input(format!(
+            "{} has no name to upload it under; give NAME FILE",
+            file.display()
+        ))
     })?;
     Ok((name, file))
 }
@@ -89,7 +103,13 @@ mod tests {
         let given = |words: &[&str]| {
             name_and_file(words.iter().map(|word| (*word).to_owned()).collect()).unwrap()
         };
-        assert_eq!(given(&["guest-os", "a.vhd"]), ("guest-os".to_owned(), PathBuf::from("a.vhd")));
-        assert_eq!(given(&["dir/a.vhd"]), ("a".to_owned(), PathBuf::from("dir/a.vhd")));
+        assert_eq!(
+            given(&["guest-os", "a.vhd"]),
+            ("guest-os".to_owned(), PathBuf::from("a.vhd"))
+        );
+        assert_eq!(
+            given(&["dir/a.vhd"]),
+            ("a".to_owned(), PathBuf::from("dir/a.vhd"))
+        );
     }
 }

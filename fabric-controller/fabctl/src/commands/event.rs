@@ -10,7 +10,11 @@ use crate::{
 };
 
 pub(super) async fn run(context: &Context, settings: Events) -> Result<()> {
-    if settings.follow { follow(context, settings).await } else { list(context, settings).await }
+    if settings.follow {
+        follow(context, settings).await
+    } else {
+        list(context, settings).await
+    }
 }
 
 async fn list(context: &Context, settings: Events) -> Result<()> {
@@ -18,9 +22,20 @@ async fn list(context: &Context, settings: Events) -> Result<()> {
     let mut after_cursor = settings.after;
     let mut all: Vec<Event> = Vec::new();
     loop {
-        let request = ListEventsRequest { after_cursor, limit: 0, subject: subject.clone() };
-        let page = context.client.events().list_events(request).await?.into_inner();
-        let Some(last) = page.events.last() else { break };
+        let request = ListEventsRequest {
+            after_cursor,
+            limit: 0,
+            subject: subject.clone(),
+        };
+        let page = context
+            .client
+            .events()
+            .list_events(request)
+            .await?
+            .into_inner();
+        let Some(last) = page.events.last() else {
+            break;
+        };
         after_cursor = last.cursor;
         match context.format {
             Format::Table => {
@@ -45,7 +60,12 @@ async fn follow(context: &Context, settings: Events) -> Result<()> {
         after_cursor: settings.after,
         subject: settings.about.unwrap_or_default(),
     };
-    let mut events = context.client.events().watch_events(request).await?.into_inner();
+    let mut events = context
+        .client
+        .events()
+        .watch_events(request)
+        .await?
+        .into_inner();
     loop {
         let event = tokio::select! {
             answer = events.message() => match answer? {

@@ -2,9 +2,7 @@
 
 use fabric_proto::{
     node::v1::{OutputKind, RestartScope},
-    v1::{
-        GetInstanceRequest, ListInstancesRequest, RestartInstanceRequest, StreamOutputRequest,
-    },
+    v1::{GetInstanceRequest, ListInstancesRequest, RestartInstanceRequest, StreamOutputRequest},
 };
 
 use super::Context;
@@ -27,7 +25,13 @@ pub(super) async fn run(context: &Context, command: InstanceCommand) -> Result<(
 
 async fn list(context: &Context, service: String) -> Result<()> {
     let request = ListInstancesRequest { service };
-    let instances = context.client.instances().list_instances(request).await?.into_inner().instances;
+    let instances = context
+        .client
+        .instances()
+        .list_instances(request)
+        .await?
+        .into_inner()
+        .instances;
     match context.format {
         Format::Table => show::print_line(&table::instances(&instances)),
         Format::Json => show::print_json(&instances.iter().map(json::instance).collect()),
@@ -36,7 +40,12 @@ async fn list(context: &Context, service: String) -> Result<()> {
 
 async fn show_one(context: &Context, instance_id: String) -> Result<()> {
     let request = GetInstanceRequest { instance_id };
-    let answer = context.client.instances().get_instance(request).await?.into_inner();
+    let answer = context
+        .client
+        .instances()
+        .get_instance(request)
+        .await?
+        .into_inner();
     let shown = json::instance(&answer.instance.ok_or(Failure::Answer("instance"))?);
     match context.format {
         Format::Table => show::print_line(&table::details(&shown)),
@@ -55,7 +64,12 @@ async fn restart(context: &Context, id: String, scope: Scope) -> Result<()> {
         scope: scope.into(),
         request_id: request_id(),
     };
-    let answer = context.client.instances().restart_instance(request).await?.into_inner();
+    let answer = context
+        .client
+        .instances()
+        .restart_instance(request)
+        .await?
+        .into_inner();
     match context.format {
         Format::Table => show::print_line(&format!("restarting {what} of {id}")),
         Format::Json => show::print_json(&serde_json::json!({
@@ -73,7 +87,12 @@ async fn stream(context: &Context, output: Output, kind: OutputKind) -> Result<(
         tail_bytes: output.tail.map_or(0, |tail| tail.as_u64().max(1)),
         follow: output.follow,
     };
-    let mut pieces = context.client.instances().stream_output(request).await?.into_inner();
+    let mut pieces = context
+        .client
+        .instances()
+        .stream_output(request)
+        .await?
+        .into_inner();
     loop {
         tokio::select! {
             piece = pieces.message() => match piece? {

@@ -35,8 +35,16 @@ pub struct Context {
 ///
 /// It failed.
 pub async fn run(cli: Cli) -> Result<()> {
-    let Cli { server, output: format, command } = cli;
-    let context = async || Client::connect(&server).await.map(|client| Context { client, format });
+    let Cli {
+        server,
+        output: format,
+        command,
+    } = cli;
+    let context = async || {
+        Client::connect(&server)
+            .await
+            .map(|client| Context { client, format })
+    };
     match command {
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "fabctl", &mut io::stdout());

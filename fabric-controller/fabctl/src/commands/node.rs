@@ -12,7 +12,11 @@ use crate::{
 pub(super) async fn run(context: &Context, command: NodeCommand) -> Result<()> {
     match command {
         NodeCommand::List => {
-            let answer = context.client.nodes().list_nodes(ListNodesRequest {}).await?;
+            let answer = context
+                .client
+                .nodes()
+                .list_nodes(ListNodesRequest {})
+                .await?;
             let nodes = answer.into_inner().nodes;
             match context.format {
                 Format::Table => show::print_line(&table::nodes(&nodes)),

@@ -48,7 +48,12 @@ async fn apply(context: &Context, apply: Apply) -> Result<()> {
         dry_run: apply.dry_run,
         request_id: request_id(),
     };
-    let answer = context.client.services().apply_service(request).await?.into_inner();
+    let answer = context
+        .client
+        .services()
+        .apply_service(request)
+        .await?
+        .into_inner();
     if context.format == Format::Table {
         show_changes(&answer, apply.dry_run)?;
     }
@@ -74,18 +79,29 @@ async fn apply(context: &Context, apply: Apply) -> Result<()> {
 
 fn show_changes(answer: &ApplyServiceResponse, dry_run: bool) -> Result<()> {
     show::print_line(&table::changes(&answer.changes))?;
-    let Some(service) = answer.service.as_ref().filter(|_| !answer.changes.is_empty()) else {
+    let Some(service) = answer
+        .service
+        .as_ref()
+        .filter(|_| !answer.changes.is_empty())
+    else {
         return Ok(());
     };
     show::print_line(&if dry_run {
         "this is what would change; nothing was done".to_owned()
     } else {
-        format!("service {} applied, generation {}", service.name, service.generation)
+        format!(
+            "service {} applied, generation {}",
+            service.name, service.generation
+        )
     })
 }
 
 async fn list(context: &Context) -> Result<()> {
-    let answer = context.client.services().list_services(ListServicesRequest {}).await?;
+    let answer = context
+        .client
+        .services()
+        .list_services(ListServicesRequest {})
+        .await?;
     let services = answer.into_inner().services;
     match context.format {
         Format::Table => show::print_line(&table::services(&services)),
@@ -94,7 +110,11 @@ async fn list(context: &Context) -> Result<()> {
 }
 
 async fn show_one(context: &Context, name: String) -> Result<()> {
-    let answer = context.client.services().get_service(GetServiceRequest { name }).await?;
+    let answer = context
+        .client
+        .services()
+        .get_service(GetServiceRequest { name })
+        .await?;
     let answer = answer.into_inner();
     let service = answer.service.ok_or(Failure::Answer("service"))?;
     match context.format {
@@ -113,12 +133,19 @@ async fn show_one(context: &Context, name: String) -> Result<()> {
 
 async fn delete(context: &Context, delete: DeleteService) -> Result<()> {
     let name = delete.name;
-    let request = DeleteServiceRequest { name: name.clone(), request_id: request_id() };
+    let request = DeleteServiceRequest {
+        name: name.clone(),
+        request_id: request_id(),
+    };
     context.client.services().delete_service(request).await?;
     if delete.wait.wait {
         wait(context, &name, Until::Gone, delete.wait.timeout.into()).await?;
     }
-    let what = if delete.wait.wait { "is gone" } else { "is being removed" };
+    let what = if delete.wait.wait {
+        "is gone"
+    } else {
+        "is being removed"
+    };
     match context.format {
         Format::Table => show::print_line(&format!("service {name} {what}")),
         Format::Json => show::print_json(&json!({ "deleted": name })),

@@ -38,7 +38,9 @@ pub(super) async fn upload(
     name: String,
     path: &Path,
 ) -> Result<Blob> {
-    let size = std::fs::metadata(path).map_err(Failure::file("read", path))?.len();
+    let size = std::fs::metadata(path)
+        .map_err(Failure::file("read", path))?
+        .len();
     let bar = bar(size);
     bar.set_message("digest");
     let digest = digest(path, &bar).await?;
@@ -52,7 +54,12 @@ pub(super) async fn upload(
             size_bytes: size,
             request_id: request_id(),
         };
-        let begun = context.client.blobs().begin_upload(request).await?.into_inner();
+        let begun = context
+            .client
+            .blobs()
+            .begin_upload(request)
+            .await?
+            .into_inner();
         if let Some(blob) = begun.blob {
             bar.finish_and_clear();
             return Ok(blob);
@@ -76,7 +83,11 @@ pub(super) async fn upload(
 fn is_worth_a_try(status: &Status) -> bool {
     matches!(
         status.code(),
-        Code::Unavailable | Code::Aborted | Code::Cancelled | Code::Unknown | Code::DeadlineExceeded
+        Code::Unavailable
+            | Code::Aborted
+            | Code::Cancelled
+            | Code::Unknown
+            | Code::DeadlineExceeded
     )
 }
 
@@ -138,7 +149,8 @@ async fn send(
     bar: &ProgressBar,
 ) -> Result<Blob> {
     let mut file = File::open(path).map_err(Failure::file("read", path))?;
-    file.seek(SeekFrom::Start(offset)).map_err(Failure::file("read", path))?;
+    file.seek(SeekFrom::Start(offset))
+        .map_err(Failure::file("read", path))?;
     let (pieces, sent) = mpsc::channel(4);
     let mut first = Some(digest.to_string());
     let bar = bar.clone();
@@ -152,7 +164,11 @@ async fn send(
                 return Ok(());
             }
             let digest = digest.unwrap_or_default();
-            let piece = UploadRequest { digest, offset, data: Bytes::from(data) };
+            let piece = UploadRequest {
+                digest,
+                offset,
+                data: Bytes::from(data),
+            };
             // The controller has ended the call; its answer says why.
             if pieces.blocking_send(piece).is_err() {
                 return Ok(());
@@ -161,7 +177,11 @@ async fn send(
             bar.set_position(offset);
         }
     });
-    let answer = context.client.blobs().upload(ReceiverStream::new(sent)).await;
+    let answer = context
+        .client
+        .blobs()
+        .upload(ReceiverStream::new(sent))
+        .await;
     reading
         .await
         .map_err(std::io::Error::other)

@@ -96,18 +96,38 @@ async fn follow_once(
     instances: &mut BTreeMap<String, Instance>,
     bar: &ProgressBar,
 ) -> Result<()> {
-    let request = WatchInstancesRequest { service: service.to_owned() };
+    let request = WatchInstancesRequest {
+        service: service.to_owned(),
+    };
     // Whoever is not there sends nothing: ask for the list as well.
-    let list = fabric_proto::v1::ListInstancesRequest { service: service.to_owned() };
-    let listed = context.client.instances().list_instances(list).await?.into_inner().instances;
-    *instances = listed.into_iter().map(|one| (one.instance_id.clone(), one)).collect();
-    let mut changes = context.client.instances().watch_instances(request).await?.into_inner();
+    let list = fabric_proto::v1::ListInstancesRequest {
+        service: service.to_owned(),
+    };
+    let listed = context
+        .client
+        .instances()
+        .list_instances(list)
+        .await?
+        .into_inner()
+        .instances;
+    *instances = listed
+        .into_iter()
+        .map(|one| (one.instance_id.clone(), one))
+        .collect();
+    let mut changes = context
+        .client
+        .instances()
+        .watch_instances(request)
+        .await?
+        .into_inner();
     while !until.holds(instances) {
         bar.set_message(summary(instances));
         let Some(change) = changes.message().await? else {
             return Err(tonic::Status::unavailable("the controller has ended the watch").into());
         };
-        let Some(instance) = change.instance else { continue };
+        let Some(instance) = change.instance else {
+            continue;
+        };
         if change.deleted {
             instances.remove(&instance.instance_id);
         } else {
@@ -125,8 +145,11 @@ fn summary(instances: &BTreeMap<String, Instance>) -> String {
     let each: Vec<_> = instances
         .values()
         .map(|one| {
-            let reason =
-                if one.reason.is_empty() { String::new() } else { format!(" ({})", crate::show::clean(&one.reason)) };
+            let reason = if one.reason.is_empty() {
+                String::new()
+            } else {
+                format!(" ({})", crate::show::clean(&one.reason))
+            };
             format!("{} {}{reason}", one.instance_id, one.state)
         })
         .collect();

@@ -55,8 +55,18 @@ async fn follow(context: &Context, service: &str, view: &mut View) -> Result<()>
 
 /// Where to begin, so that a few events are in view at once.
 async fn newest(context: &Context) -> Result<u64> {
-    let request = ListEventsRequest { after_cursor: u64::MAX, limit: 1, subject: String::new() };
-    let last = context.client.events().list_events(request).await?.into_inner().last_cursor;
+    let request = ListEventsRequest {
+        after_cursor: u64::MAX,
+        limit: 1,
+        subject: String::new(),
+    };
+    let last = context
+        .client
+        .events()
+        .list_events(request)
+        .await?
+        .into_inner()
+        .last_cursor;
     Ok(last.saturating_sub(EVENTS as u64))
 }
 
@@ -66,11 +76,25 @@ async fn follow_once(
     cursor: &mut u64,
     view: &mut View,
 ) -> Result<()> {
-    let request = WatchInstancesRequest { service: service.to_owned() };
-    let mut instances = context.client.instances().watch_instances(request).await?.into_inner();
-    let request = WatchEventsRequest { after_cursor: *cursor, subject: String::new() };
-    let mut events: Streaming<WatchEventsResponse> =
-        context.client.events().watch_events(request).await?.into_inner();
+    let request = WatchInstancesRequest {
+        service: service.to_owned(),
+    };
+    let mut instances = context
+        .client
+        .instances()
+        .watch_instances(request)
+        .await?
+        .into_inner();
+    let request = WatchEventsRequest {
+        after_cursor: *cursor,
+        subject: String::new(),
+    };
+    let mut events: Streaming<WatchEventsResponse> = context
+        .client
+        .events()
+        .watch_events(request)
+        .await?
+        .into_inner();
     view.connected();
     let ended = || Failure::from(Status::unavailable("the controller has ended the watch"));
     loop {
@@ -123,7 +147,10 @@ impl View {
     }
 
     fn gone(&mut self, status: &Status) -> Result<()> {
-        self.problem = format!("the controller is gone ({}); trying again", clean(status.message()));
+        self.problem = format!(
+            "the controller is gone ({}); trying again",
+            clean(status.message())
+        );
         match (&self.screen, self.format) {
             (None, Format::Table) => show::print_line(&self.problem)?,
             (None, Format::Json) => eprintln!("{}", self.problem),
@@ -133,23 +160,34 @@ impl View {
     }
 
     fn instance(&mut self, change: WatchInstancesResponse) -> Result<()> {
-        let Some(instance) = change.instance else { return Ok(()) };
+        let Some(instance) = change.instance else {
+            return Ok(());
+        };
         if self.format == Format::Json {
             let shown = show::json::instance(&instance);
             show::print_json(&json!({ "instance": shown, "deleted": change.deleted }))?;
         } else if self.screen.is_none() {
             let before = self.instances.get(&instance.instance_id);
-            let word = if change.deleted { "gone" } else { instance.state.as_str() };
+            let word = if change.deleted {
+                "gone"
+            } else {
+                instance.state.as_str()
+            };
             let was = before.map(|one| (one.state.as_str(), one.reason.as_str()));
             if change.deleted || was != Some((word, instance.reason.as_str())) {
-                let line = format!("{} {word} {}", instance.instance_id, clean(&instance.reason));
+                let line = format!(
+                    "{} {word} {}",
+                    instance.instance_id,
+                    clean(&instance.reason)
+                );
                 show::print_line(line.trim_end())?;
             }
         }
         if change.deleted {
             self.instances.remove(&instance.instance_id);
         } else {
-            self.instances.insert(instance.instance_id.clone(), instance);
+            self.instances
+                .insert(instance.instance_id.clone(), instance);
         }
         Ok(())
     }

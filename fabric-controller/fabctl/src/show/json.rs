@@ -171,12 +171,22 @@ mod tests {
     fn an_instance_has_its_status_flat_in_it() {
         let status = InstanceStatus {
             vm_state: VmState::Running.into(),
-            boot_to_hello: Some(prost_types::Duration { seconds: 6, nanos: 120_000_000 }),
+            boot_to_hello: Some(prost_types::Duration {
+                seconds: 6,
+                nanos: 120_000_000,
+            }),
             last_exit_json: r#"{"reason":"killed"}"#.to_owned(),
-            role: Some(RoleStatus { state: RoleState::Ready.into(), restarts: 2, ..Default::default() }),
+            role: Some(RoleStatus {
+                state: RoleState::Ready.into(),
+                restarts: 2,
+                ..Default::default()
+            }),
             ..Default::default()
         };
-        let shown = instance(&Instance { status: Some(status), ..Default::default() });
+        let shown = instance(&Instance {
+            status: Some(status),
+            ..Default::default()
+        });
         assert_eq!(shown["vm_state"], "running");
         assert_eq!(shown["role_state"], "ready");
         assert_eq!(shown["role_restarts"], 2);

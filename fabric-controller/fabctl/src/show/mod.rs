@@ -18,7 +18,9 @@ use crate::error::{Failure, Result};
 /// It is gone.
 pub fn print(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Failure::Stdout)
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(Failure::Stdout)
 }
 
 /// Writes a line to standard output.
@@ -37,7 +39,9 @@ pub fn print_line(text: &str) -> Result<()> {
 /// It is gone.
 pub fn print_bytes(bytes: &[u8]) -> Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(bytes).and_then(|()| out.flush()).map_err(Failure::Stdout)
+    out.write_all(bytes)
+        .and_then(|()| out.flush())
+        .map_err(Failure::Stdout)
 }
 
 /// Writes JSON in one line.
@@ -52,5 +56,7 @@ pub fn print_json(value: &Value) -> Result<()> {
 /// What came from a guest, made safe for a terminal: no control characters.
 #[must_use]
 pub fn clean(text: &str) -> String {
-    text.chars().map(|char| if char.is_control() { ' ' } else { char }).collect()
+    text.chars()
+        .map(|char| if char.is_control() { ' ' } else { char })
+        .collect()
 }

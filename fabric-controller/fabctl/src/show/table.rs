@@ -19,15 +19,29 @@ fn table<const N: usize>(header: [&str; N]) -> Table {
 
 /// The table as text; what to say if nothing is in it.
 fn text(table: &Table, nothing: &str) -> String {
-    if table.is_empty() { nothing.to_owned() } else { table.trim_fmt() }
+    if table.is_empty() {
+        nothing.to_owned()
+    } else {
+        table.trim_fmt()
+    }
 }
 
 /// Nodes.
 #[must_use]
 pub fn nodes(nodes: &[Node]) -> String {
     let now = SystemTime::now();
-    let mut table =
-        table(["NODE", "STATE", "SEEN", "CPUS", "VCPUS USED", "MEMORY", "USED", "KVM", "INSTANCES", "GOAL"]);
+    let mut table = table([
+        "NODE",
+        "STATE",
+        "SEEN",
+        "CPUS",
+        "VCPUS USED",
+        "MEMORY",
+        "USED",
+        "KVM",
+        "INSTANCES",
+        "GOAL",
+    ]);
     for node in nodes {
         let inventory = node.inventory.clone().unwrap_or_default();
         let goal = if node.goal_incarnation == node.applied_incarnation {
@@ -37,7 +51,12 @@ pub fn nodes(nodes: &[Node]) -> String {
         };
         table.add_row([
             node.node_id.clone(),
-            if node.connected { "connected" } else { "not heard" }.to_owned(),
+            if node.connected {
+                "connected"
+            } else {
+                "not heard"
+            }
+            .to_owned(),
             words::age(node.last_seen.as_ref(), now),
             inventory.cpus.to_string(),
             node.vcpus_used.to_string(),
@@ -68,7 +87,10 @@ pub fn blobs(blobs: &[Blob], kind: BlobKind) -> String {
         ]);
     }
     let kind = words::blob_kind(kind);
-    text(&table, &format!("no {kind}s; `fabctl {kind} upload` brings one"))
+    text(
+        &table,
+        &format!("no {kind}s; `fabctl {kind} upload` brings one"),
+    )
 }
 
 /// Changes, one a line.
@@ -97,7 +119,15 @@ pub fn changes(changes: &[Change]) -> String {
 pub fn services(services: &[Service]) -> String {
     let now = SystemTime::now();
     let mut table = table([
-        "SERVICE", "GENERATION", "ROLE", "KIND", "SIZE", "READY", "IMAGE", "PACKAGE", "UPDATED",
+        "SERVICE",
+        "GENERATION",
+        "ROLE",
+        "KIND",
+        "SIZE",
+        "READY",
+        "IMAGE",
+        "PACKAGE",
+        "UPDATED",
     ]);
     for service in services {
         for role in &service.roles {
@@ -114,15 +144,19 @@ pub fn services(services: &[Service]) -> String {
             ]);
         }
     }
-    text(&table, "no services; `fabctl service apply -f FILE` makes one")
+    text(
+        &table,
+        "no services; `fabctl service apply -f FILE` makes one",
+    )
 }
 
 /// Instances.
 #[must_use]
 pub fn instances(instances: &[Instance]) -> String {
     let now = SystemTime::now();
-    let mut table =
-        table(["INSTANCE", "STATE", "SINCE", "NODE", "BOOTS", "RESTARTS", "SIZE", "REASON"]);
+    let mut table = table([
+        "INSTANCE", "STATE", "SINCE", "NODE", "BOOTS", "RESTARTS", "SIZE", "REASON",
+    ]);
     for instance in instances {
         let status = instance.status.clone().unwrap_or_default();
         let role_restarts = status.role.as_ref().map_or(0, |role| role.restarts);
@@ -145,7 +179,9 @@ pub fn instances(instances: &[Instance]) -> String {
 pub fn details(value: &serde_json::Value) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    let Some(object) = value.as_object() else { return value.to_string() };
+    let Some(object) = value.as_object() else {
+        return value.to_string();
+    };
     for (key, value) in object {
         let value = match value {
             serde_json::Value::Null => "-".to_owned(),
@@ -177,5 +213,9 @@ pub fn event(event: &Event) -> String {
 }
 
 fn or_dash(text: &str) -> String {
-    if text.is_empty() { "-".to_owned() } else { text.to_owned() }
+    if text.is_empty() {
+        "-".to_owned()
+    } else {
+        text.to_owned()
+    }
 }

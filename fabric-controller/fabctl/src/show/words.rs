@@ -76,7 +76,9 @@ pub fn age(time: Option<&Timestamp>, now: SystemTime) -> String {
 /// Clock time of a point in time, for a line of a log.
 #[must_use]
 pub fn clock(time: Option<&Timestamp>) -> String {
-    rfc3339(time).and_then(|text| text.get(11..23).map(str::to_owned)).unwrap_or_default()
+    rfc3339(time)
+        .and_then(|text| text.get(11..23).map(str::to_owned))
+        .unwrap_or_default()
 }
 
 /// A size for people.
@@ -99,8 +101,19 @@ mod tests {
     #[test]
     fn ages_are_in_their_biggest_unit() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
-        let ago = |seconds| age(Some(&Timestamp { seconds: 1_000_000 - seconds, nanos: 0 }), now);
-        assert_eq!([ago(5), ago(119), ago(600), ago(7200), ago(900_000)], ["5s", "119s", "10m", "2h", "10d"]);
+        let ago = |seconds| {
+            age(
+                Some(&Timestamp {
+                    seconds: 1_000_000 - seconds,
+                    nanos: 0,
+                }),
+                now,
+            )
+        };
+        assert_eq!(
+            [ago(5), ago(119), ago(600), ago(7200), ago(900_000)],
+            ["5s", "119s", "10m", "2h", "10d"]
+        );
         assert_eq!(ago(-50), "0s");
         assert_eq!(age(None, now), "-");
     }
@@ -108,16 +121,35 @@ mod tests {
     #[test]
     fn a_time_that_cannot_be_is_none() {
         assert_eq!(
-            rfc3339(Some(&Timestamp { seconds: 0, nanos: 5_000_000 })).as_deref(),
+            rfc3339(Some(&Timestamp {
+                seconds: 0,
+                nanos: 5_000_000
+            }))
+            .as_deref(),
             Some("1970-01-01T00:00:00.005Z")
         );
-        assert_eq!(rfc3339(Some(&Timestamp { seconds: i64::MAX, nanos: 0 })), None);
-        assert_eq!(rfc3339(Some(&Timestamp { seconds: -1, nanos: 0 })), None);
+        assert_eq!(
+            rfc3339(Some(&Timestamp {
+                seconds: i64::MAX,
+                nanos: 0
+            })),
+            None
+        );
+        assert_eq!(
+            rfc3339(Some(&Timestamp {
+                seconds: -1,
+                nanos: 0
+            })),
+            None
+        );
     }
 
     #[test]
     fn enums_are_lower_case_words_without_their_prefix() {
-        let status = InstanceStatus { vm_state: VmState::Backoff.into(), ..Default::default() };
+        let status = InstanceStatus {
+            vm_state: VmState::Backoff.into(),
+            ..Default::default()
+        };
         assert_eq!(vm_state(&status), "backoff");
         assert_eq!(role_kind(RoleKind::Web), "web");
         assert_eq!(blob_kind(BlobKind::Unspecified), "");

@@ -46,7 +46,10 @@ pub(super) struct Part<'a, 'p> {
 impl<'a> Part<'a, '_> {
     /// A part of this part.
     pub(super) fn inside(&mut self, name: &str) -> Part<'a, '_> {
-        Part { at: format!("{}{name}: ", self.at), problems: self.problems }
+        Part {
+            at: format!("{}{name}: ", self.at),
+            problems: self.problems,
+        }
     }
 
     /// Something is wrong with the value there.
@@ -79,8 +82,11 @@ impl<'a> Part<'a, '_> {
         let found = words.iter().find(|(word, _)| word == value.get_ref());
         if found.is_none() {
             let known: Vec<_> = words.iter().map(|(word, _)| format!("{word:?}")).collect();
-            let what =
-                format!("{key} {:?} is not known; it is one of {}", value.get_ref(), known.join(", "));
+            let what = format!(
+                "{key} {:?} is not known; it is one of {}",
+                value.get_ref(),
+                known.join(", ")
+            );
             self.wrong(&value.span(), &what);
         }
         found.map(|(_, value)| *value)
@@ -96,12 +102,17 @@ impl<'a> Part<'a, '_> {
     where
         T: TryFrom<i64> + PartialOrd + std::fmt::Display + Copy,
     {
-        let number = T::try_from(*value.get_ref()).ok().filter(|number| range.contains(number));
+        let number = T::try_from(*value.get_ref())
+            .ok()
+            .filter(|number| range.contains(number));
         if number.is_none() {
             let (low, high) = (range.start(), range.end());
             self.wrong(
                 &value.span(),
-                &format!("{key} {} is out of range; it must be {low} to {high}", value.get_ref()),
+                &format!(
+                    "{key} {} is out of range; it must be {low} to {high}",
+                    value.get_ref()
+                ),
             );
         }
         number
@@ -121,8 +132,10 @@ impl<'a> Part<'a, '_> {
             Ok(duration) if range.contains(&duration) => duration,
             Ok(_) => {
                 let (low, high) = (range.start(), range.end());
-                let (low, high) =
-                    (humantime::format_duration(*low), humantime::format_duration(*high));
+                let (low, high) = (
+                    humantime::format_duration(*low),
+                    humantime::format_duration(*high),
+                );
                 self.wrong(
                     &value.span(),
                     &format!("{key} {text:?} is out of range; it must be {low} to {high}"),
@@ -148,10 +161,16 @@ impl<'a> Part<'a, '_> {
     pub(super) fn command(&mut self, key: &str, value: &Spanned<Vec<String>>) -> Vec<String> {
         let words = value.get_ref();
         if words.first().is_none_or(String::is_empty) {
-            self.wrong(&value.span(), &format!("{key} names no program; its first word is one"));
+            self.wrong(
+                &value.span(),
+                &format!("{key} names no program; its first word is one"),
+            );
         }
         if words.iter().any(|word| word.contains('\0')) {
-            self.wrong(&value.span(), &format!("{key} has a NUL byte, which no argument can have"));
+            self.wrong(
+                &value.span(),
+                &format!("{key} has a NUL byte, which no argument can have"),
+            );
         }
         if words.iter().map(String::len).sum::<usize>() > TEXT {
             self.wrong(&value.span(), &format!("{key} is longer than {TEXT} bytes"));
@@ -165,14 +184,23 @@ pub(super) fn service(
     raw: raw::Service,
     mut problems: Problems<'_>,
 ) -> Result<ServiceDefinition, DefinitionError> {
-    let mut top = Part { at: String::new(), problems: &mut problems };
+    let mut top = Part {
+        at: String::new(),
+        problems: &mut problems,
+    };
     let name: Option<ServiceName> = top.name("name", &raw.name);
     let sizes = own_sizes(&raw.sizes, &mut top);
     if raw.role.is_empty() {
-        top.wrong(&raw.name.span(), "there is no role; a service has at least one [[role]]");
+        top.wrong(
+            &raw.name.span(),
+            "there is no role; a service has at least one [[role]]",
+        );
     }
     if raw.role.len() > ROLES {
-        top.wrong(&raw.name.span(), &format!("there are more than {ROLES} roles"));
+        top.wrong(
+            &raw.name.span(),
+            &format!("there are more than {ROLES} roles"),
+        );
     }
     let mut ports = BTreeSet::new();
     let mut names = BTreeSet::new();
@@ -219,11 +247,17 @@ fn own_sizes(
     for (name, size) in raw {
         let mut part = top.inside(&format!("size {:?}", name.get_ref()));
         if size::azure(name.get_ref()).is_some() {
-            part.wrong(&name.span(), "this is one of Azure's sizes; take another name");
+            part.wrong(
+                &name.span(),
+                "this is one of Azure's sizes; take another name",
+            );
         }
         let vcpus = part.number("vcpus", &size.vcpus, &VCPUS);
         let memory = memory(&size.memory, &mut part);
-        let size = vcpus.zip(memory).map(|(vcpus, memory_bytes)| Size { vcpus, memory_bytes });
+        let size = vcpus.zip(memory).map(|(vcpus, memory_bytes)| Size {
+            vcpus,
+            memory_bytes,
+        });
         // A size with a problem is known all the same: one mistake, one message.
         sizes.insert(name.get_ref().clone(), size);
     }
@@ -259,7 +293,11 @@ fn role(
     let kind = part.word(
         "kind",
         &raw.kind,
-        &[("web", RoleKind::Web), ("worker", RoleKind::Worker), ("vm", RoleKind::Vm)],
+        &[
+            ("web", RoleKind::Web),
+            ("worker", RoleKind::Worker),
+            ("vm", RoleKind::Vm),
+        ],
     );
     let size = size_of(&raw.size, sizes, part);
     let instances = raw.instances.as_ref().map_or(Some(1), |value| {
@@ -274,11 +312,17 @@ fn role(
     let settings = entries("settings", &raw.settings, part);
     check_variables(&raw.environment, part);
     let grace = |seconds| Duration::from_secs(seconds);
-    let startup_grace =
-        part.duration("startup_grace", raw.startup_grace.as_ref(), &GRACE, grace(10));
+    let startup_grace = part.duration(
+        "startup_grace",
+        raw.startup_grace.as_ref(),
+        &GRACE,
+        grace(10),
+    );
     let stop_grace = part.duration("stop_grace", raw.stop_grace.as_ref(), &GRACE, grace(5));
-    let user =
-        raw.user.as_ref().map_or(Some(1000), |value| part.number("user", value, &USERS));
+    let user = raw
+        .user
+        .as_ref()
+        .map_or(Some(1000), |value| part.number("user", value, &USERS));
     let endpoints = endpoints(&raw.endpoint, ports, part);
     let liveness = probe::check(raw.liveness.as_ref(), &mut part.inside("liveness"));
     let readiness = probe::check(raw.readiness.as_ref(), &mut part.inside("readiness"));
@@ -301,7 +345,10 @@ fn role(
         size: size?,
         instances: instances?,
         image: raw.image.get_ref().clone(),
-        package: raw.package.as_ref().map(|package| package.get_ref().clone()),
+        package: raw
+            .package
+            .as_ref()
+            .map(|package| package.get_ref().clone()),
         endpoints,
     })
 }
@@ -359,9 +406,14 @@ fn entries(
     raw: &BTreeMap<Spanned<String>, Spanned<String>>,
     part: &mut Part<'_, '_>,
 ) -> BTreeMap<String, String> {
-    let entries: BTreeMap<String, String> =
-        raw.iter().map(|(name, value)| (name.get_ref().clone(), value.get_ref().clone())).collect();
-    let bytes: usize = entries.iter().map(|(name, value)| name.len() + value.len() + 2).sum();
+    let entries: BTreeMap<String, String> = raw
+        .iter()
+        .map(|(name, value)| (name.get_ref().clone(), value.get_ref().clone()))
+        .collect();
+    let bytes: usize = entries
+        .iter()
+        .map(|(name, value)| name.len() + value.len() + 2)
+        .sum();
     if let Some((first, _)) = raw.first_key_value()
         && (entries.len() > ENTRIES || bytes > TEXT)
     {
@@ -374,15 +426,14 @@ fn entries(
 }
 
 /// Names of variables are what a shell takes; those of the fabric are its own.
-fn check_variables(
-    raw: &BTreeMap<Spanned<String>, Spanned<String>>,
-    part: &mut Part<'_, '_>,
-) {
+fn check_variables(raw: &BTreeMap<Spanned<String>, Spanned<String>>, part: &mut Part<'_, '_>) {
     for (name, value) in raw {
         let text = name.get_ref();
         let letter = |byte: u8| byte.is_ascii_alphabetic() || byte == b'_';
         if !text.bytes().next().is_some_and(letter)
-            || !text.bytes().all(|byte| letter(byte) || byte.is_ascii_digit())
+            || !text
+                .bytes()
+                .all(|byte| letter(byte) || byte.is_ascii_digit())
         {
             part.wrong(
                 &name.span(),
@@ -399,7 +450,10 @@ fn check_variables(
             );
         }
         if value.get_ref().contains('\0') {
-            part.wrong(&value.span(), &format!("environment: {text} has a NUL byte"));
+            part.wrong(
+                &value.span(),
+                &format!("environment: {text} has a NUL byte"),
+            );
         }
     }
 }
@@ -417,7 +471,10 @@ fn endpoints(
         // Endpoints are named as roles are.
         let valid = part.name::<fabric_proto::id::RoleName>("name", &endpoint.name);
         if !names.insert(name.clone()) {
-            part.wrong(&endpoint.name.span(), "there is another endpoint of that name");
+            part.wrong(
+                &endpoint.name.span(),
+                "there is another endpoint of that name",
+            );
         }
         let protocol = part.word(
             "protocol",
@@ -426,8 +483,10 @@ fn endpoints(
         );
         let port = part.port("port", &endpoint.port);
         if port.is_some_and(|port| !ports.insert(port)) {
-            let what =
-                format!("port {} is taken by another endpoint", endpoint.port.get_ref());
+            let what = format!(
+                "port {} is taken by another endpoint",
+                endpoint.port.get_ref()
+            );
             part.wrong(&endpoint.port.span(), &what);
         }
         let target = endpoint.target_port.as_ref().unwrap_or(&endpoint.port);
@@ -435,7 +494,12 @@ fn endpoints(
         if let (Some(_), Some(protocol), Some(port), Some(target_port)) =
             (valid, protocol, port, target_port)
         {
-            endpoints.push(Endpoint { name: name.clone(), protocol, port, target_port });
+            endpoints.push(Endpoint {
+                name: name.clone(),
+                protocol,
+                port,
+                target_port,
+            });
         }
     }
     endpoints
@@ -457,8 +521,12 @@ fn restart(raw: Option<&raw::Restart>, part: &mut Part<'_, '_>) -> RestartPolicy
     });
     let initial = raw.backoff_initial.as_ref();
     let most = raw.backoff_max.as_ref();
-    let backoff_initial =
-        part.duration("backoff_initial", initial, &BACKOFF, default.backoff_initial);
+    let backoff_initial = part.duration(
+        "backoff_initial",
+        initial,
+        &BACKOFF,
+        default.backoff_initial,
+    );
     let backoff_max = part.duration("backoff_max", most, &BACKOFF, default.backoff_max);
     if backoff_max < backoff_initial
         && let Some(value) = most.or(initial)
@@ -472,5 +540,9 @@ fn restart(raw: Option<&raw::Restart>, part: &mut Part<'_, '_>) -> RestartPolicy
             ),
         );
     }
-    RestartPolicy { mode: mode.unwrap_or(default.mode), backoff_initial, backoff_max }
+    RestartPolicy {
+        mode: mode.unwrap_or(default.mode),
+        backoff_initial,
+        backoff_max,
+    }
 }

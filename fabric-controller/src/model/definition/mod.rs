@@ -189,7 +189,10 @@ pub fn parse(text: &str, file_name: &str) -> Result<ServiceDefinition, Definitio
     if text.len() > LONGEST_FILE {
         problems.add(
             &(0..0),
-            format!("the file has {} bytes; the most is {LONGEST_FILE}", text.len()),
+            format!(
+                "the file has {} bytes; the most is {LONGEST_FILE}",
+                text.len()
+            ),
         );
         return Err(problems.into_error());
     }

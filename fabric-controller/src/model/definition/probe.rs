@@ -29,12 +29,25 @@ pub(super) fn check(raw: Option<&Spanned<raw::Probe>>, part: &mut Part<'_, '_>) 
             None
         }
         _ => {
-            part.wrong(&span, "more than one thing is checked; give one of http, tcp and exec");
+            part.wrong(
+                &span,
+                "more than one thing is checked; give one of http, tcp and exec",
+            );
             None
         }
     };
-    let period = part.duration("period", raw.period.as_ref(), &PERIOD, Duration::from_secs(2));
-    let timeout = part.duration("timeout", raw.timeout.as_ref(), &TIMEOUT, Duration::from_secs(1));
+    let period = part.duration(
+        "period",
+        raw.period.as_ref(),
+        &PERIOD,
+        Duration::from_secs(2),
+    );
+    let timeout = part.duration(
+        "timeout",
+        raw.timeout.as_ref(),
+        &TIMEOUT,
+        Duration::from_secs(1),
+    );
     let mut threshold = |key, value: Option<&Spanned<i64>>, default| {
         value.map_or(Some(default), |value| part.number(key, value, &THRESHOLD))
     };
@@ -53,7 +66,10 @@ pub(super) fn check(raw: Option<&Spanned<raw::Probe>>, part: &mut Part<'_, '_>) 
 /// break becomes a header.
 fn http(raw: &raw::HttpCheck, part: &mut Part<'_, '_>) -> Option<Check> {
     let port = part.port("port", &raw.port);
-    let path = raw.path.as_ref().map_or("/", |path| path.get_ref().as_str());
+    let path = raw
+        .path
+        .as_ref()
+        .map_or("/", |path| path.get_ref().as_str());
     let valid = path.starts_with('/')
         && path.len() <= LONGEST_PATH
         && path.bytes().all(|byte| byte.is_ascii_graphic());
@@ -66,5 +82,8 @@ fn http(raw: &raw::HttpCheck, part: &mut Part<'_, '_>) -> Option<Check> {
             ),
         );
     }
-    Some(Check::Http { port: port?, path: path.to_owned() })
+    Some(Check::Http {
+        port: port?,
+        path: path.to_owned(),
+    })
 }

@@ -24,7 +24,11 @@ impl fmt::Display for DefinitionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, problem) in self.problems.iter().enumerate() {
             let end = if index == 0 { "" } else { "\n" };
-            write!(f, "{end}{}:{}: {}", self.file_name, problem.line, problem.message)?;
+            write!(
+                f,
+                "{end}{}:{}: {}",
+                self.file_name, problem.line, problem.message
+            )?;
         }
         Ok(())
     }
@@ -48,8 +52,16 @@ pub(super) struct Problems<'a> {
 impl<'a> Problems<'a> {
     /// None so far in this text.
     pub(super) fn new(text: &'a str, file_name: &'a str) -> Self {
-        let file_name = if file_name.is_empty() { "service file" } else { file_name };
-        Self { text, file_name, found: Vec::new() }
+        let file_name = if file_name.is_empty() {
+            "service file"
+        } else {
+            file_name
+        };
+        Self {
+            text,
+            file_name,
+            found: Vec::new(),
+        }
     }
 
     /// One more, at these bytes of the text.
@@ -59,7 +71,10 @@ impl<'a> Problems<'a> {
         let message: String = message.into();
         // The parser's messages can have several lines; ours never have.
         let message = message.lines().collect::<Vec<_>>().join("; ");
-        self.found.push(Problem { line, message: message.chars().take(LONGEST).collect() });
+        self.found.push(Problem {
+            line,
+            message: message.chars().take(LONGEST).collect(),
+        });
     }
 
     /// True if there are none.
@@ -71,6 +86,9 @@ impl<'a> Problems<'a> {
     pub(super) fn into_error(mut self) -> DefinitionError {
         self.found.sort_by_key(|problem| problem.line);
         self.found.truncate(MOST);
-        DefinitionError { file_name: self.file_name.to_owned(), problems: self.found }
+        DefinitionError {
+            file_name: self.file_name.to_owned(),
+            problems: self.found,
+        }
     }
 }

@@ -50,20 +50,33 @@ fn a_whole_file_is_understood() {
     let shop = parse(SHOP, "service.toml").unwrap();
     let web = &shop.roles[0];
     assert_eq!(shop.name.as_str(), "shop");
-    assert_eq!(web.size, Size { vcpus: 1, memory_bytes: 128 * MIB });
+    assert_eq!(
+        web.size,
+        Size {
+            vcpus: 1,
+            memory_bytes: 128 * MIB
+        }
+    );
     assert_eq!(web.instances, 2);
     assert_eq!(web.role.command[1], "httpd");
     assert_eq!(web.role.environment["GREETING"], "hello");
     assert_eq!(web.endpoints[0].target_port, 8080);
     let liveness = web.role.liveness.as_ref().unwrap();
-    assert_eq!(liveness.check, Check::Http { port: 8080, path: "/".to_owned() });
+    assert_eq!(
+        liveness.check,
+        Check::Http {
+            port: 8080,
+            path: "/".to_owned()
+        }
+    );
     assert_eq!(web.role.readiness.as_ref().unwrap().check, Check::Tcp(8080));
     assert_eq!(web.role.restart, RestartPolicy::default());
 }
 
 #[test]
 fn what_is_left_out_has_a_default() {
-    let text = "name = \"a\"\n[[role]]\nname = \"b\"\nkind = \"vm\"\nsize = \"Small\"\nimage = \"os\"\n";
+    let text =
+        "name = \"a\"\n[[role]]\nname = \"b\"\nkind = \"vm\"\nsize = \"Small\"\nimage = \"os\"\n";
     let role = &parse(text, "").unwrap().roles[0];
     assert_eq!((role.instances, role.role.user), (1, 1000));
     assert_eq!(role.role.stop_grace, Duration::from_secs(5));
@@ -72,34 +85,138 @@ fn what_is_left_out_has_a_default() {
 
 /// What is put for what, and what the error says.
 const WRONG: &[(&str, &str, &str)] = &[
-    ("name = \"shop\"", "name = \"Shop\"", ":1: name: \"Shop\" is not a service name: 1 to 63"),
+    (
+        "name = \"shop\"",
+        "name = \"Shop\"",
+        ":1: name: \"Shop\" is not a service name: 1 to 63",
+    ),
     ("name = \"shop\"", "", "missing field `name`"),
-    ("size = \"tiny\"", "size = \"Smal\"", ":10: role \"web\": size \"Smal\" is not known; sizes are ExtraSmall, Small, Medium, Large, ExtraLarge, A6, A7, tiny"),
-    ("instances = 2", "instances = -1", ":11: role \"web\": instances -1 is out of range; it must be 0 to 1000"),
-    ("instances = 2", "instanes = 2", ":11: unknown field `instanes`, expected one of"),
-    ("instances = 2", "instances = \"2\"", ":11: invalid type: string \"2\", expected i64"),
-    ("image = \"guest-os\"", "image = \"../os\"", ":12: role \"web\": image: \"../os\" is not an image or package name"),
-    ("image = \"guest-os\"", "image = \"sha256:12\"", ":12: role \"web\": image: \"sha256:12\" is not a digest"),
+    (
+        "size = \"tiny\"",
+        "size = \"Smal\"",
+        ":10: role \"web\": size \"Smal\" is not known; sizes are ExtraSmall, Small, Medium, Large, ExtraLarge, A6, A7, tiny",
+    ),
+    (
+        "instances = 2",
+        "instances = -1",
+        ":11: role \"web\": instances -1 is out of range; it must be 0 to 1000",
+    ),
+    (
+        "instances = 2",
+        "instanes = 2",
+        ":11: unknown field `instanes`, expected one of",
+    ),
+    (
+        "instances = 2",
+        "instances = \"2\"",
+        ":11: invalid type: string \"2\", expected i64",
+    ),
+    (
+        "image = \"guest-os\"",
+        "image = \"../os\"",
+        ":12: role \"web\": image: \"../os\" is not an image or package name",
+    ),
+    (
+        "image = \"guest-os\"",
+        "image = \"sha256:12\"",
+        ":12: role \"web\": image: \"sha256:12\" is not a digest",
+    ),
     ("image = \"guest-os\"\n", "", "missing field `image`"),
-    ("kind = \"web\"", "kind = \"webb\"", ":9: role \"web\": kind \"webb\" is not known; it is one of \"web\", \"worker\", \"vm\""),
-    ("memory = \"128MiB\"", "memory = \"128Mibble\"", ":5: size \"tiny\": memory \"128Mibble\" is not a size, such as"),
-    ("memory = \"128MiB\"", "memory = \"1000000\"", ":5: size \"tiny\": memory \"1000000\" is not allowed; it must be 32MiB to 256GiB, in whole MiB"),
-    ("vcpus = 1", "vcpus = 9", ":4: size \"tiny\": vcpus 9 is out of range; it must be 1 to 8"),
-    ("[sizes.tiny]", "[sizes.Small]", ":3: size \"Small\": this is one of Azure's sizes"),
-    ("stop_grace = \"5s\"", "stop_grace = \"5 apples\"", ":17: role \"web\": stop_grace \"5 apples\" is not a duration, such as"),
-    ("stop_grace = \"5s\"", "stop_grace = \"5days\"", ":17: role \"web\": stop_grace \"5days\" is out of range; it must be 0s to 1h"),
-    ("user = 1000", "user = 0", ":19: role \"web\": user 0 is out of range; it must be 1 to"),
-    ("GREETING", "FABRIC_ROLE", ":15: role \"web\": environment: \"FABRIC_ROLE\" is the fabric's own"),
-    ("GREETING =", "\"1 X\" =", ":15: role \"web\": environment: \"1 X\" is not a variable's name"),
-    ("port = 80\n", "port = 70000\n", ":24: role \"web\": endpoint \"http\": port 70000 is out of range"),
-    ("path = \"/\"", "path = \"a b\"", ":28: role \"web\": liveness: path \"a b\" is not a path"),
-    ("tcp = { port = 8080 }", "", ":34: role \"web\": readiness: nothing is checked; give one of http, tcp and exec"),
-    ("tcp = { port = 8080 }", "tcp = { port = 1 }\nexec = [\"a\"]", "more than one thing is checked"),
-    ("tcp = { port = 8080 }", "exec = []", ":35: role \"web\": readiness: exec names no program"),
-    ("policy = \"always\"", "policy = \"sometimes\"", ":38: role \"web\": restart: policy \"sometimes\" is not known"),
-    ("backoff_max = \"30s\"", "backoff_max = \"100ms\"", ":40: role \"web\": restart: backoff_max 100ms is less than backoff_initial 200ms"),
-    ("command = [\"/bin/busybox\", \"httpd\", \"-f\", \"-p\", \"8080\", \"-h\", \"/role/web\"]\n", "", ":8: role \"web\": command is missing; only a role of kind \"vm\""),
-    ("[[role]]", "[[rol]]", "unknown field `rol`, expected one of `name`, `sizes`, `role`"),
+    (
+        "kind = \"web\"",
+        "kind = \"webb\"",
+        ":9: role \"web\": kind \"webb\" is not known; it is one of \"web\", \"worker\", \"vm\"",
+    ),
+    (
+        "memory = \"128MiB\"",
+        "memory = \"128Mibble\"",
+        ":5: size \"tiny\": memory \"128Mibble\" is not a size, such as",
+    ),
+    (
+        "memory = \"128MiB\"",
+        "memory = \"1000000\"",
+        ":5: size \"tiny\": memory \"1000000\" is not allowed; it must be 32MiB to 256GiB, in whole MiB",
+    ),
+    (
+        "vcpus = 1",
+        "vcpus = 9",
+        ":4: size \"tiny\": vcpus 9 is out of range; it must be 1 to 8",
+    ),
+    (
+        "[sizes.tiny]",
+        "[sizes.Small]",
+        ":3: size \"Small\": this is one of Azure's sizes",
+    ),
+    (
+        "stop_grace = \"5s\"",
+        "stop_grace = \"5 apples\"",
+        ":17: role \"web\": stop_grace \"5 apples\" is not a duration, such as",
+    ),
+    (
+        "stop_grace = \"5s\"",
+        "stop_grace = \"5days\"",
+        ":17: role \"web\": stop_grace \"5days\" is out of range; it must be 0s to 1h",
+    ),
+    (
+        "user = 1000",
+        "user = 0",
+        ":19: role \"web\": user 0 is out of range; it must be 1 to",
+    ),
+    (
+        "GREETING",
+        "FABRIC_ROLE",
+        ":15: role \"web\": environment: \"FABRIC_ROLE\" is the fabric's own",
+    ),
+    (
+        "GREETING =",
+        "\"1 X\" =",
+        ":15: role \"web\": environment: \"1 X\" is not a variable's name",
+    ),
+    (
+        "port = 80\n",
+        "port = 70000\n",
+        ":24: role \"web\": endpoint \"http\": port 70000 is out of range",
+    ),
+    (
+        "path = \"/\"",
+        "path = \"a b\"",
+        ":28: role \"web\": liveness: path \"a b\" is not a path",
+    ),
+    (
+        "tcp = { port = 8080 }",
+        "",
+        ":34: role \"web\": readiness: nothing is checked; give one of http, tcp and exec",
+    ),
+    (
+        "tcp = { port = 8080 }",
+        "tcp = { port = 1 }\nexec = [\"a\"]",
+        "more than one thing is checked",
+    ),
+    (
+        "tcp = { port = 8080 }",
+        "exec = []",
+        ":35: role \"web\": readiness: exec names no program",
+    ),
+    (
+        "policy = \"always\"",
+        "policy = \"sometimes\"",
+        ":38: role \"web\": restart: policy \"sometimes\" is not known",
+    ),
+    (
+        "backoff_max = \"30s\"",
+        "backoff_max = \"100ms\"",
+        ":40: role \"web\": restart: backoff_max 100ms is less than backoff_initial 200ms",
+    ),
+    (
+        "command = [\"/bin/busybox\", \"httpd\", \"-f\", \"-p\", \"8080\", \"-h\", \"/role/web\"]\n",
+        "",
+        ":8: role \"web\": command is missing; only a role of kind \"vm\"",
+    ),
+    (
+        "[[role]]",
+        "[[rol]]",
+        "unknown field `rol`, expected one of `name`, `sizes`, `role`",
+    ),
     ("kind = \"web\"", "kind = web", ":9: "),
 ];
 
@@ -107,26 +224,48 @@ const WRONG: &[(&str, &str, &str)] = &[
 fn a_wrong_file_is_refused_with_line_value_and_rule() {
     for (from, to, expected) in WRONG {
         assert!(SHOP.contains(from), "{from:?} is not in the file");
-        let error = parse(&SHOP.replacen(from, to, 1), "service.toml").unwrap_err().to_string();
+        let error = parse(&SHOP.replacen(from, to, 1), "service.toml")
+            .unwrap_err()
+            .to_string();
         assert!(error.starts_with("service.toml:"), "{error}");
-        assert!(error.contains(expected), "{to:?}\n  gives    {error}\n  expected {expected}");
+        assert!(
+            error.contains(expected),
+            "{to:?}\n  gives    {error}\n  expected {expected}"
+        );
     }
 }
 
 #[test]
 fn all_problems_are_told_at_once_by_line() {
-    let text = SHOP.replace("size = \"tiny\"", "size = \"x\"").replace("vcpus = 1", "vcpus = 0");
+    let text = SHOP
+        .replace("size = \"tiny\"", "size = \"x\"")
+        .replace("vcpus = 1", "vcpus = 0");
     let error = parse(&text, "a.toml").unwrap_err();
-    assert_eq!(error.problems.iter().map(|problem| problem.line).collect::<Vec<_>>(), [4, 10]);
+    assert_eq!(
+        error
+            .problems
+            .iter()
+            .map(|problem| problem.line)
+            .collect::<Vec<_>>(),
+        [4, 10]
+    );
     assert_eq!(error.to_string().lines().count(), 2);
 }
 
 #[test]
 fn a_name_or_a_port_is_given_once() {
     let role = &SHOP[SHOP.find("[[role]]").unwrap()..];
-    let error = parse(&format!("{SHOP}\n{role}"), "a.toml").unwrap_err().to_string();
-    assert!(error.contains("there is another role of that name"), "{error}");
-    assert!(error.contains("port 80 is taken by another endpoint"), "{error}");
+    let error = parse(&format!("{SHOP}\n{role}"), "a.toml")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("there is another role of that name"),
+        "{error}"
+    );
+    assert!(
+        error.contains("port 80 is taken by another endpoint"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -138,7 +277,9 @@ fn an_instance_id_that_would_be_too_long_is_refused() {
 
 #[test]
 fn a_huge_file_is_refused_unread() {
-    let error = parse(&"#".repeat(LONGEST_FILE + 1), "a.toml").unwrap_err().to_string();
+    let error = parse(&"#".repeat(LONGEST_FILE + 1), "a.toml")
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("the most is 262144"), "{error}");
 }
 

@@ -35,7 +35,9 @@ impl Memory {
             self.changes.push_back(change);
         }
         while self.changes.len() > CHANGES || self.bytes > BYTES {
-            let Some(oldest) = self.changes.pop_front() else { break };
+            let Some(oldest) = self.changes.pop_front() else {
+                break;
+            };
             self.bytes -= size(&oldest);
             self.complete_after = self.complete_after.max(oldest.revision);
         }
@@ -51,9 +53,15 @@ impl Memory {
         if after < self.complete_after {
             return Err(StoreError::Compacted { after });
         }
-        let index = |revision| self.changes.partition_point(|change| change.revision <= revision);
+        let index = |revision| {
+            self.changes
+                .partition_point(|change| change.revision <= revision)
+        };
         let newer = self.changes.range(index(after)..index(upto));
-        Ok(newer.filter(|change| change.key.starts_with(prefix)).cloned().collect())
+        Ok(newer
+            .filter(|change| change.key.starts_with(prefix))
+            .cloned()
+            .collect())
     }
 }
 
@@ -71,19 +79,32 @@ pub(super) struct History {
 impl History {
     /// Nothing is remembered of what was before this revision.
     pub(super) fn new(revision: Revision) -> Self {
-        let memory = Memory { changes: VecDeque::new(), bytes: 0, complete_after: revision };
-        Self { memory: Arc::new(Mutex::new(memory)), newest: watch::Sender::new(revision) }
+        let memory = Memory {
+            changes: VecDeque::new(),
+            bytes: 0,
+            complete_after: revision,
+        };
+        Self {
+            memory: Arc::new(Mutex::new(memory)),
+            newest: watch::Sender::new(revision),
+        }
     }
 
     /// Remembers the changes of committed transactions and wakes the watchers.
     pub(super) fn push(&self, changes: Vec<Change>, revision: Revision) {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner).push(changes);
+        self.memory
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(changes);
         self.newest.send_replace(revision);
     }
 
     /// The watchers' end.
     pub(super) fn watchable(&self) -> Watchable {
-        Watchable { memory: Arc::clone(&self.memory), newest: self.newest.subscribe() }
+        Watchable {
+            memory: Arc::clone(&self.memory),
+            newest: self.newest.subscribe(),
+        }
     }
 }
 
@@ -103,7 +124,11 @@ impl Watchable {
         after: Revision,
     ) -> Result<Box<dyn Watch>, StoreError> {
         self.between(after, after, prefix)?;
-        Ok(Box::new(Watcher { from: self.clone(), prefix: prefix.to_owned(), after }))
+        Ok(Box::new(Watcher {
+            from: self.clone(),
+            prefix: prefix.to_owned(),
+            after,
+        }))
     }
 
     fn between(
@@ -112,7 +137,10 @@ impl Watchable {
         upto: Revision,
         prefix: &str,
     ) -> Result<Vec<Change>, StoreError> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner).between(after, upto, prefix)
+        self.memory
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .between(after, upto, prefix)
     }
 }
 
@@ -135,7 +163,11 @@ impl Watch for Watcher {
                     return Ok(changes);
                 }
             }
-            self.from.newest.changed().await.map_err(|_| StoreError::Closed)?;
+            self.from
+                .newest
+                .changed()
+                .await
+                .map_err(|_| StoreError::Closed)?;
         }
     }
 }

@@ -107,14 +107,20 @@ impl Drop for SqliteStore {
 /// What the caller is told of an SQLite error.
 fn failed(path: &Path, source: &Arc<rusqlite::Error>) -> StoreError {
     match source.sqlite_error_code() {
-        Some(rusqlite::ErrorCode::DiskFull) => StoreError::Full { path: path.to_owned() },
+        Some(rusqlite::ErrorCode::DiskFull) => StoreError::Full {
+            path: path.to_owned(),
+        },
         _ => StoreError::Backend(source.clone()),
     }
 }
 
 fn entry(row: &rusqlite::Row<'_>) -> rusqlite::Result<Entry> {
     let value: Vec<u8> = row.get(1)?;
-    Ok(Entry { key: row.get(0)?, value: Bytes::from(value), modified: row.get(2)? })
+    Ok(Entry {
+        key: row.get(0)?,
+        value: Bytes::from(value),
+        modified: row.get(2)?,
+    })
 }
 
 /// The least key that is greater than all that begin with the prefix: keys are
@@ -131,10 +137,14 @@ fn read_range(connection: &Connection, range: &Range) -> rusqlite::Result<Vec<En
         "SELECT key, value, modified FROM entries
          WHERE key >= ?1 AND key < ?2 AND key > ?3 ORDER BY key LIMIT ?4"
     };
-    let limit = range.limit.map_or(-1, |limit| i64::try_from(limit).unwrap_or(i64::MAX));
+    let limit = range
+        .limit
+        .map_or(-1, |limit| i64::try_from(limit).unwrap_or(i64::MAX));
     let mut statement = connection.prepare_cached(text)?;
-    let rows =
-        statement.query_map(params![range.prefix, end(&range.prefix), range.after, limit], entry)?;
+    let rows = statement.query_map(
+        params![range.prefix, end(&range.prefix), range.after, limit],
+        entry,
+    )?;
     rows.collect()
 }
 
@@ -152,15 +162,20 @@ impl Store for SqliteStore {
 
     async fn range(&self, range: Range) -> Result<Snapshot, StoreError> {
         let (mut all, revision) = self.ranges(vec![range]).await?;
-        Ok(Snapshot { entries: all.pop().unwrap_or_default(), revision })
+        Ok(Snapshot {
+            entries: all.pop().unwrap_or_default(),
+            revision,
+        })
     }
 
     async fn ranges(&self, ranges: Vec<Range>) -> Result<(Vec<Vec<Entry>>, Revision), StoreError> {
         self.read(move |connection| {
             let snapshot = connection.transaction()?;
             let revision = schema::revision(&snapshot)?;
-            let all: rusqlite::Result<_> =
-                ranges.iter().map(|range| read_range(&snapshot, range)).collect();
+            let all: rusqlite::Result<_> = ranges
+                .iter()
+                .map(|range| read_range(&snapshot, range))
+                .collect();
             Ok((all?, revision))
         })
         .await
@@ -206,7 +221,10 @@ mod tests {
         let store = SqliteStore::open(&path).unwrap();
         let snapshot = store.range(Range::prefix("log/")).await.unwrap();
         assert_eq!((snapshot.entries.len(), snapshot.revision), (3, 3));
-        assert!(matches!(store.watch("", 1), Err(StoreError::Compacted { after: 1 })));
+        assert!(matches!(
+            store.watch("", 1),
+            Err(StoreError::Compacted { after: 1 })
+        ));
         assert!(store.watch("", 3).is_ok());
     }
 
@@ -216,7 +234,10 @@ mod tests {
         let store = SqliteStore::open_small(&dir.path().join("store.db"), 64).unwrap();
         store.txn(Txn::new().put("small", "before")).await.unwrap();
         let big = vec![0_u8; 1 << 20];
-        let error = store.txn(Txn::new().put("big", big).delete("small")).await.unwrap_err();
+        let error = store
+            .txn(Txn::new().put("big", big).delete("small"))
+            .await
+            .unwrap_err();
         assert!(matches!(error, StoreError::Full { .. }), "{error:?}");
         assert_eq!(store.get("small").await.unwrap().unwrap().value, "before");
         store.txn(Txn::new().put("small", "after")).await.unwrap();
@@ -232,14 +253,24 @@ mod tests {
         connection.pragma_update(None, "user_version", 99).unwrap();
         drop(connection);
         let error = SqliteStore::open(&path).unwrap_err();
-        assert!(matches!(error, StoreError::Format { found: 99, .. }), "{error:?}");
+        assert!(
+            matches!(error, StoreError::Format { found: 99, .. }),
+            "{error:?}"
+        );
     }
 
     #[test]
     fn a_file_that_is_no_database_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("store.db");
-        std::fs::write(&path, "not a database, but long enough to look at".repeat(100)).unwrap();
-        assert!(matches!(SqliteStore::open(&path), Err(StoreError::Open { .. })));
+        std::fs::write(
+            &path,
+            "not a database, but long enough to look at".repeat(100),
+        )
+        .unwrap();
+        assert!(matches!(
+            SqliteStore::open(&path),
+            Err(StoreError::Open { .. })
+        ));
     }
 }

@@ -34,7 +34,11 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     let mut connection = Connection::open(path).map_err(failed)?;
     let found = prepare(&mut connection).map_err(failed)?;
     if found != FORMAT {
-        return Err(StoreError::Format { path: path.to_owned(), found, known: FORMAT });
+        return Err(StoreError::Format {
+            path: path.to_owned(),
+            found,
+            known: FORMAT,
+        });
     }
     Ok(connection)
 }
@@ -58,11 +62,15 @@ fn prepare(connection: &mut Connection) -> rusqlite::Result<u32> {
 /// Opens the file for reading.
 pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    Connection::open_with_flags(path, flags)
-        .map_err(|source| StoreError::Open { path: path.to_owned(), source: Box::new(source) })
+    Connection::open_with_flags(path, flags).map_err(|source| StoreError::Open {
+        path: path.to_owned(),
+        source: Box::new(source),
+    })
 }
 
 /// Revision of the store.
 pub(super) fn revision(connection: &Connection) -> rusqlite::Result<Revision> {
-    connection.prepare_cached("SELECT revision FROM store")?.query_row([], |row| row.get(0))
+    connection
+        .prepare_cached("SELECT revision FROM store")?
+        .query_row([], |row| row.get(0))
 }

@@ -70,7 +70,11 @@ fn apply_all(connection: &mut Connection, txns: &[&Txn]) -> rusqlite::Result<Bat
     let transaction =
         connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     let before = schema::revision(&transaction)?;
-    let mut batch = Batch { outcomes: Vec::new(), changes: Vec::new(), revision: before };
+    let mut batch = Batch {
+        outcomes: Vec::new(),
+        changes: Vec::new(),
+        revision: before,
+    };
     for txn in txns {
         let outcome = apply(&transaction, txn, &mut batch)?;
         batch.outcomes.push(outcome);
@@ -88,7 +92,9 @@ fn apply_all(connection: &mut Connection, txns: &[&Txn]) -> rusqlite::Result<Bat
 fn apply(connection: &Connection, txn: &Txn, batch: &mut Batch) -> rusqlite::Result<Outcome> {
     for compare in &txn.compares {
         if !holds(connection, compare)? {
-            return Ok(Outcome::Conflict { key: compare.key.clone() });
+            return Ok(Outcome::Conflict {
+                key: compare.key.clone(),
+            });
         }
     }
     let revision = batch.revision + 1;
@@ -105,8 +111,9 @@ fn apply(connection: &Connection, txn: &Txn, batch: &mut Batch) -> rusqlite::Res
 
 fn holds(connection: &Connection, compare: &Compare) -> rusqlite::Result<bool> {
     let mut statement = connection.prepare_cached("SELECT modified FROM entries WHERE key = ?1")?;
-    let found: Option<Revision> =
-        statement.query_row([&compare.key], |row| row.get(0)).optional()?;
+    let found: Option<Revision> = statement
+        .query_row([&compare.key], |row| row.get(0))
+        .optional()?;
     Ok(found == compare.modified)
 }
 
@@ -116,7 +123,13 @@ fn step(
     revision: Revision,
     changes: &mut Vec<Change>,
 ) -> rusqlite::Result<()> {
-    let mut changed = |key: String, value| changes.push(Change { key, value, revision });
+    let mut changed = |key: String, value| {
+        changes.push(Change {
+            key,
+            value,
+            revision,
+        })
+    };
     match op {
         Op::Put { key, value } => {
             put(connection, key, value, revision)?;
