@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::disk::{layout, locate, read_header};
 use crate::error::{Defect, Error, Result};
 use crate::format::{DiskType, Footer, Header, PlatformCode};
-use crate::storage::LockedFile;
+use crate::storage;
 
 /// Everything that footer, header and table of an image say.
 #[derive(Debug, Clone, Serialize)]
@@ -60,11 +60,14 @@ pub struct LocatorInfo {
 
 /// Reads what an image says about itself.
 ///
+/// Takes no lock, so that it works on a disk that is in use; what it says of
+/// blocks is then what has been flushed.
+///
 /// Fails where footer or header do not check; [`check`](crate::check()) says
 /// all that is wrong.
 pub fn info(path: impl AsRef<Path>) -> Result<Info> {
     let path = path.as_ref();
-    let file = LockedFile::open(path, true)?;
+    let file = storage::open_file(path, true)?;
     let metadata = file
         .metadata()
         .map_err(|source| Error::io(path, "inspect", source))?;

@@ -74,7 +74,7 @@ mod info;
 mod newfile;
 pub mod storage;
 
-pub use check::{BlockCounts, Problem, Report, Severity, check};
+pub use check::{BlockCounts, MAX_LISTED, Problem, Report, Severity, check};
 pub use convert::{ConvertOptions, Converted, Target, convert};
 pub use create::{
     CreateOptions, DifferencingOptions, Identity, create_differencing, create_dynamic, create_fixed,

@@ -73,9 +73,12 @@ impl Storage for File {
             return Err(io::ErrorKind::InvalidInput.into());
         };
         let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        match fallocate(self, hole, start, count) {
-            Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => write_zeroes(self, offset, len),
-            done => Ok(done?),
+        loop {
+            match fallocate(self, hole, start, count) {
+                Err(Errno::EINTR) => {}
+                Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => return write_zeroes(self, offset, len),
+                done => return Ok(done?),
+            }
         }
     }
 
@@ -99,7 +102,7 @@ impl Storage for File {
 
 /// Writes zeroes the slow way.
 fn write_zeroes(file: &File, mut offset: u64, mut len: u64) -> io::Result<()> {
-    const ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+    static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
     while len > 0 {
         let part = len.min(ZEROES.len() as u64);
         FileExt::write_all_at(file, &ZEROES[..part as usize], offset)?;
@@ -107,6 +110,23 @@ fn write_zeroes(file: &File, mut offset: u64, mut len: u64) -> io::Result<()> {
         len -= part;
     }
     Ok(())
+}
+
+/// Opens a regular file without a lock.
+pub(crate) fn open_file(path: &Path, read_only: bool) -> Result<File> {
+    let file = File::options()
+        .read(true)
+        .write(!read_only)
+        .open(path)
+        .map_err(|source| Error::io(path, "open", source))?;
+    let metadata = file
+        .metadata()
+        .map_err(|source| Error::io(path, "inspect", source))?;
+    if !metadata.is_file() {
+        let source = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
+        return Err(Error::io(path, "use as a disk image", source));
+    }
+    Ok(file)
 }
 
 /// A file under a lock (`flock`), which ends when this is dropped, and at the

@@ -70,22 +70,28 @@ fn stray_sectors(file: &File, bitmap: &[u8], data_at: u64, sectors: u64) -> std:
     let per_chunk = CHUNK as u64 / SECTOR_SIZE;
     let mut buffer = vec![0; CHUNK];
     let mut stray = 0;
-    let mut first = 0;
-    while first < sectors {
+    for first in (0..sectors).step_by(per_chunk as usize) {
         let count = per_chunk.min(sectors - first);
-        let clear = (first..first + count).any(|sector| !is_set(bitmap, sector));
-        if clear {
-            let data = &mut buffer[..(count * SECTOR_SIZE) as usize];
-            file.read_exact_at(data, data_at + first * SECTOR_SIZE)?;
-            let used = data
-                .chunks_exact(SECTOR_SIZE as usize)
-                .map(|s| s.iter().any(|b| *b != 0));
-            let pairs = (first..).zip(used);
-            stray += pairs
-                .filter(|(sector, used)| *used && !is_set(bitmap, *sector))
-                .count() as u64;
+        let at = data_at + first * SECTOR_SIZE;
+        if (first..first + count).all(|sector| is_set(bitmap, sector)) || is_hole(file, at, count)?
+        {
+            continue;
         }
-        first += count;
+        let data = &mut buffer[..(count * SECTOR_SIZE) as usize];
+        file.read_exact_at(data, at)?;
+        let used = data
+            .chunks_exact(SECTOR_SIZE as usize)
+            .map(|s| s.iter().any(|b| *b != 0));
+        let pairs = (first..).zip(used);
+        stray += pairs
+            .filter(|(sector, used)| *used && !is_set(bitmap, *sector))
+            .count() as u64;
     }
     Ok(stray)
+}
+
+/// Whether so many sectors of the file are a hole.
+fn is_hole(file: &File, at: u64, sectors: u64) -> std::io::Result<bool> {
+    let (data, end) = file.data_run(at)?;
+    Ok(!data && end >= at + sectors * SECTOR_SIZE)
 }

@@ -265,6 +265,11 @@ fn one_writer_or_several_readers() {
         "a parent in use was opened to write"
     );
     assert!(matches!(Raw::open(&base, false), Err(Error::Locked { .. })));
+    assert_eq!(
+        vhd::info(&child).unwrap().virtual_size,
+        SIZE,
+        "a look takes no lock"
+    );
     drop((writer, other));
     open_rw(&base, &[]);
 }

@@ -53,7 +53,7 @@ fn all_wrong_entries_are_listed() {
     let folder = tempfile::tempdir().unwrap();
     let base = base(folder.path());
     change(&base, |bytes| {
-        bytes[1544..1552].copy_from_slice(&[0, 0, 0, 1, 0x10, 0, 0, 0])
+        bytes[1544..1552].copy_from_slice(&[0, 0, 0, 1, 0x10, 0, 0, 0]);
     });
     let report = check(&base, &[]).unwrap();
     let fields: Vec<_> = report

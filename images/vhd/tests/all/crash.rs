@@ -30,6 +30,9 @@ enum Kind {
     Partial,
 }
 
+/// Starts that have been made.
+type Made = Mutex<HashMap<(Kind, u32), Arc<Start>>>;
+
 /// The files that a test starts from.
 struct Start {
     image: Vec<u8>,
@@ -40,8 +43,7 @@ struct Start {
 impl Start {
     /// The files for this kind, made once.
     fn of(kind: Kind, block_size: u32) -> Arc<Self> {
-        static MADE: LazyLock<Mutex<HashMap<(Kind, u32), Arc<Start>>>> =
-            LazyLock::new(Mutex::default);
+        static MADE: LazyLock<Made> = LazyLock::new(Mutex::default);
         let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
         made.entry((kind, block_size))
             .or_insert_with(|| Self::new(kind, block_size).into())

@@ -2,6 +2,12 @@
 //!
 //! One program, so that it is linked once. Each module tests one promise.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 mod chain;
 mod check;
 mod cli;

@@ -30,7 +30,7 @@ pub fn skip(why: &str) -> bool {
 /// Runs a program to its successful end and returns its standard output.
 pub fn run(program: &str, args: &[&dyn AsRef<OsStr>]) -> String {
     let output = Command::new(program)
-        .args(args.iter().map(|a| a.as_ref()))
+        .args(args.iter().map(AsRef::as_ref))
         .output()
         .unwrap();
     assert!(
