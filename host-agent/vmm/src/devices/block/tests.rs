@@ -59,24 +59,37 @@ impl Gate {
         let mut state = self.state.lock().unwrap();
         state.1 += 1;
         self.changed.notify_all();
-        drop(self.changed.wait_while(state, |(closed, _)| *closed).unwrap());
+        drop(
+            self.changed
+                .wait_while(state, |(closed, _)| *closed)
+                .unwrap(),
+        );
     }
     fn wait_for_arrival(&self) {
         let state = self.state.lock().unwrap();
-        drop(self.changed.wait_while(state, |(_, arrived)| *arrived == 0).unwrap());
+        drop(
+            self.changed
+                .wait_while(state, |(_, arrived)| *arrived == 0)
+                .unwrap(),
+        );
     }
 }
 
 impl MemoryDisk {
     fn new() -> Arc<MemoryDisk> {
         let bytes = (0..DISK_SIZE).map(|i| (i / SECTOR_SIZE) as u8).collect();
-        Arc::new(MemoryDisk { bytes: Mutex::new(bytes), ..MemoryDisk::default() })
+        Arc::new(MemoryDisk {
+            bytes: Mutex::new(bytes),
+            ..MemoryDisk::default()
+        })
     }
 
     fn note(&self, call: String) -> vhd::Result<()> {
         self.calls.lock().unwrap().push(call);
         if self.fails.load(Ordering::Relaxed) {
-            return Err(vhd::Error::Poisoned { path: "disk".into() });
+            return Err(vhd::Error::Poisoned {
+                path: "disk".into(),
+            });
         }
         Ok(())
     }
@@ -121,7 +134,11 @@ impl BlockDevice for MemoryDisk {
         Ok(())
     }
     fn extent_at(&self, offset: u64) -> vhd::Result<Extent> {
-        Ok(Extent { offset, len: DISK_SIZE - offset, kind: ExtentKind::Zero })
+        Ok(Extent {
+            offset,
+            len: DISK_SIZE - offset,
+            kind: ExtentKind::Zero,
+        })
     }
 }
 
@@ -147,7 +164,13 @@ impl Guest {
         let mut transport = MmioTransport::new(Box::new(block), memory.clone(), line);
         let queue = DriverQueue::new(&memory, QUEUE, 256);
         bring_up(&mut transport, features, &[&queue]);
-        Guest { transport, memory, queue, irq, disk }
+        Guest {
+            transport,
+            memory,
+            queue,
+            irq,
+            disk,
+        }
     }
 
     fn put_header(&self, at: u64, request_type: u32, sector: u64) {
@@ -175,7 +198,9 @@ impl Guest {
     /// One request with header, data and status apart; returns status and length.
     fn request(&mut self, request_type: u32, sector: u64, data: &[Descriptor]) -> (u8, u32) {
         self.put_header(HEADER, request_type, sector);
-        self.memory.write_obj(0xff_u8, GuestAddress(STATUS)).unwrap();
+        self.memory
+            .write_obj(0xff_u8, GuestAddress(STATUS))
+            .unwrap();
         let mut chain = vec![readable(HEADER, 16)];
         chain.extend_from_slice(data);
         chain.push(writable(STATUS, 1));
@@ -209,17 +234,29 @@ fn a_read_fills_the_guests_buffers_in_order() {
     let pieces = [writable(BUFFERS, 512), writable(BUFFERS + 0x1000, 1024)];
     assert_eq!(guest.request(VIRTIO_BLK_T_IN, 3, &pieces), (OK, 1537));
     let mut read = [0; 512];
-    guest.memory.read_slice(&mut read, GuestAddress(BUFFERS)).unwrap();
+    guest
+        .memory
+        .read_slice(&mut read, GuestAddress(BUFFERS))
+        .unwrap();
     assert_eq!(read, [3; 512]);
-    guest.memory.read_slice(&mut read, GuestAddress(BUFFERS + 0x1200)).unwrap();
+    guest
+        .memory
+        .read_slice(&mut read, GuestAddress(BUFFERS + 0x1200))
+        .unwrap();
     assert_eq!(read, [5; 512]);
 }
 
 #[test]
 fn a_write_reaches_the_disk_and_a_flush_makes_it_durable() {
     let mut guest = Guest::new();
-    guest.memory.write_slice(&[0xab; 1024], GuestAddress(BUFFERS)).unwrap();
-    assert_eq!(guest.request(VIRTIO_BLK_T_OUT, 7, &[readable(BUFFERS, 1024)]), (OK, 1));
+    guest
+        .memory
+        .write_slice(&[0xab; 1024], GuestAddress(BUFFERS))
+        .unwrap();
+    assert_eq!(
+        guest.request(VIRTIO_BLK_T_OUT, 7, &[readable(BUFFERS, 1024)]),
+        (OK, 1)
+    );
     assert_eq!(guest.request(VIRTIO_BLK_T_FLUSH, 0, &[]), (OK, 1));
     assert_eq!(guest.disk.sector(8), [0xab; 512]);
     assert_eq!(guest.disk.calls(), ["write 3584+1024", "flush"]);
@@ -228,7 +265,10 @@ fn a_write_reaches_the_disk_and_a_flush_makes_it_durable() {
 #[test]
 fn a_driver_that_knows_no_flush_gets_every_write_durable() {
     let mut guest = Guest::with(false, 0);
-    assert_eq!(guest.request(VIRTIO_BLK_T_OUT, 0, &[readable(BUFFERS, 512)]), (OK, 1));
+    assert_eq!(
+        guest.request(VIRTIO_BLK_T_OUT, 0, &[readable(BUFFERS, 512)]),
+        (OK, 1)
+    );
     assert_eq!(guest.disk.calls(), ["write 0+512", "flush"]);
 }
 
@@ -236,7 +276,10 @@ fn a_driver_that_knows_no_flush_gets_every_write_durable() {
 fn a_request_of_any_size_passes_in_bounded_chunks() {
     let mut guest = Guest::new();
     let len = 3 * CHUNK as u32 + 512;
-    assert_eq!(guest.request(VIRTIO_BLK_T_IN, 0, &[writable(BUFFERS, len)]), (OK, len + 1));
+    assert_eq!(
+        guest.request(VIRTIO_BLK_T_IN, 0, &[writable(BUFFERS, len)]),
+        (OK, len + 1)
+    );
     assert_eq!(guest.disk.calls().len(), 4);
 }
 
@@ -255,28 +298,46 @@ fn header_data_and_status_may_be_cut_anywhere() {
     guest.notify();
     assert_eq!(guest.wait().1, 513);
     let mut read = [0xff; 513];
-    guest.memory.read_slice(&mut read, GuestAddress(BUFFERS)).unwrap();
+    guest
+        .memory
+        .read_slice(&mut read, GuestAddress(BUFFERS))
+        .unwrap();
     assert_eq!((&read[..512], read[512]), (&[9; 512][..], OK));
 }
 
 #[test]
 fn the_serial_number_is_padded_with_zeroes() {
     let mut guest = Guest::new();
-    guest.memory.write_slice(&[0xff; 20], GuestAddress(BUFFERS)).unwrap();
-    assert_eq!(guest.request(VIRTIO_BLK_T_GET_ID, 0, &[writable(BUFFERS, 20)]), (OK, 21));
+    guest
+        .memory
+        .write_slice(&[0xff; 20], GuestAddress(BUFFERS))
+        .unwrap();
+    assert_eq!(
+        guest.request(VIRTIO_BLK_T_GET_ID, 0, &[writable(BUFFERS, 20)]),
+        (OK, 21)
+    );
     let mut serial = [0xff; 20];
-    guest.memory.read_slice(&mut serial, GuestAddress(BUFFERS)).unwrap();
+    guest
+        .memory
+        .read_slice(&mut serial, GuestAddress(BUFFERS))
+        .unwrap();
     assert_eq!(&serial, b"os\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
 }
 
 #[test]
 fn ranges_are_discarded_and_zeroed() {
     let mut guest = Guest::new();
-    let two = [guest.segment(BUFFERS, 8, 8, 0), guest.segment(BUFFERS + 16, 64, 1, 0)];
+    let two = [
+        guest.segment(BUFFERS, 8, 8, 0),
+        guest.segment(BUFFERS + 16, 64, 1, 0),
+    ];
     assert_eq!(guest.request(VIRTIO_BLK_T_DISCARD, 0, &two), (OK, 1));
     let zero = [guest.segment(BUFFERS, 5, 2, 1)];
     assert_eq!(guest.request(VIRTIO_BLK_T_WRITE_ZEROES, 0, &zero), (OK, 1));
-    assert_eq!(guest.disk.calls(), ["discard 4096+4096", "discard 32768+512", "zero 2560+1024"]);
+    assert_eq!(
+        guest.disk.calls(),
+        ["discard 4096+4096", "discard 32768+512", "zero 2560+1024"]
+    );
     assert_eq!(guest.disk.sector(6), [0; 512]);
     assert_eq!(guest.disk.sector(7), [7; 512]);
 }
@@ -288,19 +349,85 @@ fn a_malformed_request_is_answered_and_touches_no_disk() {
     let read = VIRTIO_BLK_T_IN;
     let write = VIRTIO_BLK_T_OUT;
     let cases = [
-        ("a read at the end", read, end, vec![writable(BUFFERS, 512)], IOERR),
-        ("a read across the end", read, end - 1, vec![writable(BUFFERS, 1024)], IOERR),
-        ("a sector whose offset overflows", read, u64::MAX, vec![writable(BUFFERS, 512)], IOERR),
-        ("a range that overflows", read, u64::MAX / 512, vec![writable(BUFFERS, 512)], IOERR),
-        ("half a sector", read, 0, vec![writable(BUFFERS, 256)], IOERR),
+        (
+            "a read at the end",
+            read,
+            end,
+            vec![writable(BUFFERS, 512)],
+            IOERR,
+        ),
+        (
+            "a read across the end",
+            read,
+            end - 1,
+            vec![writable(BUFFERS, 1024)],
+            IOERR,
+        ),
+        (
+            "a sector whose offset overflows",
+            read,
+            u64::MAX,
+            vec![writable(BUFFERS, 512)],
+            IOERR,
+        ),
+        (
+            "a range that overflows",
+            read,
+            u64::MAX / 512,
+            vec![writable(BUFFERS, 512)],
+            IOERR,
+        ),
+        (
+            "half a sector",
+            read,
+            0,
+            vec![writable(BUFFERS, 256)],
+            IOERR,
+        ),
         ("nothing", read, 0, vec![], IOERR),
-        ("a read with data to read", read, 0, vec![readable(BUFFERS, 512)], IOERR),
-        ("a write with data to write", write, 0, vec![writable(BUFFERS, 512)], IOERR),
-        ("a write at the end", write, end, vec![readable(BUFFERS, 512)], IOERR),
-        ("a serial number with no room", VIRTIO_BLK_T_GET_ID, 0, vec![], IOERR),
+        (
+            "a read with data to read",
+            read,
+            0,
+            vec![readable(BUFFERS, 512)],
+            IOERR,
+        ),
+        (
+            "a write with data to write",
+            write,
+            0,
+            vec![writable(BUFFERS, 512)],
+            IOERR,
+        ),
+        (
+            "a write at the end",
+            write,
+            end,
+            vec![readable(BUFFERS, 512)],
+            IOERR,
+        ),
+        (
+            "a serial number with no room",
+            VIRTIO_BLK_T_GET_ID,
+            0,
+            vec![],
+            IOERR,
+        ),
         ("an unknown type", 77, 0, vec![], UNSUPP),
-        ("a discard of nothing", VIRTIO_BLK_T_DISCARD, 0, vec![], IOERR),
-        ("a discard cut off", VIRTIO_BLK_T_DISCARD, 0, vec![readable(BUFFERS, 15)], IOERR),
+        (
+            "a discard of nothing",
+            VIRTIO_BLK_T_DISCARD,
+            0,
+            vec![],
+            IOERR,
+        ),
+        (
+            "a discard cut off",
+            VIRTIO_BLK_T_DISCARD,
+            0,
+            vec![readable(BUFFERS, 15)],
+            IOERR,
+        ),
         (
             "too many segments",
             VIRTIO_BLK_T_DISCARD,
@@ -326,7 +453,13 @@ fn malformed_segments_are_refused() {
         (VIRTIO_BLK_T_DISCARD, 0, 0, 0, IOERR),
         (VIRTIO_BLK_T_DISCARD, 0, 1, 1, UNSUPP),
         (VIRTIO_BLK_T_WRITE_ZEROES, 0, 1, 2, UNSUPP),
-        (VIRTIO_BLK_T_WRITE_ZEROES, 0, MAX_SEGMENT_SECTORS + 1, 0, IOERR),
+        (
+            VIRTIO_BLK_T_WRITE_ZEROES,
+            0,
+            MAX_SEGMENT_SECTORS + 1,
+            0,
+            IOERR,
+        ),
         (VIRTIO_BLK_T_WRITE_ZEROES, u64::MAX, 1, 0, IOERR),
     ] {
         let segment = guest.segment(BUFFERS, sector, sectors, flags);
@@ -340,15 +473,28 @@ fn what_was_not_negotiated_is_not_supported() {
     let mut guest = Guest::with(false, feature(VIRTIO_BLK_F_FLUSH));
     let segment = guest.segment(BUFFERS, 0, 1, 0);
     assert_eq!(guest.request(VIRTIO_BLK_T_DISCARD, 0, &[segment]).0, UNSUPP);
-    assert_eq!(guest.request(VIRTIO_BLK_T_WRITE_ZEROES, 0, &[segment]).0, UNSUPP);
+    assert_eq!(
+        guest.request(VIRTIO_BLK_T_WRITE_ZEROES, 0, &[segment]).0,
+        UNSUPP
+    );
 }
 
 #[test]
 fn a_read_only_disk_says_so_and_refuses_writes() {
     let mut guest = Guest::with(true, feature(VIRTIO_BLK_F_FLUSH) | feature(VIRTIO_BLK_F_RO));
     assert_eq!(guest.status(), 15);
-    assert_eq!(guest.request(VIRTIO_BLK_T_OUT, 0, &[readable(BUFFERS, 512)]).0, IOERR);
-    assert_eq!(guest.request(VIRTIO_BLK_T_IN, 0, &[writable(BUFFERS, 512)]).0, OK);
+    assert_eq!(
+        guest
+            .request(VIRTIO_BLK_T_OUT, 0, &[readable(BUFFERS, 512)])
+            .0,
+        IOERR
+    );
+    assert_eq!(
+        guest
+            .request(VIRTIO_BLK_T_IN, 0, &[writable(BUFFERS, 512)])
+            .0,
+        OK
+    );
     assert_eq!(guest.disk.calls(), ["read 0+512"]);
 }
 
@@ -356,9 +502,24 @@ fn a_read_only_disk_says_so_and_refuses_writes() {
 fn buffers_outside_memory_fail_their_request_alone() {
     let mut guest = Guest::new();
     let outside = MEMORY_SIZE as u64 - 256;
-    assert_eq!(guest.request(VIRTIO_BLK_T_IN, 0, &[writable(outside, 512)]).0, IOERR);
-    assert_eq!(guest.request(VIRTIO_BLK_T_OUT, 0, &[readable(1 << 60, 512)]).0, IOERR);
-    assert_eq!(guest.request(VIRTIO_BLK_T_IN, 0, &[writable(BUFFERS, 512)]).0, OK);
+    assert_eq!(
+        guest
+            .request(VIRTIO_BLK_T_IN, 0, &[writable(outside, 512)])
+            .0,
+        IOERR
+    );
+    assert_eq!(
+        guest
+            .request(VIRTIO_BLK_T_OUT, 0, &[readable(1 << 60, 512)])
+            .0,
+        IOERR
+    );
+    assert_eq!(
+        guest
+            .request(VIRTIO_BLK_T_IN, 0, &[writable(BUFFERS, 512)])
+            .0,
+        OK
+    );
 }
 
 #[test]
@@ -374,7 +535,12 @@ fn a_chain_with_nowhere_to_answer_is_given_back() {
         guest.notify();
         assert_eq!(guest.wait(), (head, 0));
     }
-    assert_eq!(guest.request(VIRTIO_BLK_T_IN, 0, &[writable(BUFFERS, 512)]).0, OK);
+    assert_eq!(
+        guest
+            .request(VIRTIO_BLK_T_IN, 0, &[writable(BUFFERS, 512)])
+            .0,
+        OK
+    );
 }
 
 #[test]
@@ -386,17 +552,28 @@ fn a_broken_ring_makes_the_device_need_a_reset_and_a_reset_repairs_it() {
     assert_eq!(guest.status(), 15 | 64);
 
     write(&mut guest.transport, register::VIRTIO_MMIO_STATUS, 0);
-    guest.memory.write_slice(&[0; 0x5000], GuestAddress(QUEUE)).unwrap();
+    guest
+        .memory
+        .write_slice(&[0; 0x5000], GuestAddress(QUEUE))
+        .unwrap();
     guest.queue = DriverQueue::new(&guest.memory, QUEUE, 256);
     bring_up(&mut guest.transport, ALL_FEATURES, &[&guest.queue]);
-    assert_eq!(guest.request(VIRTIO_BLK_T_IN, 0, &[writable(BUFFERS, 512)]).0, OK);
+    assert_eq!(
+        guest
+            .request(VIRTIO_BLK_T_IN, 0, &[writable(BUFFERS, 512)])
+            .0,
+        OK
+    );
 }
 
 #[test]
 fn a_disk_that_fails_is_an_io_error_to_the_guest() {
     let mut guest = Guest::new();
     guest.disk.fails.store(true, Ordering::Relaxed);
-    assert_eq!(guest.request(VIRTIO_BLK_T_IN, 0, &[writable(BUFFERS, 512)]), (IOERR, 1));
+    assert_eq!(
+        guest.request(VIRTIO_BLK_T_IN, 0, &[writable(BUFFERS, 512)]),
+        (IOERR, 1)
+    );
     assert_eq!(guest.request(VIRTIO_BLK_T_FLUSH, 0, &[]), (IOERR, 1));
 }
 
@@ -406,30 +583,45 @@ fn a_reset_waits_for_the_request_in_flight_and_drops_the_rest_of_it() {
     guest.disk.gate.close();
     guest.put_header(HEADER, VIRTIO_BLK_T_IN, 1);
     let len = 2 * CHUNK as u32;
-    guest.queue.add(&[readable(HEADER, 16), writable(BUFFERS, len), writable(STATUS, 1)]);
+    guest.queue.add(&[
+        readable(HEADER, 16),
+        writable(BUFFERS, len),
+        writable(STATUS, 1),
+    ]);
     guest.notify();
     guest.disk.gate.wait_for_arrival();
 
     std::thread::scope(|scope| {
-        let reset =
-            scope.spawn(|| write(&mut guest.transport, register::VIRTIO_MMIO_STATUS, 0));
+        let reset = scope.spawn(|| write(&mut guest.transport, register::VIRTIO_MMIO_STATUS, 0));
         // The disk is still reading; the reset has to wait for it, since the
         // guest may use its memory for something else as soon as it returns.
         guest.disk.gate.open();
         reset.join().unwrap();
     });
-    guest.memory.write_slice(&vec![0x55; len as usize], GuestAddress(BUFFERS)).unwrap();
+    guest
+        .memory
+        .write_slice(&vec![0x55; len as usize], GuestAddress(BUFFERS))
+        .unwrap();
     assert_eq!(guest.queue.used_index(), 0, "nobody waits for an answer");
     assert_eq!(guest.status(), 0);
 
     // The next driver finds a device that knows nothing of all that.
-    guest.memory.write_slice(&[0; 0x5000], GuestAddress(QUEUE)).unwrap();
+    guest
+        .memory
+        .write_slice(&[0; 0x5000], GuestAddress(QUEUE))
+        .unwrap();
     guest.queue = DriverQueue::new(&guest.memory, QUEUE, 256);
     bring_up(&mut guest.transport, ALL_FEATURES, &[&guest.queue]);
     let elsewhere = BUFFERS + u64::from(len);
-    assert_eq!(guest.request(VIRTIO_BLK_T_IN, 2, &[writable(elsewhere, 512)]), (OK, 513));
+    assert_eq!(
+        guest.request(VIRTIO_BLK_T_IN, 2, &[writable(elsewhere, 512)]),
+        (OK, 513)
+    );
     let mut untouched = vec![0; len as usize];
-    guest.memory.read_slice(&mut untouched, GuestAddress(BUFFERS)).unwrap();
+    guest
+        .memory
+        .read_slice(&mut untouched, GuestAddress(BUFFERS))
+        .unwrap();
     assert!(untouched.iter().all(|byte| *byte == 0x55));
 }
 
@@ -439,7 +631,9 @@ fn requests_made_together_are_answered_with_one_interrupt() {
     guest.put_header(HEADER, VIRTIO_BLK_T_IN, 0);
     for index in 0..8 {
         let data = writable(BUFFERS + index * 512, 512);
-        guest.queue.add(&[readable(HEADER, 16), data, writable(STATUS, 1)]);
+        guest
+            .queue
+            .add(&[readable(HEADER, 16), data, writable(STATUS, 1)]);
     }
     // Only the last one matters to this driver.
     guest.queue.set_used_event(7);
@@ -462,7 +656,9 @@ fn the_configuration_says_size_and_limits() {
 
 #[test]
 fn a_serial_number_that_does_not_fit_is_refused() {
-    let error = Block::new(MemoryDisk::new(), &"x".repeat(21), false).err().unwrap();
+    let error = Block::new(MemoryDisk::new(), &"x".repeat(21), false)
+        .err()
+        .unwrap();
     assert!(error.to_string().contains("at most 20"), "{error}");
 }
 

@@ -48,6 +48,15 @@ pub struct Worker {
     pub stats: Arc<BlockStats>,
 }
 
+/// A thread that dies of an error of its own leaves a device that says so.
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.interrupt.signal_needs_reset();
+        }
+    }
+}
+
 impl Worker {
     /// Serves the queue until told to stop, or until the ring breaks: then the
     /// driver is told that the device needs a reset.

@@ -265,7 +265,10 @@ pub fn bring_up(transport: &mut MmioTransport, features: u64, queues: &[&DriverQ
 ///
 /// After ten seconds without one.
 pub fn wait_for_interrupt(irq: &EventFd) {
-    assert!(wait_readable(irq.as_raw_fd(), 10_000), "no interrupt within ten seconds");
+    assert!(
+        wait_readable(irq.as_raw_fd(), 10_000),
+        "no interrupt within ten seconds"
+    );
     irq.read().unwrap();
 }
 
@@ -274,7 +277,10 @@ pub fn wait_readable(descriptor: RawFd, milliseconds: i32) -> bool {
     let epoll = Epoll::new().unwrap();
     let event = EpollEvent::new(EventSet::IN, 0);
     epoll.ctl(ControlOperation::Add, descriptor, event).unwrap();
-    epoll.wait(milliseconds, &mut [EpollEvent::default()]).unwrap() == 1
+    epoll
+        .wait(milliseconds, &mut [EpollEvent::default()])
+        .unwrap()
+        == 1
 }
 
 /// Whether an interrupt has been raised since the last look.

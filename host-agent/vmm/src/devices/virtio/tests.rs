@@ -25,7 +25,10 @@ struct NoteTaker {
 impl NoteTaker {
     fn new() -> NoteTaker {
         let event = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        NoteTaker { notes: Arc::default(), events: [event(), event()] }
+        NoteTaker {
+            notes: Arc::default(),
+            events: [event(), event()],
+        }
     }
 }
 
@@ -67,9 +70,16 @@ impl Machine {
         let device = NoteTaker::new();
         let notes = Arc::clone(&device.notes);
         let (line, irq) = interrupt_line();
-        let queues =
-            [DriverQueue::new(&memory, 0x1_0000, 256), DriverQueue::new(&memory, 0x2_0000, 64)];
-        Machine { transport: MmioTransport::new(Box::new(device), memory, line), notes, irq, queues }
+        let queues = [
+            DriverQueue::new(&memory, 0x1_0000, 256),
+            DriverQueue::new(&memory, 0x2_0000, 64),
+        ];
+        Machine {
+            transport: MmioTransport::new(Box::new(device), memory, line),
+            notes,
+            irq,
+            queues,
+        }
     }
 
     fn bring_up(&mut self) {
@@ -90,7 +100,10 @@ impl Machine {
 fn a_driver_finds_the_device() {
     let mut machine = Machine::new();
     let device = &mut machine.transport;
-    assert_eq!(read(device, register::VIRTIO_MMIO_MAGIC_VALUE), u32::from_le_bytes(*b"virt"));
+    assert_eq!(
+        read(device, register::VIRTIO_MMIO_MAGIC_VALUE),
+        u32::from_le_bytes(*b"virt")
+    );
     assert_eq!(read(device, register::VIRTIO_MMIO_VERSION), 2);
     assert_eq!(read(device, register::VIRTIO_MMIO_DEVICE_ID), 42);
     write(device, register::VIRTIO_MMIO_QUEUE_SEL, 1);
@@ -104,8 +117,15 @@ fn all_features_of_device_and_ring_are_offered_and_no_others() {
     let mut machine = Machine::new();
     let mut offered = 0;
     for select in [0, 1, 2] {
-        write(&mut machine.transport, register::VIRTIO_MMIO_DEVICE_FEATURES_SEL, select);
-        let half = read(&mut machine.transport, register::VIRTIO_MMIO_DEVICE_FEATURES);
+        write(
+            &mut machine.transport,
+            register::VIRTIO_MMIO_DEVICE_FEATURES_SEL,
+            select,
+        );
+        let half = read(
+            &mut machine.transport,
+            register::VIRTIO_MMIO_DEVICE_FEATURES,
+        );
         offered |= u128::from(half) << (32 * select);
     }
     assert_eq!(offered, u128::from(RING_FEATURES | 1 << 3));
@@ -139,20 +159,34 @@ fn a_legacy_driver_is_not_accepted() {
 fn features_cannot_change_after_features_ok() {
     let mut machine = Machine::new();
     negotiate(&mut machine.transport, RING_FEATURES);
-    write(&mut machine.transport, register::VIRTIO_MMIO_DRIVER_FEATURES_SEL, 0);
-    write(&mut machine.transport, register::VIRTIO_MMIO_DRIVER_FEATURES, u32::MAX);
+    write(
+        &mut machine.transport,
+        register::VIRTIO_MMIO_DRIVER_FEATURES_SEL,
+        0,
+    );
+    write(
+        &mut machine.transport,
+        register::VIRTIO_MMIO_DRIVER_FEATURES,
+        u32::MAX,
+    );
     for (index, queue) in machine.queues.iter().enumerate() {
         lay_out(&mut machine.transport, index as u32, &queue.config());
     }
     write(&mut machine.transport, register::VIRTIO_MMIO_STATUS, 15);
-    assert_eq!(machine.notes.lock().unwrap().activations[0].features, RING_FEATURES);
+    assert_eq!(
+        machine.notes.lock().unwrap().activations[0].features,
+        RING_FEATURES
+    );
 }
 
 #[test]
 fn queues_cannot_be_laid_out_before_features_are_settled() {
     let mut machine = Machine::new();
     lay_out(&mut machine.transport, 0, &machine.queues[0].config());
-    assert_eq!(read(&mut machine.transport, register::VIRTIO_MMIO_QUEUE_READY), 0);
+    assert_eq!(
+        read(&mut machine.transport, register::VIRTIO_MMIO_QUEUE_READY),
+        0
+    );
 }
 
 #[test]
@@ -162,7 +196,10 @@ fn a_queue_keeps_its_geometry_once_the_driver_is_ready() {
     write(&mut machine.transport, register::VIRTIO_MMIO_QUEUE_SEL, 0);
     write(&mut machine.transport, register::VIRTIO_MMIO_QUEUE_READY, 0);
     write(&mut machine.transport, register::VIRTIO_MMIO_QUEUE_NUM, 2);
-    assert_eq!(read(&mut machine.transport, register::VIRTIO_MMIO_QUEUE_READY), 1);
+    assert_eq!(
+        read(&mut machine.transport, register::VIRTIO_MMIO_QUEUE_READY),
+        1
+    );
     assert_eq!(machine.status(), 15);
 }
 
@@ -191,8 +228,17 @@ fn a_queue_that_cannot_be_used_makes_the_device_need_a_reset() {
 
         assert_eq!(machine.status(), 15 | 64, "case {number}");
         assert!(!machine.is_running());
-        assert!(interrupted(&machine.irq), "the driver is told by a configuration interrupt");
-        assert_eq!(read(&mut machine.transport, register::VIRTIO_MMIO_INTERRUPT_STATUS), 2);
+        assert!(
+            interrupted(&machine.irq),
+            "the driver is told by a configuration interrupt"
+        );
+        assert_eq!(
+            read(
+                &mut machine.transport,
+                register::VIRTIO_MMIO_INTERRUPT_STATUS
+            ),
+            2
+        );
 
         write(&mut machine.transport, register::VIRTIO_MMIO_STATUS, 0);
         assert_eq!(machine.status(), 0);
@@ -205,12 +251,17 @@ fn a_queue_that_cannot_be_used_makes_the_device_need_a_reset() {
 fn a_reset_forgets_everything() {
     let mut machine = Machine::new();
     machine.bring_up();
-    machine.notes.lock().unwrap().activations[0].interrupt.signal_used_buffer();
+    machine.notes.lock().unwrap().activations[0]
+        .interrupt
+        .signal_used_buffer();
     write(&mut machine.transport, register::VIRTIO_MMIO_STATUS, 0);
 
     assert!(!machine.is_running(), "the device was told");
     assert_eq!(machine.status(), 0);
-    for zero in [register::VIRTIO_MMIO_INTERRUPT_STATUS, register::VIRTIO_MMIO_QUEUE_READY] {
+    for zero in [
+        register::VIRTIO_MMIO_INTERRUPT_STATUS,
+        register::VIRTIO_MMIO_QUEUE_READY,
+    ] {
         assert_eq!(read(&mut machine.transport, zero), 0);
     }
     // Without negotiating again, nothing is left of the old features.
@@ -224,7 +275,11 @@ fn a_reset_forgets_everything() {
 fn a_driver_that_gives_up_stops_the_device() {
     let mut machine = Machine::new();
     machine.bring_up();
-    write(&mut machine.transport, register::VIRTIO_MMIO_STATUS, 15 | 128);
+    write(
+        &mut machine.transport,
+        register::VIRTIO_MMIO_STATUS,
+        15 | 128,
+    );
     assert_eq!(machine.status(), 128);
     assert!(!machine.is_running());
 }
@@ -249,10 +304,18 @@ fn interrupt_bits_stay_until_acknowledged() {
 #[test]
 fn a_notification_that_missed_its_ioeventfd_still_arrives() {
     let mut machine = Machine::new();
-    let events: Vec<_> =
-        machine.transport.queue_events().iter().map(|e| e.try_clone().unwrap()).collect();
+    let events: Vec<_> = machine
+        .transport
+        .queue_events()
+        .iter()
+        .map(|e| e.try_clone().unwrap())
+        .collect();
     for index in [1, 2, u32::MAX] {
-        write(&mut machine.transport, register::VIRTIO_MMIO_QUEUE_NOTIFY, index);
+        write(
+            &mut machine.transport,
+            register::VIRTIO_MMIO_QUEUE_NOTIFY,
+            index,
+        );
     }
     assert!(events[0].read().is_err());
     assert_eq!(events[1].read().unwrap(), 1);
@@ -300,7 +363,11 @@ fn with_the_event_index_the_driver_is_interrupted_where_it_asked() {
     }
     assert_eq!(interrupts, [false, false, true, false, false]);
     assert!(!device.enable_notification().unwrap());
-    assert_eq!(driver.available_event(), 5, "the device wants to hear of the next chain");
+    assert_eq!(
+        driver.available_event(),
+        5,
+        "the device wants to hear of the next chain"
+    );
 }
 
 #[test]
@@ -310,12 +377,20 @@ fn a_malformed_chain_is_refused_and_can_be_given_back() {
     let cases: [(&str, Vec<Descriptor>, chain::ChainError); 4] = [
         (
             "a loop",
-            vec![Descriptor { flags: next, next: 0, ..readable(BUFFERS, 8) }],
+            vec![Descriptor {
+                flags: next,
+                next: 0,
+                ..readable(BUFFERS, 8)
+            }],
             chain::ChainError::Unfinished,
         ),
         (
             "a descriptor outside the table",
-            vec![Descriptor { flags: next, next: 999, ..readable(BUFFERS, 8) }],
+            vec![Descriptor {
+                flags: next,
+                next: 999,
+                ..readable(BUFFERS, 8)
+            }],
             chain::ChainError::Unfinished,
         ),
         (

@@ -89,3 +89,59 @@ impl<Id: Ord + Copy> Deadlines<Id> {
         let _ = self.timer.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::virtio::test_driver::wait_readable;
+
+    fn deadlines(now: Instant, of: &[(u32, u64)]) -> Deadlines<u32> {
+        let mut deadlines = Deadlines::new().unwrap();
+        for (id, milliseconds) in of {
+            deadlines.change(*id, None, Some(now + Duration::from_millis(*milliseconds)));
+        }
+        deadlines
+    }
+
+    #[test]
+    fn they_pass_in_order_and_only_when_it_is_time() {
+        let now = Instant::now();
+        let mut deadlines = deadlines(now, &[(1, 30), (2, 10), (3, 20)]);
+        assert_eq!(deadlines.pop_passed(now), None);
+        let later = now + Duration::from_millis(25);
+        assert_eq!(deadlines.pop_passed(later), Some(2));
+        assert_eq!(deadlines.pop_passed(later), Some(3));
+        assert_eq!(deadlines.pop_passed(later), None);
+    }
+
+    #[test]
+    fn one_that_is_changed_passes_at_its_new_time() {
+        let now = Instant::now();
+        let mut deadlines = deadlines(now, &[(1, 10)]);
+        let (old, new) = (
+            now + Duration::from_millis(10),
+            now + Duration::from_millis(50),
+        );
+        deadlines.change(1, Some(old), Some(new));
+        assert_eq!(deadlines.pop_passed(old), None);
+        assert_eq!(deadlines.pop_passed(new), Some(1));
+        deadlines.change(1, None, None);
+        assert_eq!(deadlines.pop_passed(new), None);
+    }
+
+    #[test]
+    fn the_timer_wakes_at_the_earliest_even_if_that_has_passed() {
+        let now = Instant::now();
+        let mut deadlines = deadlines(now, &[(1, 60_000), (2, 0)]);
+        deadlines.arm(now + Duration::from_secs(1));
+        assert!(wait_readable(deadlines.timer_fd(), 10_000));
+        deadlines.acknowledge();
+        assert!(!wait_readable(deadlines.timer_fd(), 0));
+        assert_eq!(deadlines.pop_passed(now), Some(2));
+        deadlines.arm(now);
+        assert!(
+            !wait_readable(deadlines.timer_fd(), 0),
+            "the next is a minute away"
+        );
+    }
+}

@@ -8,13 +8,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use thiserror::Error;
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::event_handler::VsockEventHandler;
 use super::host::ListenError;
-use super::muxer::Muxer;
+use super::muxer::{MAX_CALLERS, MAX_CONNECTIONS, Muxer};
 use super::packet::{HEADER_LEN, Header, MAX_PAYLOAD};
 use crate::devices::virtio::device::read_config_bytes;
 use crate::devices::virtio::{
@@ -74,6 +75,7 @@ impl Vsock {
         if !(FIRST_GUEST_CID..u64::from(u32::MAX)).contains(&cid) {
             return Err(VsockError::Cid { cid });
         }
+        raise_descriptor_limit();
         let event =
             || EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).map_err(VsockError::Event);
         let events = Arc::new([event()?, event()?, event()?]);
@@ -92,6 +94,17 @@ impl Vsock {
     /// The device's part of the event loop; one, for one loop.
     pub fn event_handler(&self) -> VsockEventHandler {
         VsockEventHandler::new(Arc::clone(&self.events), Arc::clone(&self.engine))
+    }
+}
+
+/// Asks the host for a descriptor for every connection there may be, and some
+/// for everything else. Where it gives fewer, connections fail one by one.
+fn raise_descriptor_limit() {
+    let wanted = (MAX_CONNECTIONS + MAX_CALLERS + 256) as u64;
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < wanted
+    {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard);
     }
 }
 
@@ -346,6 +359,9 @@ impl Running {
     }
 
     /// One interrupt for both queues, which share the line.
+    ///
+    /// To hold back the one for packets given back until there is one to take
+    /// was tried: the guest saves an interrupt a packet, and no time.
     fn interrupt_driver(&mut self) -> Result<(), QueueError> {
         let tx = self.tx.wants_interrupt()?;
         let rx = self.rx.wants_interrupt()?;

@@ -23,7 +23,7 @@ use super::packet::{HOST_CID, Header, Op, Ports, TYPE_STREAM};
 /// The most connections at a time.
 pub const MAX_CONNECTIONS: usize = 2048;
 /// The most callers that have not yet said which port they want.
-const MAX_CALLERS: usize = 64;
+pub const MAX_CALLERS: usize = 64;
 /// The most answers to packets of no connection that wait for the guest.
 const MAX_REPLIES: usize = 256;
 /// How long a caller may take to say which port it wants.

@@ -15,6 +15,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::credit::BUFFER_SIZE;
+use super::muxer::MAX_CONNECTIONS;
 use super::packet::{HEADER_LEN, HOST_CID, Header, Op, Ports, Shutdown, TYPE_STREAM};
 use super::{Vsock, VsockError, VsockEventHandler};
 use crate::devices::virtio::MmioTransport;
@@ -53,6 +54,7 @@ impl Guest {
     }
 
     fn without_driver() -> Guest {
+        raise_descriptor_limit();
         let dir = tempfile::tempdir().unwrap();
         let memory = guest_memory();
         let vsock = Vsock::new(CID, &dir.path().join("v")).unwrap();
@@ -235,6 +237,13 @@ impl Guest {
         assert_eq!(read_line(&mut stream), format!("OK {}\n", ports.host));
         (stream, ports)
     }
+}
+
+/// Both ends of all connections are in this one process.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
 }
 
 fn from_guest(ports: Ports, op: Op) -> Header {
@@ -700,7 +709,6 @@ fn a_device_reset_ends_all_connections_and_the_next_driver_starts_afresh() {
 #[test]
 fn a_thousand_connections_speak_at_once() {
     const COUNT: u32 = 1024;
-    raise_descriptor_limit();
     let mut guest = Guest::new();
     let listener = guest.listen(1024);
     let ports: Vec<_> = (0..COUNT)
@@ -724,11 +732,44 @@ fn a_thousand_connections_speak_at_once() {
     }
 }
 
-/// Two ends of a thousand connections are more descriptors than the default.
-fn raise_descriptor_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+#[test]
+fn a_full_table_refuses_until_a_connection_ends() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(1024);
+    let ports = |index| Ports {
+        host: 1024,
+        guest: index,
+    };
+    let mut hosts = Vec::new();
+    for index in 0..MAX_CONNECTIONS as u32 {
+        hosts.push(guest.connect(&listener, ports(index)));
+    }
+    let one_more = ports(MAX_CONNECTIONS as u32);
+    guest.send(one_more, Op::Request, &[]);
+    guest.expect(Op::Rst);
+
+    guest.send_shutdown(ports(7), Shutdown::BOTH);
+    guest.expect(Op::Rst);
+    hosts.push(guest.connect(&listener, one_more));
+}
+
+#[test]
+fn connections_with_much_to_say_take_turns() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(1024);
+    let other_ports = Ports {
+        guest: 7001,
+        ..PORTS
+    };
+    let mut talker = guest.connect(&listener, PORTS);
+    let mut other = guest.connect(&listener, other_ports);
+    talker.write_all(&[1; 64 << 10]).unwrap();
+    other.write_all(b"a word").unwrap();
+    let mut before = 0;
+    while guest.receive().0.dst_port != other_ports.guest {
+        before += 1;
+    }
+    assert!(before <= 2, "{before} packets of the other came first");
 }
 
 #[test]
