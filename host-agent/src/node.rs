@@ -156,7 +156,10 @@ impl Node {
         }
         let mut board = self.lent.board.subscribe();
         let down = |reports: &BTreeMap<InstanceId, wire::InstanceStatus>| {
-            reports.values().all(|report| report.vmm_pid == 0)
+            let at_rest = [wire::VmState::Stopped, wire::VmState::Failed];
+            reports
+                .values()
+                .all(|report| at_rest.contains(&report.vm_state()))
         };
         if tokio::time::timeout(patience, board.wait_for(down))
             .await

@@ -11,6 +11,8 @@ use crate::files;
 const LEAST_FREE: u64 = 512 * 1024 * 1024;
 /// Longest path of a unix socket (unix(7)).
 const LONGEST_SOCKET: usize = 107;
+/// What to do when KVM cannot be used.
+const REMEDY: &str = "do what it says, then see: fabric-vmm probe";
 /// How long the VMM may take to look at KVM.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -101,28 +103,31 @@ async fn kvm(vmm: &Path) -> (Check, String) {
             kind,
         );
     }
-    let (detail, remedy) = problems(&answer, &output.stderr);
-    (check(Finding::Bad, detail, remedy), kind)
+    (
+        check(
+            Finding::Bad,
+            problems(&answer, &output.stderr),
+            REMEDY.to_owned(),
+        ),
+        kind,
+    )
 }
 
-fn problems(answer: &serde_json::Value, stderr: &[u8]) -> (String, String) {
-    let texts = |key: &str| {
-        let problems = answer["problems"]
-            .as_array()
-            .map(Vec::as_slice)
-            .unwrap_or_default();
-        let texts = problems.iter().filter_map(|problem| problem[key].as_str());
-        texts.collect::<Vec<_>>().join("; ")
-    };
-    let (detail, remedy) = (texts("problem"), texts("remedy"));
-    if detail.is_empty() {
-        let text = String::from_utf8_lossy(stderr);
-        return (
-            crate::guest::report::cut(text.trim()),
-            "run fabric-vmm probe by hand".to_owned(),
-        );
+/// Each problem in the VMM's answer says what to do about it.
+fn problems(answer: &serde_json::Value, stderr: &[u8]) -> String {
+    let problems = answer["problems"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let problems: Vec<&str> = problems
+        .iter()
+        .filter_map(serde_json::Value::as_str)
+        .collect();
+    if problems.is_empty() {
+        crate::guest::report::cut(String::from_utf8_lossy(stderr).trim())
+    } else {
+        problems.join("; ")
     }
-    (detail, remedy)
 }
 
 fn kernel_file(kernel: &Path) -> Check {

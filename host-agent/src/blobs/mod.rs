@@ -57,7 +57,7 @@ pub enum BlobError {
     },
     /// There is no room for it.
     #[error(
-        "no room for {digest}: {needed} bytes are needed in {directory}, {free} are free; \
+        "no disk space for {digest}: {needed} bytes are needed in {directory}, {free} are free; \
          free some, or move the data directory to a larger disk"
     )]
     NoRoom {

@@ -26,6 +26,7 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
 use tokio::io::unix::AsyncFd;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{Hypervisor, LaunchError, Vm, VmRecord, VmSpec, proc};
 use crate::{
@@ -39,6 +40,8 @@ use crate::{
 
 /// What every VMM is started with, and known by.
 const ARGUMENTS: [&str; 3] = ["run", "--config", CONFIGURATION];
+/// Names another device than /dev/kvm; the one variable that a VMM is given.
+const KVM_DEVICE: &str = "FABRIC_KVM";
 /// Serial of the disk that a guest boots from.
 const OS_SERIAL: &str = "os";
 /// Bytes of a guest's console that are kept.
@@ -47,6 +50,8 @@ const CONSOLE_BYTES: u64 = 256 * 1024;
 const LAST_WORDS: u64 = 256 * 1024;
 /// What a VMM wrote on standard error is moved aside beyond this.
 const LARGEST_LOG: u64 = 1024 * 1024;
+/// How often that is looked at while it runs.
+const LOOK_AT_OUTPUT: Duration = Duration::from_secs(10);
 /// How long a VMM may take to answer an order.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -196,6 +201,7 @@ impl ProcessHypervisor {
             .args(ARGUMENTS)
             .current_dir(directory.path())
             .env_clear()
+            .envs(std::env::var_os(KVM_DEVICE).map(|device| (KVM_DEVICE, device)))
             .stdin(Stdio::null())
             .stdout(append(VMM_OUT)?)
             .stderr(append(VMM_ERR)?);
@@ -215,6 +221,7 @@ struct Process {
     /// Whether its status is ours to collect.
     child: bool,
     ended: Mutex<Option<Exit>>,
+    _bounded: AbortOnDropHandle<()>,
 }
 
 impl Process {
@@ -240,6 +247,9 @@ impl Process {
             control: directory.socket(CONTROL),
             child,
             ended: Mutex::default(),
+            _bounded: AbortOnDropHandle::new(tokio::spawn(bound_output(
+                directory.path().to_owned(),
+            ))),
         })
     }
 
@@ -328,6 +338,22 @@ fn is_vmm(pid: u32) -> bool {
     arguments.len() > ARGUMENTS.len() && arguments.ends_with(&ARGUMENTS.map(str::to_owned))
 }
 
+/// Keeps what a running VMM writes within bounds. Its files are open for
+/// appending: cut, they are written on from their beginning.
+async fn bound_output(directory: PathBuf) {
+    loop {
+        tokio::time::sleep(LOOK_AT_OUTPUT).await;
+        for name in [VMM_OUT, VMM_ERR] {
+            let path = directory.join(name);
+            if fs::metadata(&path).is_ok_and(|facts| facts.len() > LARGEST_LOG)
+                && let Err(error) = OpenOptions::new().write(true).truncate(true).open(&path)
+            {
+                tracing::warn!(path = %path.display(), %error, "cannot cut what a VMM wrote");
+            }
+        }
+    }
+}
+
 fn move_aside_if_large(path: &Path) -> io::Result<()> {
     match fs::metadata(path) {
         Ok(facts) if facts.len() > LARGEST_LOG => fs::rename(path, path.with_extension("err.1")),
@@ -346,7 +372,7 @@ fn last_words_in(directory: &Path, otherwise: &str) -> Exit {
         Some(report) => judge(&report),
         None => Exit {
             kind: ExitKind::Failed,
-            detail: format!("without last words: {otherwise}"),
+            detail: format!("{otherwise}, without saying why"),
             json: String::new(),
         },
     }

@@ -124,7 +124,7 @@ async fn its_last_words_say_why_it_ended() {
     vm.kill();
     let exit = end_of(&vm).await;
     assert_eq!(exit.kind, ExitKind::Failed);
-    assert_eq!(exit.detail, "without last words: it was ended by signal 9");
+    assert_eq!(exit.detail, "it was ended by signal 9, without saying why");
     assert_eq!(proc::start_time(vm.record().pid), None, "no zombie stays");
 }
 

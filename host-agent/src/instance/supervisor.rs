@@ -5,7 +5,12 @@
 //! are carried out. A virtual machine that was spawned by an action whose record
 //! was never completed is found by where it runs.
 
-use std::{collections::VecDeque, io, sync::Arc, time::SystemTime};
+use std::{
+    collections::VecDeque,
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use fabric_proto::id::InstanceId;
 use tokio::sync::{mpsc, watch};
@@ -26,6 +31,7 @@ use crate::{
     guest::server::{GuestGoal, GuestLink, GuestServer, Heard},
     hypervisor::{Hypervisor, Vm, VmSpec},
     output::role_log::RoleLog,
+    policy::rate::Rate,
 };
 
 /// What the node lends to every instance.
@@ -72,6 +78,8 @@ pub struct Supervisor {
     preparing: Option<AbortOnDropHandle<Result<VmSpec, PrepareError>>>,
     server: Option<GuestServer>,
     guest_goal: watch::Sender<Option<GuestGoal>>,
+    /// What a guest may cause to be told.
+    tellings: Rate,
     heard: mpsc::Receiver<Heard>,
     heard_by: mpsc::Sender<Heard>,
 }
@@ -100,6 +108,9 @@ enum Happening {
     Abandoned,
 }
 
+/// Events that a guest may cause in a row, and how often one more.
+const MOST_TELLINGS: u32 = 100;
+const TELLING: Duration = Duration::from_secs(5);
 /// Reports of one guest that are taken before anything else gets its turn.
 const MOST_AT_ONCE: usize = 64;
 
@@ -128,6 +139,7 @@ impl Supervisor {
             preparing: None,
             server: None,
             guest_goal: watch::Sender::new(None),
+            tellings: Rate::new(MOST_TELLINGS, TELLING),
             heard,
             heard_by,
         }
@@ -288,9 +300,14 @@ impl Supervisor {
 
     async fn step(&mut self, input: Input) {
         let quiet = matches!(input, Input::Guest(GuestSaid::Heartbeat));
+        let by_guest = matches!(input, Input::Guest(_));
         let (now, limits) = (self.node.clock.now(), Arc::clone(&self.node.limits));
         let before = status::vm_state(self.machine().state());
-        let actions = self.manifest.machine.step(now, input, &limits);
+        let mut actions = self.manifest.machine.step(now, input, &limits);
+        if by_guest {
+            // A guest that changes its mind all the time does not fill the store.
+            actions.retain(|one| !matches!(one, Action::Tell(_)) || self.tellings.take(now));
+        }
         if quiet && actions.is_empty() {
             return;
         }
@@ -461,7 +478,7 @@ fn nothing_wanted() -> Wanted {
         restart_generation: 0,
         restart_scope: Scope::Role,
         always_on: true,
-        stop_grace: std::time::Duration::ZERO,
+        stop_grace: Duration::ZERO,
     }
 }
 

@@ -2,7 +2,7 @@
 //! gRPC client: the paths that need files, sockets and tasks. Everything about
 //! time and order is in the machine's own tests.
 
-use std::{path::PathBuf, time::Duration};
+use std::path::PathBuf;
 
 use fabric_proto::{guest::v1 as wire, id::Digest, node::v1 as node_wire};
 use hyper_util::rt::TokioIo;

@@ -35,6 +35,8 @@ pub struct LadderLimits {
     pub wait_initial: Duration,
     /// A wait grows no further.
     pub wait_max: Duration,
+    /// What is tried because its cause may pass waits no longer than this.
+    pub prepare_max: Duration,
     /// Endings within `window` that are free of waiting as long as the role
     /// became ready after each.
     pub endings_without_wait: u32,
@@ -52,6 +54,7 @@ impl Default for LadderLimits {
             reimages: 1,
             wait_initial: Duration::from_secs(1),
             wait_max: Duration::from_secs(60),
+            prepare_max: Duration::from_secs(10),
             endings_without_wait: 6,
             retry_initial: Duration::from_secs(600),
             retry_max: Duration::from_secs(3600),
@@ -134,7 +137,11 @@ impl Ladder {
         }
         self.in_a_row = self.in_a_row.saturating_add(1);
         Decision::Restart {
-            wait: backoff(self.in_a_row, limits.wait_initial, limits.wait_max),
+            wait: backoff(
+                self.in_a_row,
+                limits.wait_initial,
+                limits.prepare_max.min(limits.wait_max),
+            ),
         }
     }
 
