@@ -1,7 +1,9 @@
 //! The header of a vsock packet (virtio 1.2, 5.10.6).
 //!
 //! It is copied out of guest memory once and judged afterwards; the payload
-//! follows it in the same chain.
+//! follows it in the same chain, cut into descriptors anyhow. (The packet type
+//! of the `virtio-vsock` crate takes two descriptors at the most, and drivers
+//! that send without copying use more.)
 
 /// The length of a header in bytes.
 pub const HEADER_LEN: usize = 44;
