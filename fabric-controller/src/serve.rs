@@ -36,6 +36,8 @@ const TIDY: Duration = Duration::from_secs(60);
 /// How often a silent connection is asked whether it is still there, and how
 /// long for an answer.
 const KEEPALIVE: Duration = Duration::from_secs(10);
+/// Most calls at once on one connection.
+const CALLS: u32 = 1024;
 /// What a message has around its longest field.
 const AROUND: usize = 64 * 1024;
 /// Biggest message of a node: the status of very many instances.
@@ -115,6 +117,7 @@ impl Serve {
             let server = Server::builder()
                 .http2_keepalive_interval(Some(KEEPALIVE))
                 .http2_keepalive_timeout(Some(KEEPALIVE))
+                .max_concurrent_streams(Some(CALLS))
                 .add_routes(routes.clone());
             servers.spawn(server.serve_with_incoming_shutdown(
                 listener.connections(),

@@ -402,8 +402,11 @@ impl Blobs {
     /// The store or a file failed.
     pub async fn sweep(&self) -> Result<()> {
         let _moving = self.moving.lock().await;
-        let referred = self.referred().await?;
         let uploads = self.current_uploads().await?;
+        let mut referred = self.referred().await?;
+        // One that had just arrived when the controller was killed has no name
+        // yet; its upload, begun again, finds it.
+        referred.extend(uploads.iter().cloned());
         let (files, partials) = (self.files.clone(), self.uploads.clone());
         blocking(move || {
             remove_others(&files, &referred)?;

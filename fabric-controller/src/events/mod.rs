@@ -141,8 +141,8 @@ impl Follower {
     pub async fn next(&mut self) -> Result<Vec<Numbered>> {
         loop {
             let events = match self.watch.take() {
-                None => self.from_log().await?,
-                Some(watch) => self.from_watch(watch).await?,
+                None => self.read_log().await?,
+                Some(watch) => self.read_watch(watch).await?,
             };
             if !events.is_empty() {
                 return Ok(events);
@@ -150,7 +150,7 @@ impl Follower {
         }
     }
 
-    async fn from_log(&mut self) -> Result<Vec<Numbered>> {
+    async fn read_log(&mut self) -> Result<Vec<Numbered>> {
         let page = read(&*self.store, self.after, PAGE, &self.subject).await?;
         self.after = self.after.max(page.read_to);
         if page.complete {
@@ -164,7 +164,7 @@ impl Follower {
     }
 
     /// One that was too slow reads the log again from where it was.
-    async fn from_watch(
+    async fn read_watch(
         &mut self,
         mut watch: Box<dyn crate::store::Watch>,
     ) -> Result<Vec<Numbered>> {

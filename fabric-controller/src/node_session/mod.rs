@@ -11,7 +11,6 @@ mod watch;
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use fabric_proto::node::v1::{
     FetchBlobRequest, FetchBlobResponse, SendOutputRequest, SendOutputResponse, SessionRequest,
     SessionResponse, node_service_server::NodeService,
@@ -96,7 +95,7 @@ async fn relay(
             )));
         }
         // An operator who is gone wants no more.
-        if !piece.data.is_empty() && operator.send(Ok(Bytes::from(piece.data))).await.is_err() {
+        if !piece.data.is_empty() && operator.send(Ok(piece.data)).await.is_err() {
             return Ok(());
         }
         next = tokio::select! {

@@ -101,7 +101,7 @@ mod tests {
     #[test]
     fn ages_are_in_their_biggest_unit() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
-        let ago = |seconds| {
+        let ago = |seconds: i64| {
             age(
                 Some(&Timestamp {
                     seconds: 1_000_000 - seconds,

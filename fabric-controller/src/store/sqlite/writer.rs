@@ -128,7 +128,7 @@ fn step(
             key,
             value,
             revision,
-        })
+        });
     };
     match op {
         Op::Put { key, value } => {
