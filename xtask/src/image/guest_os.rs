@@ -260,3 +260,39 @@ fn identity(raw: &Path) -> Result<vhd::Identity> {
         time_stamp: vhd::format::TimeStamp(757_382_400),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_the_same_byte_for_byte_wherever_it_is_made() {
+        let make = || {
+            let dir = tempfile::tempdir().unwrap();
+            let raw = dir.path().join("raw");
+            let mut contents = vec![0; 4 << 20];
+            contents[3 << 20..][..5].copy_from_slice(b"hello");
+            fs::write(&raw, contents).unwrap();
+            let image = dir.path().join("image.vhd");
+            write_vhd(&raw, &image).unwrap();
+            fs::read(image).unwrap()
+        };
+        assert!(make() == make());
+    }
+
+    #[test]
+    fn a_file_without_a_directory_in_the_image_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("etc")).unwrap();
+        fs::write(dir.path().join("etc/motd"), "hello").unwrap();
+        let mut files = Vec::new();
+        collect(dir.path(), "", &mut files).unwrap();
+        assert_eq!(
+            files,
+            [("/etc/motd".to_owned(), dir.path().join("etc/motd"))]
+        );
+        fs::create_dir(dir.path().join("opt")).unwrap();
+        let error = collect(dir.path(), "", &mut files).unwrap_err().to_string();
+        assert!(error.contains("no directory /opt"), "{error}");
+    }
+}
