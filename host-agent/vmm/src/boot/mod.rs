@@ -1,1 +1,141 @@
-//! To be written.
+//! What the guest finds in its memory when it starts.
+//!
+//! | file | what it writes |
+//! |---|---|
+//! | [`layout`] | nothing: it says where everything lies |
+//! | [`kernel`] | the kernel, an ELF or a bzImage |
+//! | [`cmdline`] | composes the kernel command line |
+//! | [`params`] | the boot parameters with the memory map |
+//! | [`mptable`] | processors and interrupt lines |
+//! | [`tables`] | segments and page tables |
+//!
+//! It goes in two steps, because reading the kernel takes a while in which the
+//! rest is not known yet: [`load_kernel`], then [`finish`].
+
+pub mod cmdline;
+pub mod kernel;
+pub mod layout;
+pub mod mptable;
+pub mod params;
+pub mod tables;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+
+pub use cmdline::{CmdlineParts, CmdlineTooLong};
+pub use kernel::{KernelError, LoadedKernel};
+use layout::{BOOT_PARAMS, CMDLINE, EBDA};
+use params::InitrdPlace;
+
+use crate::memory::GAP_START;
+
+const PAGE: u64 = 0x1000;
+
+/// Why the guest's memory cannot be prepared.
+#[derive(Debug, Error)]
+pub enum BootError {
+    /// The initial RAM disk could not be read.
+    #[error("cannot read initial RAM disk {path}")]
+    InitrdRead {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The initial RAM disk does not fit.
+    #[error(
+        "initial RAM disk {path} of {size} bytes does not fit behind the kernel: \
+        raise `memory_mib`"
+    )]
+    InitrdSize {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        size: u64,
+    },
+    /// The guest's memory could not be written.
+    #[error("cannot write the guest's boot tables")]
+    Memory(#[from] GuestMemoryError),
+}
+
+/// What the second step needs to know.
+#[derive(Debug)]
+pub struct BootPlan<'a> {
+    /// The kernel that the first step loaded.
+    pub kernel: &'a LoadedKernel,
+    /// The composed command line.
+    pub cmdline: &'a str,
+    /// The initial RAM disk, if there is one.
+    pub initrd: Option<&'a Path>,
+    /// The guest's memory in bytes.
+    pub memory_size: u64,
+    /// The number of virtual CPUs.
+    pub vcpus: u8,
+}
+
+/// Reads the kernel into memory.
+///
+/// # Errors
+///
+/// As [`kernel::load`].
+pub fn load_kernel(
+    memory: &GuestMemoryMmap,
+    memory_size: u64,
+    path: &Path,
+) -> Result<LoadedKernel, KernelError> {
+    kernel::load(memory, memory_size.min(GAP_START), path)
+}
+
+/// Writes everything else.
+///
+/// # Errors
+///
+/// When the initial RAM disk cannot be read or does not fit.
+pub fn finish(memory: &GuestMemoryMmap, plan: &BootPlan<'_>) -> Result<(), BootError> {
+    let initrd = plan
+        .initrd
+        .map(|path| load_initrd(memory, plan, path))
+        .transpose()?;
+    let mut cmdline = plan.cmdline.as_bytes().to_vec();
+    cmdline.push(0);
+    memory.write_slice(&cmdline, GuestAddress(CMDLINE))?;
+    memory.write_slice(&mptable::build(plan.vcpus, EBDA), GuestAddress(EBDA))?;
+    let params = params::build(plan.kernel.setup, plan.memory_size, cmdline.len(), initrd);
+    memory.write_slice(&params, GuestAddress(BOOT_PARAMS))?;
+    tables::write(memory)?;
+    Ok(())
+}
+
+/// Puts the initial RAM disk as high as the kernel takes it.
+fn load_initrd(
+    memory: &GuestMemoryMmap,
+    plan: &BootPlan<'_>,
+    path: &Path,
+) -> Result<InitrdPlace, BootError> {
+    let unreadable = |source| BootError::InitrdRead {
+        path: path.to_owned(),
+        source,
+    };
+    let mut file = File::open(path).map_err(unreadable)?;
+    let size = file.metadata().map_err(unreadable)?.len();
+    let too_big = || BootError::InitrdSize {
+        path: path.to_owned(),
+        size,
+    };
+    let highest = u64::from(plan.kernel.setup.initrd_addr_max) + 1;
+    let top = plan.memory_size.min(GAP_START).min(highest);
+    let start = top.checked_sub(size).ok_or_else(too_big)? & !(PAGE - 1);
+    if start < plan.kernel.end {
+        return Err(too_big());
+    }
+    let (address, length) = (start as u32, size as usize);
+    memory.read_exact_volatile_from(GuestAddress(start), &mut file, length)?;
+    Ok(InitrdPlace {
+        address,
+        length: length as u32,
+    })
+}

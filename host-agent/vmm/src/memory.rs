@@ -1,0 +1,118 @@
+//! The guest's memory: where it lies, and the memfd behind it.
+//!
+//! ```text
+//!  0 ........ low RAM ........ 3 GiB .. gap: devices, IOAPIC, APIC .. 4 GiB .. high RAM ..
+//! ```
+//!
+//! The memory is one memfd, mapped shared, so that it can be handed to another
+//! process or kept as a file. Nothing of it is touched here: a guest costs the
+//! host the pages it uses.
+
+use std::fs::File;
+use std::os::fd::FromRawFd;
+use std::sync::Arc;
+
+use thiserror::Error;
+use vm_memory::mmap::FromRangesError;
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
+
+/// The guest's memory, shared between vCPUs, devices and their threads.
+pub type GuestMemory = Arc<GuestMemoryMmap>;
+
+/// Where low RAM ends at the latest and the gap for devices begins.
+pub const GAP_START: u64 = 3 << 30;
+/// Where the gap ends and RAM goes on.
+pub const GAP_END: u64 = 4 << 30;
+
+/// Why there is no memory for the guest.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// The host gave no memfd of this size.
+    #[error("the host has no memory file of {mib} MiB for the guest")]
+    Memfd {
+        /// The size asked for.
+        mib: u64,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The memfd could not be mapped.
+    #[error("cannot map the guest's {mib} MiB of memory")]
+    Map {
+        /// The size asked for.
+        mib: u64,
+        /// Why not.
+        #[source]
+        source: FromRangesError,
+    },
+}
+
+/// The runs of RAM for `size` bytes of memory: start and length, in order.
+pub fn ranges(size: u64) -> Vec<(u64, u64)> {
+    match size.checked_sub(GAP_START) {
+        None | Some(0) => vec![(0, size)],
+        Some(high) => vec![(0, GAP_START), (GAP_END, high)],
+    }
+}
+
+/// Makes memory of `mib` MiB, all zero.
+///
+/// # Errors
+///
+/// When the host has no room, in address space or under its limits.
+pub fn create(mib: u64) -> Result<GuestMemory, MemoryError> {
+    let size = mib << 20;
+    let file = memfd(size).map_err(|source| MemoryError::Memfd { mib, source })?;
+    let file = Arc::new(file);
+    let mut in_file = 0;
+    let mut regions = Vec::new();
+    for (start, length) in ranges(size) {
+        let offset = FileOffset::from_arc(Arc::clone(&file), in_file);
+        regions.push((GuestAddress(start), length as usize, Some(offset)));
+        in_file += length;
+    }
+    let memory = GuestMemoryMmap::from_ranges_with_files(regions)
+        .map_err(|source| MemoryError::Map { mib, source })?;
+    Ok(Arc::new(memory))
+}
+
+fn memfd(size: u64) -> std::io::Result<File> {
+    // SAFETY: the name is a string with its NUL; the call takes nothing else.
+    let fd = unsafe { libc::memfd_create(c"guest-memory".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was just opened and belongs to nobody else.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(size)?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{Bytes, GuestMemoryBackend};
+
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn ram_leaves_the_gap_for_devices_free() {
+        assert_eq!(ranges(128 << 20), [(0, 128 << 20)]);
+        assert_eq!(ranges(3 * GIB), [(0, 3 * GIB)]);
+        assert_eq!(ranges(5 * GIB), [(0, 3 * GIB), (4 * GIB, 2 * GIB)]);
+    }
+
+    #[test]
+    fn memory_beyond_the_gap_is_there_and_the_gap_is_not() {
+        let memory = create(3 * 1024 + 32).unwrap();
+        memory.write_obj(7u64, GuestAddress(4 * GIB + 8)).unwrap();
+        assert_eq!(
+            memory.read_obj::<u64>(GuestAddress(4 * GIB + 8)).unwrap(),
+            7
+        );
+        assert_eq!(memory.read_obj::<u64>(GuestAddress(8)).unwrap(), 0);
+        assert!(memory.read_obj::<u64>(GuestAddress(3 * GIB)).is_err());
+        assert_eq!(memory.last_addr(), GuestAddress(4 * GIB + (32 << 20) - 1));
+    }
+}
