@@ -6,6 +6,7 @@
 //! | [`machine`] | puts a machine together, runs it, takes it apart, says why it ended |
 //! | [`memory`] | the guest's memory |
 //! | [`boot`] | kernel, command line and tables, as the Linux boot protocol wants them |
+//! | [`kvm`] | opens the host's KVM |
 //! | [`vcpu`] | virtual CPUs: set-up, the run loop, what an exit means |
 //! | [`repair`] | what a KVM that interprets guest kernels lacks; not built elsewhere |
 //! | [`devices`] | serial port, keyboard controller, virtio block and vsock |
@@ -26,6 +27,7 @@ pub mod console;
 pub mod control;
 pub mod devices;
 pub mod exit;
+pub mod kvm;
 pub mod machine;
 pub mod memory;
 pub mod probe;

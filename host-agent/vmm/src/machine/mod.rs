@@ -1,1 +1,55 @@
-//! To be written.
+//! A machine from its configuration to its exit report.
+//!
+//! ```text
+//!   VmConfig ── assemble ──▶ Assembled ── start ──▶ event loop ── Outcome ──▶ ExitReport
+//!               (errors: nothing has run yet)       (one thread per vCPU)
+//! ```
+//!
+//! | file | what it does |
+//! |---|---|
+//! | [`assemble`] | opens everything and puts the machine together |
+//! | [`disks`] | opens disk images |
+//! | [`event_loop`] | runs it: signals, console input, control socket, vsock, halts |
+//! | [`events`] | what wakes the event loop |
+//! | [`report`] | what is told during the run and at its end |
+
+pub mod assemble;
+pub mod disks;
+pub mod event_loop;
+pub mod events;
+pub mod report;
+
+use std::time::Instant;
+
+use crate::config::{ConfigError, VmConfig};
+use crate::exit::{ExitReason, ExitReport};
+use crate::vcpu::fault::chain;
+
+pub use assemble::AssembleError;
+
+/// Runs a machine until it ends. `started` is when the process began.
+///
+/// Signals SIGTERM and SIGINT are blocked in the calling thread and end the
+/// machine; call this from a process that runs nothing else.
+pub fn run(config: &VmConfig, started: Instant) -> ExitReport {
+    let report = match assemble::assemble(config, started) {
+        Ok(machine) => event_loop::run(machine),
+        Err(error) => ExitReport::new(error.reason(), chain(&error)),
+    };
+    finish(report, &config.name, started)
+}
+
+/// The report for a configuration that cannot be used.
+pub fn refuse(error: &ConfigError, name: &str, started: Instant) -> ExitReport {
+    finish(
+        ExitReport::new(ExitReason::ConfigError, chain(error)),
+        name,
+        started,
+    )
+}
+
+fn finish(mut report: ExitReport, name: &str, started: Instant) -> ExitReport {
+    name.clone_into(&mut report.name);
+    report.uptime_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    report
+}

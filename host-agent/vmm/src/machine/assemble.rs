@@ -1,0 +1,405 @@
+//! Puts a machine together, in an order that gets to the guest's first
+//! instruction soon: while one thread finds out what kind of KVM this is,
+//! another reads the kernel.
+
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread;
+use std::time::Instant;
+
+use kvm_bindings::{
+    KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
+use thiserror::Error;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::errno;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::disks::{self, DiskError};
+use crate::boot::layout::{KVM_TSS, MMIO_SIZE, MmioSlot};
+use crate::boot::{self, BootError, BootPlan, CmdlineParts, CmdlineTooLong, KernelError};
+use crate::boot::{LoadedKernel, cmdline};
+use crate::config::{RepairMode, VmConfig};
+use crate::console::{ConsoleSink, RawTerminal, RingError, Watch};
+use crate::control::server::ServerError;
+use crate::devices::block::{Block, BlockError};
+use crate::devices::bus::{Bus, Overlap};
+use crate::devices::ports::Ports;
+use crate::devices::serial::{self, SerialPort};
+use crate::devices::virtio::mmio::QUEUE_NOTIFY_OFFSET;
+use crate::devices::virtio::{MmioTransport, VirtioDevice};
+use crate::devices::vsock::{Vsock, VsockError};
+use crate::exit::{ExitReason, KvmKind};
+use crate::kvm::{self, KvmError};
+use crate::memory::{self, GuestMemory, MemoryError};
+use crate::repair::counters::RepairCounters;
+use crate::repair::detect::{self, DetectError};
+use crate::repair::xstate::Layout;
+use crate::repair::{self, Repair, RepairError};
+use crate::vcpu::board::{Ending, Halts};
+use crate::vcpu::counters::ExitCounters;
+use crate::vcpu::setup::{self, SetupError, Start};
+use crate::vcpu::{Board, Vcpu};
+
+/// What the thread that tries KVM out may use as its stack.
+const DETECT_STACK: usize = 128 * 1024;
+
+/// Why a machine cannot be put together. Nothing of it has run yet.
+#[derive(Debug, Error)]
+pub enum AssembleError {
+    /// KVM cannot be used.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// What kind of KVM it is could not be found out.
+    #[error("cannot find out how this KVM runs guests")]
+    Detect(#[from] DetectError),
+    /// The guest's memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The kernel.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The command line.
+    #[error(transparent)]
+    Cmdline(#[from] CmdlineTooLong),
+    /// What the kernel finds in memory.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// A disk image.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// A block device.
+    #[error(transparent)]
+    Block(#[from] BlockError),
+    /// The vsock device.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
+    /// The console ring.
+    #[error(transparent)]
+    Console(#[from] RingError),
+    /// The terminal.
+    #[error("cannot put the terminal into raw mode")]
+    Terminal(#[source] std::io::Error),
+    /// The control socket.
+    #[error(transparent)]
+    Control(#[from] ServerError),
+    /// There are more devices than interrupt lines.
+    #[error("there are more devices than interrupt lines: remove a disk")]
+    TooManyDevices,
+    /// Two devices want the same addresses.
+    #[error("the devices do not fit side by side")]
+    Overlap(#[from] Overlap),
+    /// KVM cannot be repaired.
+    #[error("this KVM interprets guest kernels and cannot be repaired")]
+    Repair(#[from] RepairError),
+    /// A virtual CPU.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// A call to KVM failed.
+    #[error("{call} failed")]
+    Call {
+        /// The call.
+        call: &'static str,
+        /// Why.
+        #[source]
+        source: errno::Error,
+    },
+    /// The host gave no descriptor or thread.
+    #[error("the host gives the machine no {what}")]
+    Host {
+        /// What was asked for.
+        what: &'static str,
+        /// What it answered.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl AssembleError {
+    /// Whether it is the configuration, the files and the host that have to
+    /// change, or this program.
+    pub fn reason(&self) -> ExitReason {
+        match self {
+            AssembleError::Detect(_)
+            | AssembleError::Repair(_)
+            | AssembleError::Setup(_)
+            | AssembleError::Overlap(_)
+            | AssembleError::Call { .. }
+            | AssembleError::Host { .. } => ExitReason::InternalError,
+            _ => ExitReason::ConfigError,
+        }
+    }
+
+    fn call(call: &'static str) -> impl Fn(errno::Error) -> AssembleError {
+        move |source| AssembleError::Call { call, source }
+    }
+
+    pub(super) fn host(what: &'static str) -> impl Fn(std::io::Error) -> AssembleError {
+        move |source| AssembleError::Host { what, source }
+    }
+}
+
+/// A machine, ready to run.
+pub struct Assembled {
+    /// What it was made of.
+    pub config: VmConfig,
+    /// When the process began.
+    pub started: Instant,
+    /// How KVM runs its kernel.
+    pub kvm: KvmKind,
+    /// What its virtual CPUs share.
+    pub board: Arc<Board>,
+    /// What was repaired.
+    pub repaired: Arc<RepairCounters>,
+    /// What was seen on the console.
+    pub watch: Arc<Mutex<Watch>>,
+    /// The serial port, for the user's input.
+    pub serial: Arc<Mutex<SerialPort>>,
+    /// The vsock device's part in the event loop.
+    pub vsock: Option<crate::devices::vsock::VsockEventHandler>,
+    /// The user's terminal, if it is one.
+    pub terminal: Option<RawTerminal>,
+    /// The virtual CPUs, not running yet.
+    pub vcpus: Vec<Vcpu>,
+    /// The virtual machine; it lives as long as anything of it.
+    pub vm: VmFd,
+}
+
+impl std::fmt::Debug for Assembled {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Assembled")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Puts the machine together.
+///
+/// # Errors
+///
+/// When anything it needs is missing, wrong or refused.
+pub fn assemble(config: &VmConfig, started: Instant) -> Result<Assembled, AssembleError> {
+    let kvm = kvm::open()?;
+    let memory = memory::create(config.memory_mib)?;
+    let memory_size = config.memory_mib << 20;
+    let (kind, kernel, vm) = thread::scope(|scope| {
+        let detecting = thread::Builder::new()
+            .name("detect".to_owned())
+            .stack_size(DETECT_STACK)
+            .spawn_scoped(scope, || kind_of(&kvm, config.repair))
+            .map_err(AssembleError::host("thread"))?;
+        let kernel = boot::load_kernel(&memory, memory_size, &config.kernel)?;
+        let vm = create_vm(&kvm, &memory)?;
+        let kind = detecting
+            .join()
+            .map_err(|_| AssembleError::host("answer")(std::io::Error::other("panic")))??;
+        Ok::<_, AssembleError>((kind, kernel, vm))
+    })?;
+    if kind == KvmKind::Hardware {
+        create_timer(&vm)?;
+    } else {
+        kvm::check_repairable(&kvm)?;
+        repair::prepare(&vm)?;
+    }
+
+    let sink = ConsoleSink::open(&config.console)?;
+    let watch = sink.watch();
+    let serial_irq = interrupt(&vm, serial::IRQ)?;
+    let serial = Arc::new(Mutex::new(SerialPort::new(serial_irq, sink)));
+    let mut devices = Devices::new(&vm, &memory);
+    for disk in &config.disks {
+        let image = disks::open(disk)?;
+        devices.add(Box::new(Block::new(image, &disk.serial, disk.readonly)?))?;
+    }
+    let mut vsock_events = None;
+    if let Some(vsock) = &config.vsock {
+        let device = Vsock::new(u64::from(vsock.cid), &vsock.path)?;
+        vsock_events = Some(device.event_handler());
+        devices.add(Box::new(device))?;
+    }
+    let Devices { bus, slots, .. } = devices;
+    write_boot_data(config, kind, &memory, &kernel, &slots)?;
+
+    let board = Arc::new(Board {
+        memory: Arc::clone(&memory),
+        ports: Ports::new(Arc::clone(&serial)),
+        bus,
+        exits: ExitCounters::default(),
+        ending: Ending::new().map_err(AssembleError::host("event descriptor"))?,
+        halts: Halts::new(config.vcpus),
+        first_run: OnceLock::new(),
+    });
+    let repaired = Arc::new(RepairCounters::default());
+    let vcpus = create_vcpus(&kvm, &vm, config, kernel.entry, kind, &board, &repaired)?;
+    let stdio = config.console == crate::config::ConsoleConfig::Stdio;
+    let terminal = if stdio {
+        RawTerminal::enter()
+    } else {
+        Ok(None)
+    };
+    Ok(Assembled {
+        config: config.clone(),
+        started,
+        kvm: kind,
+        board,
+        repaired,
+        watch,
+        serial,
+        vsock: vsock_events,
+        terminal: terminal.map_err(AssembleError::Terminal)?,
+        vcpus,
+        vm,
+    })
+}
+
+fn kind_of(kvm: &Kvm, mode: RepairMode) -> Result<KvmKind, DetectError> {
+    match mode {
+        RepairMode::On => Ok(KvmKind::Interpreted),
+        RepairMode::Off => Ok(KvmKind::Hardware),
+        RepairMode::Auto => detect::detect(kvm),
+    }
+}
+
+fn create_vm(kvm: &Kvm, memory: &GuestMemory) -> Result<VmFd, AssembleError> {
+    let vm = kvm
+        .create_vm()
+        .map_err(AssembleError::call("KVM_CREATE_VM"))?;
+    vm.set_tss_address(KVM_TSS)
+        .map_err(AssembleError::call("KVM_SET_TSS_ADDR"))?;
+    vm.create_irq_chip()
+        .map_err(AssembleError::call("KVM_CREATE_IRQCHIP"))?;
+    for (slot, region) in memory.iter().enumerate() {
+        let start = region.start_addr();
+        let host = memory
+            .get_host_address(start)
+            .map_err(|error| AssembleError::Boot(BootError::Memory(error)))?;
+        let region = kvm_userspace_memory_region {
+            slot: slot as u32,
+            flags: 0,
+            guest_phys_addr: start.0,
+            memory_size: region.len(),
+            userspace_addr: host as u64,
+        };
+        // SAFETY: the mapping has this size, and the board, which every virtual
+        // CPU holds, keeps it mapped while the guest can run.
+        unsafe { vm.set_user_memory_region(region) }
+            .map_err(AssembleError::call("KVM_SET_USER_MEMORY_REGION"))?;
+    }
+    Ok(vm)
+}
+
+/// The interval timer, by which kernels that do not know KVM calibrate theirs.
+/// Where kernels are interpreted its ticks would cost too much, and those that
+/// can be run there do without.
+fn create_timer(vm: &VmFd) -> Result<(), AssembleError> {
+    let config = kvm_pit_config {
+        flags: KVM_PIT_SPEAKER_DUMMY,
+        ..kvm_pit_config::default()
+    };
+    vm.create_pit2(config)
+        .map_err(AssembleError::call("KVM_CREATE_PIT2"))
+}
+
+/// An event that raises interrupt line `line`.
+fn interrupt(vm: &VmFd, line: u32) -> Result<EventFd, AssembleError> {
+    let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
+        .map_err(AssembleError::host("event descriptor"))?;
+    vm.register_irqfd(&event, line)
+        .map_err(AssembleError::call("KVM_IRQFD"))?;
+    Ok(event)
+}
+
+/// Gives each virtio device its window and its interrupt line.
+struct Devices<'a> {
+    vm: &'a VmFd,
+    memory: &'a GuestMemory,
+    bus: Bus,
+    slots: Vec<MmioSlot>,
+}
+
+impl<'a> Devices<'a> {
+    fn new(vm: &'a VmFd, memory: &'a GuestMemory) -> Devices<'a> {
+        Devices {
+            vm,
+            memory,
+            bus: Bus::new(),
+            slots: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), AssembleError> {
+        let slot = MmioSlot::nth(self.slots.len()).ok_or(AssembleError::TooManyDevices)?;
+        let irq = interrupt(self.vm, slot.irq)?;
+        let transport = MmioTransport::new(device, Arc::clone(self.memory), irq);
+        let address = IoEventAddress::Mmio(slot.base + QUEUE_NOTIFY_OFFSET);
+        for (queue, event) in (0u32..).zip(transport.queue_events()) {
+            self.vm
+                .register_ioevent(event, &address, queue)
+                .map_err(AssembleError::call("KVM_IOEVENTFD"))?;
+        }
+        self.bus
+            .insert(slot.base, MMIO_SIZE, Arc::new(Mutex::new(transport)))?;
+        self.slots.push(slot);
+        Ok(())
+    }
+}
+
+fn write_boot_data(
+    config: &VmConfig,
+    kvm: KvmKind,
+    memory: &GuestMemory,
+    kernel: &LoadedKernel,
+    devices: &[MmioSlot],
+) -> Result<(), AssembleError> {
+    let cmdline = cmdline::compose(&CmdlineParts {
+        root: config
+            .disks
+            .first()
+            .map(|_| config.root.as_str())
+            .filter(|root| !root.is_empty()),
+        root_readonly: config.disks.first().is_some_and(|disk| disk.readonly),
+        devices,
+        kvm,
+        extra: &config.cmdline,
+    })?;
+    let plan = BootPlan {
+        kernel,
+        cmdline: &cmdline,
+        initrd: config.initrd.as_deref(),
+        memory_size: config.memory_mib << 20,
+        vcpus: config.vcpus,
+    };
+    Ok(boot::finish(memory, &plan)?)
+}
+
+fn create_vcpus(
+    kvm: &Kvm,
+    vm: &VmFd,
+    config: &VmConfig,
+    entry: u64,
+    kind: KvmKind,
+    board: &Arc<Board>,
+    repaired: &Arc<RepairCounters>,
+) -> Result<Vec<Vcpu>, AssembleError> {
+    let supported = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(AssembleError::call("KVM_GET_SUPPORTED_CPUID"))?;
+    let layout = (kind == KvmKind::Interpreted).then(|| Arc::new(Layout::of_host()));
+    let start = Start {
+        entry,
+        vcpus: config.vcpus,
+    };
+    (0..config.vcpus)
+        .map(|id| {
+            let mut fd = vm
+                .create_vcpu(u64::from(id))
+                .map_err(AssembleError::call("KVM_CREATE_VCPU"))?;
+            setup::set_up(&fd, id, &supported, start)?;
+            let repair = layout.as_ref().map(|layout| {
+                let memory = Arc::clone(&board.memory);
+                Repair::new(&mut fd, memory, Arc::clone(repaired), Arc::clone(layout))
+            });
+            Ok(Vcpu::new(id, fd, Arc::clone(board), repair))
+        })
+        .collect()
+}

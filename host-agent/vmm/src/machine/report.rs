@@ -1,0 +1,218 @@
+//! What is told of a machine: while it runs over the control socket, and at its
+//! end.
+
+use std::any::Any;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use super::assemble::Assembled;
+use crate::console::Watch;
+use crate::control::protocol::{Answer, Request, Stats, Status};
+use crate::control::server::Answerer;
+use crate::exit::{ExitReason, ExitReport, KvmKind, Timings};
+use crate::repair::counters::RepairCounters;
+use crate::vcpu::{Board, Outcome};
+
+/// Knows all that can be told of a machine.
+#[derive(Debug, Clone)]
+pub struct Reporter {
+    started: Instant,
+    name: String,
+    vcpus: u8,
+    memory_mib: u64,
+    kvm: KvmKind,
+    board: Arc<Board>,
+    repaired: Arc<RepairCounters>,
+    watch: Arc<Mutex<Watch>>,
+}
+
+impl Reporter {
+    /// The reporter of this machine.
+    pub fn new(machine: &Assembled) -> Reporter {
+        Reporter {
+            started: machine.started,
+            name: machine.config.name.clone(),
+            vcpus: machine.config.vcpus,
+            memory_mib: machine.config.memory_mib,
+            kvm: machine.kvm,
+            board: Arc::clone(&machine.board),
+            repaired: Arc::clone(&machine.repaired),
+            watch: Arc::clone(&machine.watch),
+        }
+    }
+
+    /// The report at the machine's end.
+    pub fn exit_report(&self) -> ExitReport {
+        let panic = self.watch().panic().map(str::to_owned);
+        let outcome = self.board.ending.outcome();
+        let (reason, detail) = explain(outcome.as_ref(), panic.as_deref());
+        let mut report = ExitReport::new(reason, detail);
+        report.fault = match outcome {
+            Some(Outcome::TripleFault(fault)) => Some(*fault),
+            Some(Outcome::Failed { fault, .. }) => fault.map(|fault| *fault),
+            _ => None,
+        };
+        report.panic = panic;
+        report.timings = self.timings();
+        report.exits = self.board.exits.report();
+        report.repair = Some(self.repaired.report(self.kvm));
+        report
+    }
+
+    fn status(&self) -> Status {
+        let state = if self.board.ending.has_ended() {
+            "stopping"
+        } else {
+            "running"
+        };
+        Status {
+            name: self.name.clone(),
+            state: state.to_owned(),
+            pid: std::process::id(),
+            uptime_ms: self.uptime_ms(),
+            vcpus: self.vcpus,
+            memory_mib: self.memory_mib,
+            kvm: self.kvm,
+        }
+    }
+
+    fn stats(&self) -> Stats {
+        Stats {
+            uptime_ms: self.uptime_ms(),
+            timings: self.timings(),
+            exits: self.board.exits.report(),
+            repair: self.repaired.report(self.kvm),
+        }
+    }
+
+    fn timings(&self) -> Timings {
+        let since_start = |at: Option<Instant>| {
+            let elapsed = at?.saturating_duration_since(self.started);
+            Some((elapsed.as_secs_f64() * 1e5).round() / 1e2)
+        };
+        let watch = self.watch();
+        Timings {
+            first_run_ms: since_start(self.board.first_run.get().copied()),
+            first_byte_ms: since_start(watch.first_byte()),
+            first_line_ms: since_start(watch.first_line()),
+        }
+    }
+
+    fn uptime_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn watch(&self) -> std::sync::MutexGuard<'_, Watch> {
+        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Answerer for Reporter {
+    fn answer(&mut self, request: Request) -> Answer {
+        match request {
+            Request::Status => Answer::status(self.status()),
+            Request::Stats => Answer::stats(self.stats()),
+            Request::Stop => {
+                let by = "the control socket".to_owned();
+                self.board.ending.end(Outcome::Stopped { by });
+                Answer::done()
+            }
+        }
+    }
+}
+
+/// Why the machine ended, in a word and in a sentence. A guest that panicked and
+/// was then reset, halted or lost has panicked.
+fn explain(outcome: Option<&Outcome>, panic: Option<&str>) -> (ExitReason, String) {
+    let guest = |reason, detail: &str| match panic {
+        Some(text) => (
+            ExitReason::KernelPanic,
+            format!("the guest's kernel panicked: {text}"),
+        ),
+        None => (reason, detail.to_owned()),
+    };
+    match outcome {
+        Some(Outcome::PowerOff) => guest(
+            ExitReason::GuestPowerOff,
+            "the guest halted every virtual CPU for good",
+        ),
+        Some(Outcome::Reset) => guest(ExitReason::GuestReset, "the guest asked for a reset"),
+        Some(Outcome::TripleFault(fault)) => {
+            let (vcpu, rip) = (fault.vcpu, &fault.rip);
+            let detail = format!("vCPU {vcpu} met a triple fault near {rip}");
+            guest(ExitReason::TripleFault, &detail)
+        }
+        Some(Outcome::Stopped { by }) => (ExitReason::Stopped, format!("stopped by {by}")),
+        Some(Outcome::Failed {
+            message,
+            fault: None,
+        }) => (ExitReason::InternalError, message.clone()),
+        Some(Outcome::Failed {
+            message,
+            fault: Some(fault),
+        }) => {
+            let instruction = fault.instruction.as_deref().unwrap_or("no instruction");
+            let detail = format!(
+                "{message}, at {} ({}: {instruction})",
+                fault.rip, fault.bytes
+            );
+            (ExitReason::InternalError, detail)
+        }
+        None => (
+            ExitReason::InternalError,
+            "the machine ended without saying why".to_owned(),
+        ),
+    }
+}
+
+/// What a panic said.
+pub fn panic_text(payload: &(dyn Any + Send)) -> &str {
+    payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_explains_whatever_end_it_had() {
+        for outcome in [Outcome::Reset, Outcome::PowerOff] {
+            let (reason, detail) = explain(Some(&outcome), Some("no init"));
+            assert_eq!(reason, ExitReason::KernelPanic);
+            assert!(detail.ends_with("no init"));
+        }
+        let stopped = Outcome::Stopped {
+            by: "signal SIGTERM".into(),
+        };
+        let (reason, detail) = explain(Some(&stopped), Some("no init"));
+        assert_eq!(
+            (reason, detail.as_str()),
+            (ExitReason::Stopped, "stopped by signal SIGTERM")
+        );
+    }
+
+    #[test]
+    fn ends_without_a_panic_are_what_they_are() {
+        assert_eq!(
+            explain(Some(&Outcome::Reset), None).0,
+            ExitReason::GuestReset
+        );
+        assert_eq!(
+            explain(Some(&Outcome::PowerOff), None).0,
+            ExitReason::GuestPowerOff
+        );
+        let failed = Outcome::Failed {
+            message: "vCPU 0: bad".into(),
+            fault: None,
+        };
+        assert_eq!(
+            explain(Some(&failed), None),
+            (ExitReason::InternalError, "vCPU 0: bad".into())
+        );
+        assert_eq!(explain(None, None).0, ExitReason::InternalError);
+    }
+}

@@ -1,0 +1,10 @@
+//! The program `fabric-vmm`: see `fabric-vmm --help`.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+mod cli;
+
+fn main() -> ExitCode {
+    cli::main(Instant::now())
+}
