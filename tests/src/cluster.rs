@@ -191,7 +191,7 @@ impl Cluster {
     /// It is refused.
     pub fn upload_guest_os(&self) -> anyhow::Result<()> {
         let image = self.place.guest_os.display().to_string();
-        self.fabctl(&["image", "upload", "--name", "guest-os", &image])?;
+        self.fabctl(&["image", "upload", "guest-os", &image])?;
         Ok(())
     }
 
@@ -212,7 +212,7 @@ impl Cluster {
         );
         let image = image.display().to_string();
         self.fabctl(&["package", "build", &folder, "-o", &image])?;
-        self.fabctl(&["package", "upload", "--name", name, &image])?;
+        self.fabctl(&["package", "upload", name, &image])?;
         Ok(())
     }
 

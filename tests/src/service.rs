@@ -89,6 +89,7 @@ instances = {instances}
 image = "guest-os"
 command = [{command}]
 stop_grace = "2s"
+startup_grace = "20s"
 "#,
             name = self.name,
             vcpus = self.vcpus,
@@ -111,14 +112,14 @@ stop_grace = "2s"
                 r#"
 [role.liveness]
 http = { port = 8080, path = "/passwd" }
-period = "1s"
-timeout = "1s"
+period = "2s"
+timeout = "4s"
 failure_threshold = 2
 
 [role.readiness]
 tcp = { port = 8080 }
 period = "1s"
-timeout = "1s"
+timeout = "4s"
 "#,
             );
         }

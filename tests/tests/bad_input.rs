@@ -29,7 +29,7 @@ async fn a_corrupt_image_is_refused_by_the_field_that_is_wrong() -> anyhow::Resu
     let corrupt = cluster.path("corrupt.vhd");
     fs::write(&corrupt, image)?;
     let corrupt = corrupt.display().to_string();
-    let refused = cluster.fabctl_output(&["image", "upload", "--name", "bad", &corrupt])?;
+    let refused = cluster.fabctl_output(&["image", "upload", "bad", &corrupt])?;
     let said = String::from_utf8_lossy(&refused.stderr).to_lowercase();
     ensure!(
         !refused.status.success() && said.contains("checksum"),
@@ -109,7 +109,7 @@ async fn a_full_controller_disk_refuses_an_upload_and_works_on() -> anyhow::Resu
     .await?;
 
     let image = cluster.place.guest_os.display().to_string();
-    let refused = cluster.fabctl_output(&["image", "upload", "--name", "guest-os", &image])?;
+    let refused = cluster.fabctl_output(&["image", "upload", "guest-os", &image])?;
     let said = String::from_utf8_lossy(&refused.stderr).to_lowercase();
     ensure!(
         !refused.status.success() && said.contains("space"),

@@ -22,7 +22,7 @@ pub struct Cli {
 
     /// How to show things: a table for people, or JSON for programs (lists as
     /// one array; what follows as one object a line).
-    #[arg(long, short, global = true, value_enum, default_value_t = Format::Table)]
+    #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
     pub output: Format,
 
     /// What to do.
