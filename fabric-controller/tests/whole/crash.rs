@@ -82,7 +82,8 @@ async fn nothing_acknowledged_is_lost_when_it_is_killed() {
             writer.await.unwrap();
         }
         (program, client) = Program::start(dir.path()).await;
-        check(&client, *acknowledged.lock().unwrap()).await;
+        let versions = *acknowledged.lock().unwrap();
+        check(&client, versions).await;
     }
     let versions = *acknowledged.lock().unwrap();
     assert!(
