@@ -190,6 +190,19 @@ fn queues_cannot_be_laid_out_before_features_are_settled() {
 }
 
 #[test]
+fn a_queue_keeps_its_geometry_while_it_is_ready() {
+    let mut machine = Machine::new();
+    negotiate(&mut machine.transport, RING_FEATURES);
+    for (index, queue) in machine.queues.iter().enumerate() {
+        lay_out(&mut machine.transport, index as u32, &queue.config());
+        // With this size it could not be used.
+        write(&mut machine.transport, register::VIRTIO_MMIO_QUEUE_NUM, 3);
+    }
+    write(&mut machine.transport, register::VIRTIO_MMIO_STATUS, 15);
+    assert!(machine.is_running());
+}
+
+#[test]
 fn a_queue_keeps_its_geometry_once_the_driver_is_ready() {
     let mut machine = Machine::new();
     machine.bring_up();

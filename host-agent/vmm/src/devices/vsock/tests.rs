@@ -573,6 +573,20 @@ fn a_guest_that_takes_no_packets_loses_none() {
 }
 
 #[test]
+fn no_receive_buffer_is_lost_over_many_messages() {
+    let mut guest = Guest::without_driver();
+    guest.start_driver();
+    guest.give_buffers(4);
+    let listener = guest.listen(1024);
+    let mut host = guest.connect(&listener, PORTS);
+    for message in 0..300_u32 {
+        host.write_all(&message.to_le_bytes()).unwrap();
+        assert_eq!(guest.receive().1, message.to_le_bytes());
+        guest.expect_nothing();
+    }
+}
+
+#[test]
 fn a_flood_of_nonsense_is_answered_in_bounded_memory() {
     let mut guest = Guest::without_driver();
     guest.start_driver();
