@@ -98,7 +98,6 @@ impl Cluster {
         host_agent.extend(["--controller".into(), format!("unix:{}", at("api.sock"))]);
         host_agent.extend(["--node-id".into(), "node-1".into()]);
         host_agent.extend(["--kernel".into(), kernel.display().to_string()]);
-        host_agent.extend(["--guest-heartbeat".into(), "1s".into()]);
         host_agent.extend(["--fault-injection".into(), "--stop-vms-on-exit".into()]);
         host_agent.extend(options.host_agent);
 
