@@ -24,6 +24,7 @@ use crate::{
     blobs::BlobCache,
     clock::{self, Clock},
     events::EventLog,
+    files,
     hypervisor::process::ProcessHypervisor,
     instance::{disks::Workshop, machine::Limits, status::Board, supervisor::Node as Lent},
     inventory,
@@ -155,6 +156,7 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
         .await
         .context("cannot take up what ran before")?;
 
+    let socket = data.join(SOCKET);
     let served = tokio::spawn(serve_health(listener(&options, &data)?));
     let outputs = tokio::spawn(send_outputs(node.view(), client.clone()));
     let (goals, mut taken) = mpsc::channel(4);
@@ -185,6 +187,9 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
     link.abort();
     outputs.abort();
     served.abort();
+    if options.listen.is_none() {
+        files::remove_if_there(&socket).context("cannot remove our socket")?;
+    }
     Ok(())
 }
 
@@ -280,7 +285,7 @@ fn listen_at(path: &Path) -> anyhow::Result<Listener> {
     };
     let bind = || -> io::Result<UnixListener> {
         use std::os::fd::AsRawFd as _;
-        crate::files::remove_if_there(path)?;
+        files::remove_if_there(path)?;
         // A short name, however long the path is.
         let handle = File::open(directory)?;
         let short = PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd())).join(name);

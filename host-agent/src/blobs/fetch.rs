@@ -119,8 +119,9 @@ impl Part {
         if self.at != self.blob.bytes || got != self.blob.digest {
             return Err(self.throw_away(format!("{} bytes of {got}", self.at)));
         }
-        if let Err(source) = vhd::open(&self.path, &vhd::OpenOptions::read_only()) {
+        if let Err(error) = vhd::open(&self.path, &vhd::OpenOptions::read_only()) {
             self.throw_away(String::new());
+            let source = Box::new(error);
             return Err(BlobError::NotADisk {
                 digest: self.blob.digest,
                 source,

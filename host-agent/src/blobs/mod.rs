@@ -53,7 +53,7 @@ pub enum BlobError {
         digest: Digest,
         /// What is wrong with it.
         #[source]
-        source: vhd::Error,
+        source: Box<vhd::Error>,
     },
     /// There is no room for it.
     #[error(

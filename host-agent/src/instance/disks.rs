@@ -34,7 +34,7 @@ pub enum PrepareError {
         path: PathBuf,
         /// What went wrong.
         #[source]
-        source: vhd::Error,
+        source: Box<vhd::Error>,
     },
     /// A disk that is in the way cannot be removed.
     #[error("cannot remove its old disk {path}")]
@@ -127,7 +127,7 @@ pub async fn prepare(
         vhd::create_differencing(&disk, &image, &vhd::DifferencingOptions::default()).map_err(
             |source| PrepareError::Disk {
                 path: disk.clone(),
-                source,
+                source: Box::new(source),
             },
         )?;
         let message = format!("a fresh disk on {}", goal.image.digest);

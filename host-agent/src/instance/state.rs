@@ -78,10 +78,15 @@ pub enum State {
     },
     /// The guest agent is there.
     Running {
-        /// When the VMM was spawned.
-        launched: Duration,
         /// Last sign of life.
         heard: Duration,
+    },
+    /// The guest said goodbye: it goes down on its own.
+    Leaving {
+        /// To come back up.
+        reboot: bool,
+        /// When it should be down.
+        deadline: Duration,
     },
     /// On its way down.
     Stopping {
@@ -131,6 +136,11 @@ pub enum Then {
     Goal,
     /// A start, if the goal still wants it to run.
     Start(Start),
+    /// What follows a guest's own end, though it had to be helped.
+    Ended {
+        /// It wanted to come back up.
+        reboot: bool,
+    },
     /// The ladder decides, if the goal still wants it to run.
     Recover {
         /// What was wrong.

@@ -47,7 +47,7 @@ pub fn vm_state(state: &State) -> wire::VmState {
         State::Preparing { .. } => wire::VmState::Preparing,
         State::Launching | State::Booting { .. } => wire::VmState::Booting,
         State::Running { .. } => wire::VmState::Running,
-        State::Stopping { .. } => wire::VmState::Stopping,
+        State::Leaving { .. } | State::Stopping { .. } => wire::VmState::Stopping,
         State::Stopped { .. } | State::Removed => wire::VmState::Stopped,
         State::Backoff { .. } => wire::VmState::Backoff,
         State::Failed { .. } => wire::VmState::Failed,

@@ -1,6 +1,10 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::{
+    guest::report::RoleCondition,
+    instance::state::{Exit, ExitKind, GuestSaid, StoppedBy, Unprepared},
+};
 
 /// A machine and what it did, for stories.
 struct Story {
@@ -176,7 +180,6 @@ fn a_host_agent_that_did_not_run_does_not_blame_the_guest() {
     assert_eq!(
         *story.machine.state(),
         State::Running {
-            launched: Duration::from_secs(1000),
             heard: story.now - Duration::from_secs(4),
         }
     );
@@ -242,6 +245,32 @@ fn a_guest_that_powers_off_by_itself_comes_back_if_its_policy_is_always() {
         story.goal(|wanted| wanted.restart_generation += 1).did(),
         [KEEP]
     );
+}
+
+#[test]
+fn a_guest_that_says_goodbye_is_given_time_and_then_help_but_no_blame() {
+    let mut story = Story::new();
+    story
+        .goal(|_| {})
+        .becomes_ready()
+        .hears(GuestSaid::Goodbye { reboot: false })
+        .did();
+    let goodbye = story.now;
+    assert_eq!(story.waits().did(), [Action::Kill]);
+    assert_eq!(story.now - goodbye, story.limits.leave);
+    assert_eq!(
+        story.exits(ExitKind::Failed).told(),
+        [
+            Reason::VmmExited,
+            Reason::GuestPoweredOff,
+            Reason::VmRestarting,
+        ]
+    );
+    story
+        .becomes_ready()
+        .hears(GuestSaid::Goodbye { reboot: true })
+        .did();
+    assert_eq!(story.exits(ExitKind::GuestReset).did(), [KEEP]);
 }
 
 #[test]
@@ -478,6 +507,7 @@ enum Move {
     Exited(u8),
     Hello,
     Heartbeat,
+    Goodbye(bool),
     Role(u8, u32),
     Wait(u64),
     Resume(bool),
@@ -496,6 +526,7 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
             (0u8..5).prop_map(Move::Exited),
             Just(Move::Hello),
             Just(Move::Heartbeat),
+            any::<bool>().prop_map(Move::Goodbye),
             (0u8..5, 0u32..7).prop_map(|(condition, failures)| Move::Role(condition, failures)),
             (0u64..100_000).prop_map(Move::Wait),
             any::<bool>().prop_map(Move::Resume),
@@ -584,6 +615,9 @@ proptest! {
                     story.hears(GuestSaid::Hello { boot_id: "x".to_owned() });
                 }
                 Move::Heartbeat if world.vm => { story.hears(GuestSaid::Heartbeat); }
+                Move::Goodbye(reboot) if world.vm => {
+                    story.hears(GuestSaid::Goodbye { reboot });
+                }
                 Move::Role(condition, failures) if world.vm => {
                     story.role(match condition {
                         0 => RoleCondition::Starting,

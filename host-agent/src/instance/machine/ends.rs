@@ -1,0 +1,279 @@
+//! What follows when a step succeeds or fails, or the machine ends.
+
+use std::time::Duration;
+
+use super::{Actions, Limits, Machine, tell};
+use crate::{
+    events::Reason,
+    instance::state::{
+        Action, Exit, ExitKind, Presence, Start, State, StoppedBy, Stopping, Then, Unprepared,
+    },
+    policy::ladder::Decision,
+};
+
+impl Machine {
+    pub(super) fn on_prepared(
+        &mut self,
+        now: Duration,
+        result: Result<(), Unprepared>,
+        limits: &Limits,
+        actions: &mut Actions,
+    ) {
+        let State::Preparing { start } = self.state else {
+            return;
+        };
+        match result {
+            Ok(()) => {
+                self.state = State::Launching;
+                self.boots = self.boots.saturating_add(1);
+                self.vm_restarts = self.vm_restarts.saturating_add(u32::from(start.recovery));
+                self.role = None;
+                self.boot_id.clear();
+                self.boot_to_hello = None;
+                actions.push(Action::Launch);
+            }
+            Err(Unprepared { reason, may_pass }) => {
+                let decision = self.ladder.cannot_prepare(may_pass, &limits.ladder);
+                self.carry_out(now, decision, reason, start.fresh, actions);
+            }
+        }
+    }
+
+    pub(super) fn on_launched(
+        &mut self,
+        now: Duration,
+        result: Result<(), String>,
+        limits: &Limits,
+        actions: &mut Actions,
+    ) {
+        if self.state != State::Launching {
+            return;
+        }
+        match result {
+            Ok(()) => {
+                self.why.clear();
+                self.state = State::Booting {
+                    launched: now,
+                    deadline: now + limits.boot,
+                };
+                tell(
+                    actions,
+                    Reason::VmmStarted,
+                    "the virtual machine was started",
+                    false,
+                );
+                self.converge(now, None, limits, actions);
+            }
+            Err(why) if self.wants() == Presence::Run => {
+                self.recover(now, why, limits, actions);
+            }
+            Err(_) => self.rest(actions),
+        }
+    }
+
+    pub(super) fn on_exit(
+        &mut self,
+        now: Duration,
+        exit: &Exit,
+        limits: &Limits,
+        actions: &mut Actions,
+    ) {
+        match self.state.clone() {
+            State::Stopping { how, then, .. } => {
+                let killed = how == Stopping::Killing && exit.kind == ExitKind::Failed;
+                let message = if killed {
+                    "killed".to_owned()
+                } else {
+                    describe(exit)
+                };
+                tell(actions, Reason::VmmExited, &message, false);
+                match then {
+                    _ if self.wants() != Presence::Run => self.rest(actions),
+                    Then::Goal => self.begin(Start::default(), actions),
+                    Then::Start(start) => self.begin(start, actions),
+                    Then::Ended { reboot } => {
+                        self.after_own_end(now, &own_end(reboot), limits, actions);
+                    }
+                    Then::Recover { why } => self.recover(now, why, limits, actions),
+                }
+            }
+            State::Booting { .. } | State::Running { .. } | State::Leaving { .. } => {
+                let expected = exit.kind == ExitKind::GuestPowerOff;
+                tell(actions, Reason::VmmExited, &describe(exit), !expected);
+                if self.wants() == Presence::Run {
+                    self.after_own_end(now, exit, limits, actions);
+                } else {
+                    self.rest(actions);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The machine ended though nobody had asked it to.
+    fn after_own_end(
+        &mut self,
+        now: Duration,
+        exit: &Exit,
+        limits: &Limits,
+        actions: &mut Actions,
+    ) {
+        match exit.kind {
+            ExitKind::GuestPowerOff => {
+                let again = self.wanted.as_ref().is_none_or(|wanted| wanted.always_on);
+                let message = if again {
+                    "the guest powered off by itself; it is started again"
+                } else {
+                    "the guest powered off by itself; its restart policy leaves it off"
+                };
+                tell(actions, Reason::GuestPoweredOff, message, false);
+                if again {
+                    self.start_without_blame(now, exit.kind, limits, actions);
+                } else {
+                    "the guest powered off".clone_into(&mut self.why);
+                    self.state = State::Stopped {
+                        by: StoppedBy::Guest,
+                    };
+                }
+            }
+            ExitKind::GuestReset => self.start_without_blame(now, exit.kind, limits, actions),
+            ExitKind::KernelPanic | ExitKind::Stopped | ExitKind::Failed => {
+                self.recover(now, describe(exit), limits, actions);
+            }
+        }
+    }
+
+    fn start_without_blame(
+        &mut self,
+        now: Duration,
+        kind: ExitKind,
+        limits: &Limits,
+        actions: &mut Actions,
+    ) {
+        let wait = self.ladder.ended_without_blame(now, &limits.ladder);
+        tell(
+            actions,
+            Reason::VmRestarting,
+            &format!("{kind}{}", in_time(wait)),
+            false,
+        );
+        self.why = kind.to_string();
+        self.start_after(
+            now,
+            wait,
+            Start {
+                fresh: false,
+                recovery: true,
+            },
+            actions,
+        );
+    }
+
+    /// Something failed: the ladder decides.
+    pub(super) fn recover(
+        &mut self,
+        now: Duration,
+        why: String,
+        limits: &Limits,
+        actions: &mut Actions,
+    ) {
+        let decision = self.ladder.failed(now, &limits.ladder);
+        self.carry_out(now, decision, why, false, actions);
+    }
+
+    fn carry_out(
+        &mut self,
+        now: Duration,
+        decision: Decision,
+        why: String,
+        fresh: bool,
+        actions: &mut Actions,
+    ) {
+        match decision {
+            Decision::Restart { wait } => {
+                tell(
+                    actions,
+                    Reason::VmRestarting,
+                    &format!("{why}{}", in_time(wait)),
+                    true,
+                );
+                self.why = why;
+                self.start_after(
+                    now,
+                    wait,
+                    Start {
+                        fresh,
+                        recovery: true,
+                    },
+                    actions,
+                );
+            }
+            Decision::Reimage { wait } => {
+                self.reimages = self.reimages.saturating_add(1);
+                let message = format!("it keeps failing: {why}; it gets a fresh disk");
+                tell(actions, Reason::Reimaged, &(message + &in_time(wait)), true);
+                self.why = why;
+                self.start_after(
+                    now,
+                    wait,
+                    Start {
+                        fresh: true,
+                        recovery: true,
+                    },
+                    actions,
+                );
+            }
+            Decision::GiveUp { retry } => {
+                let message = format!(
+                    "{why}; given up: tried once more in {}, or when asked",
+                    humantime::format_duration(retry)
+                );
+                tell(actions, Reason::GaveUp, &message, true);
+                self.why = format!("gave up: {why}");
+                self.state = State::Failed {
+                    retry_at: now + retry,
+                };
+            }
+        }
+    }
+
+    fn start_after(&mut self, now: Duration, wait: Duration, start: Start, actions: &mut Actions) {
+        if wait.is_zero() {
+            self.begin(start, actions);
+        } else {
+            self.state = State::Backoff {
+                until: now + wait,
+                start,
+            };
+        }
+    }
+}
+
+fn describe(exit: &Exit) -> String {
+    if exit.detail.is_empty() {
+        exit.kind.to_string()
+    } else {
+        format!("{}: {}", exit.kind, exit.detail)
+    }
+}
+
+fn own_end(reboot: bool) -> Exit {
+    let kind = if reboot {
+        ExitKind::GuestReset
+    } else {
+        ExitKind::GuestPowerOff
+    };
+    Exit {
+        kind,
+        detail: String::new(),
+        json: String::new(),
+    }
+}
+
+fn in_time(wait: Duration) -> String {
+    if wait.is_zero() {
+        "; started again at once".to_owned()
+    } else {
+        format!("; started again in {}", humantime::format_duration(wait))
+    }
+}

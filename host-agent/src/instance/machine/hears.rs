@@ -1,0 +1,121 @@
+//! What follows from what the guest agent says.
+
+use std::time::Duration;
+
+use super::{Actions, Limits, Machine, tell};
+use crate::{
+    events::Reason,
+    guest::report::{RoleCondition, RoleReport},
+    instance::state::{GuestSaid, Presence, State, Then},
+};
+
+impl Machine {
+    pub(super) fn on_guest(
+        &mut self,
+        now: Duration,
+        said: GuestSaid,
+        limits: &Limits,
+        actions: &mut Actions,
+    ) {
+        if let State::Running { heard, .. } = &mut self.state {
+            *heard = now.max(*heard);
+        }
+        match said {
+            GuestSaid::Hello { boot_id } => self.on_hello(now, boot_id, actions),
+            GuestSaid::Heartbeat => {}
+            GuestSaid::Goodbye { reboot } => self.on_goodbye(now, reboot, limits),
+            GuestSaid::Role(report) => self.on_role(now, report, limits, actions),
+        }
+    }
+
+    fn on_hello(&mut self, now: Duration, boot_id: String, actions: &mut Actions) {
+        if let State::Leaving { .. } = self.state {
+            // It has changed its mind.
+            self.why.clear();
+            self.state = State::Running { heard: now };
+        }
+        if let State::Booting { launched, .. } = self.state {
+            let took = now.saturating_sub(launched);
+            self.boot_to_hello = Some(took);
+            self.why.clear();
+            self.state = State::Running { heard: now };
+        }
+        if self.boot_id != boot_id {
+            let message = match self.boot_to_hello {
+                Some(took) => format!(
+                    "the guest agent is there, {} ms after start",
+                    took.as_millis()
+                ),
+                None => "the guest agent is there".to_owned(),
+            };
+            tell(actions, Reason::GuestHello, &message, false);
+            self.boot_id = boot_id;
+        }
+    }
+
+    fn on_goodbye(&mut self, now: Duration, reboot: bool, limits: &Limits) {
+        if let State::Running { .. } = self.state {
+            let verb = if reboot { "reboot" } else { "power off" };
+            self.why = format!("the guest is about to {verb}");
+            self.state = State::Leaving {
+                reboot,
+                deadline: now + limits.leave,
+            };
+        }
+    }
+
+    fn on_role(
+        &mut self,
+        now: Duration,
+        report: RoleReport,
+        limits: &Limits,
+        actions: &mut Actions,
+    ) {
+        tell_of_role(self.role.as_ref(), &report, actions);
+        let failing = report.condition == RoleCondition::Unhealthy
+            && report.consecutive_failures >= limits.role_failures;
+        let why = format!(
+            "the role failed {} times in a row: {}",
+            report.consecutive_failures, report.reason
+        );
+        if report.condition == RoleCondition::Ready {
+            self.ladder.ready();
+        }
+        self.role = Some(report);
+        if failing && matches!(self.state, State::Running { .. }) && self.wants() == Presence::Run {
+            let then = Then::Recover { why: why.clone() };
+            self.bring_down(now, then, &why, limits, actions);
+        }
+    }
+}
+
+/// What changed about a role, for operators.
+fn tell_of_role(before: Option<&RoleReport>, report: &RoleReport, actions: &mut Actions) {
+    if before.is_some_and(|before| report.restarts > before.restarts) {
+        let message = match &report.last_exit {
+            Some(exit) => format!("the role was restarted: {exit}"),
+            None => "the role was restarted".to_owned(),
+        };
+        tell(actions, Reason::RoleRestarted, &message, true);
+    }
+    if before.is_some_and(|before| before.condition == report.condition) {
+        return;
+    }
+    let (reason, text, warning) = match report.condition {
+        RoleCondition::Starting => (Reason::RoleStarting, "the role is starting", false),
+        RoleCondition::Ready => (Reason::RoleReady, "the role is ready", false),
+        RoleCondition::Busy => (Reason::RoleBusy, "the role is out of rotation", true),
+        RoleCondition::Unhealthy => (Reason::RoleUnhealthy, "the role is unhealthy", true),
+        RoleCondition::Stopped => (Reason::RoleStopped, "the role is stopped", false),
+    };
+    if report.reason.is_empty() {
+        tell(actions, reason, text, warning);
+    } else {
+        tell(
+            actions,
+            reason,
+            &format!("{text}: {}", report.reason),
+            warning,
+        );
+    }
+}

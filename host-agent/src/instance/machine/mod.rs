@@ -1,0 +1,312 @@
+//! Everything that is decided about one instance, and nothing that is done.
+//!
+//! ```text
+//!            goal: run
+//!  Pending ────────────► Preparing ───► Launching ───► Booting ───► Running
+//!     ▲                    ▲   │ failed     │ failed      │ no hello   │ heartbeats
+//!     │                    │   ▼            ▼             │ in time    │ missed, role
+//!  Stopped ◄──┐            ├─ Backoff ◄─── ladder ◄───────┼── exit ────┤ keeps failing,
+//!             │            │                │   ▲         ▼            ▼ asked, changed
+//!             │            └─ Failed ◄──────┘   └────── Stopping ◄─────┘
+//!             │               (gave up)                   │  Asking → Ordering → Killing
+//!  Removed ◄──┴───────────────────────────────────────────┘
+//! ```
+//!
+//! A guest that says goodbye while Running is Leaving until it has ended; it is
+//! helped when that takes too long.
+//!
+//! A pure function from what is and what happens to what is then and what to do:
+//! no clock, no I/O. The [`supervisor`](super::supervisor) carries it out. What a
+//! goal stops is never started by anything but a goal.
+//!
+//! | file | what it decides |
+//! |---|---|
+//! | `towards` | what a goal means from here |
+//! | `ends` | what follows a step's success, its failure, or the machine's end |
+//! | `hears` | what follows from what the guest agent says |
+//! | `waits` | what follows when time has passed |
+
+mod ends;
+mod hears;
+mod limits;
+mod towards;
+mod waits;
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    events::Reason,
+    guest::report::RoleReport,
+    instance::state::{Action, Input, Note, Presence, Scope, Start, State, Wanted},
+    policy::ladder::Ladder,
+};
+pub use limits::Limits;
+
+/// One instance's state, and what is remembered of its life.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    state: State,
+    /// Why it is in that state, for people.
+    why: String,
+    wanted: Option<Wanted>,
+    /// Newest restart that has been carried out.
+    restart_generation: u64,
+    /// What the disk, and the machine started last, were made for.
+    made_for: Option<MadeFor>,
+    ladder: Ladder,
+    boots: u32,
+    vm_restarts: u32,
+    reimages: u32,
+    boot_id: String,
+    boot_to_hello: Option<Duration>,
+    role: Option<RoleReport>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct MadeFor {
+    disk: String,
+    shape: String,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self {
+            state: State::Pending,
+            why: String::new(),
+            wanted: None,
+            restart_generation: 0,
+            made_for: None,
+            ladder: Ladder::default(),
+            boots: 0,
+            vm_restarts: 0,
+            reimages: 0,
+            boot_id: String::new(),
+            boot_to_hello: None,
+            role: None,
+        }
+    }
+}
+
+/// What is done about one input: collected, then carried out in this order.
+type Actions = Vec<Action>;
+
+impl Machine {
+    /// Where it is.
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Why it is there, for people; may be empty.
+    #[must_use]
+    pub fn why(&self) -> &str {
+        &self.why
+    }
+
+    /// What the goal said last.
+    #[must_use]
+    pub fn wanted(&self) -> Option<&Wanted> {
+        self.wanted.as_ref()
+    }
+
+    /// Starts of its virtual machine.
+    #[must_use]
+    pub fn boots(&self) -> u32 {
+        self.boots
+    }
+
+    /// Starts that were to recover it.
+    #[must_use]
+    pub fn vm_restarts(&self) -> u32 {
+        self.vm_restarts
+    }
+
+    /// Fresh disks that were to recover it.
+    #[must_use]
+    pub fn reimages(&self) -> u32 {
+        self.reimages
+    }
+
+    /// Newest restart that has been carried out.
+    #[must_use]
+    pub fn restart_generation(&self) -> u64 {
+        self.restart_generation
+    }
+
+    /// Boot id of the guest's kernel; empty until it has said hello.
+    #[must_use]
+    pub fn boot_id(&self) -> &str {
+        &self.boot_id
+    }
+
+    /// From the start of the VMM to the guest agent's hello.
+    #[must_use]
+    pub fn boot_to_hello(&self) -> Option<Duration> {
+        self.boot_to_hello
+    }
+
+    /// Last report on its role since its last start.
+    #[must_use]
+    pub fn role(&self) -> Option<&RoleReport> {
+        self.role.as_ref()
+    }
+
+    /// Whether there should be a VMM process in this state.
+    #[must_use]
+    pub fn has_vm(&self) -> bool {
+        matches!(
+            self.state,
+            State::Booting { .. }
+                | State::Running { .. }
+                | State::Leaving { .. }
+                | State::Stopping { .. }
+        )
+    }
+
+    /// Whether the guest should be told to power off.
+    #[must_use]
+    pub fn guest_should_be_off(&self) -> bool {
+        matches!(self.state, State::Stopping { .. })
+    }
+
+    /// When a [`Input::Tick`] is due, whatever else happens.
+    #[must_use]
+    pub fn deadline(&self, limits: &Limits) -> Option<Duration> {
+        match &self.state {
+            State::Booting { deadline, .. }
+            | State::Leaving { deadline, .. }
+            | State::Stopping { deadline, .. } => Some(*deadline),
+            State::Running { heard, .. } => Some(*heard + limits.silence()),
+            State::Backoff { until, .. } => Some(*until),
+            State::Failed { retry_at } => Some(*retry_at),
+            State::Pending
+            | State::Preparing { .. }
+            | State::Launching
+            | State::Stopped { .. }
+            | State::Removed => None,
+        }
+    }
+
+    /// Takes in what happened and says what to do.
+    #[must_use]
+    pub fn step(&mut self, now: Duration, input: Input, limits: &Limits) -> Actions {
+        let mut actions = Actions::new();
+        match input {
+            Input::Goal(wanted) => self.on_goal(now, wanted, limits, &mut actions),
+            Input::Prepared(result) => self.on_prepared(now, result, limits, &mut actions),
+            Input::Launched(result) => self.on_launched(now, result, limits, &mut actions),
+            Input::Exited(exit) => self.on_exit(now, &exit, limits, &mut actions),
+            Input::Guest(said) => self.on_guest(now, said, limits, &mut actions),
+            Input::Tick => self.on_tick(now, limits, &mut actions),
+        }
+        actions
+    }
+
+    /// Takes up a life that an earlier process of the host agent led: `vm` says
+    /// whether the virtual machine was found running, `same_boot` whether the
+    /// times of then still mean something.
+    #[must_use]
+    pub fn resume(&mut self, now: Duration, vm: bool, same_boot: bool, limits: &Limits) -> Actions {
+        let mut actions = Actions::new();
+        if !same_boot {
+            self.ladder.reset();
+        }
+        match (self.state.clone(), vm) {
+            (State::Launching, true) => {
+                self.state = State::Booting {
+                    launched: now,
+                    deadline: now + limits.boot,
+                };
+            }
+            (State::Booting { launched, deadline }, true) => {
+                let deadline = deadline.max(now + limits.reconnect);
+                self.state = State::Booting { launched, deadline };
+            }
+            (State::Running { .. }, true) => {
+                let grace = limits.reconnect.saturating_sub(limits.silence());
+                self.state = State::Running { heard: now + grace };
+            }
+            (State::Leaving { reboot, .. }, true) => {
+                self.state = State::Leaving {
+                    reboot,
+                    deadline: now + limits.leave,
+                };
+            }
+            (State::Stopping { how, then, .. }, true) => {
+                self.state = State::Stopping {
+                    how,
+                    then,
+                    deadline: now + limits.order,
+                };
+            }
+            (State::Launching, false) => {
+                self.begin(
+                    Start {
+                        fresh: false,
+                        recovery: false,
+                    },
+                    &mut actions,
+                );
+            }
+            (State::Booting { .. } | State::Running { .. } | State::Leaving { .. }, false)
+                if !same_boot =>
+            {
+                self.why = "the node was restarted".to_owned();
+                self.begin(
+                    Start {
+                        fresh: false,
+                        recovery: true,
+                    },
+                    &mut actions,
+                );
+            }
+            (State::Preparing { start }, _) => self.begin(start, &mut actions),
+            (State::Backoff { start, .. }, _) if !same_boot => {
+                self.state = State::Backoff { until: now, start };
+            }
+            (State::Failed { .. }, _) if !same_boot => {
+                self.state = State::Failed { retry_at: now };
+            }
+            // What ended while nobody watched is told as an exit; the rest stays.
+            _ => {}
+        }
+        if vm && self.has_vm() {
+            tell(
+                &mut actions,
+                Reason::InstanceAdopted,
+                "found running and taken over",
+                false,
+            );
+        }
+        actions
+    }
+
+    fn wants(&self) -> Presence {
+        self.wanted
+            .as_ref()
+            .map_or(Presence::Run, |wanted| wanted.presence)
+    }
+
+    fn begin(&mut self, mut start: Start, actions: &mut Actions) {
+        start.fresh |= self.stale() == Some(Scope::Reimage);
+        self.made_for = self.wanted.as_ref().map(|wanted| MadeFor {
+            disk: wanted.disk.clone(),
+            shape: wanted.shape.clone(),
+        });
+        self.state = State::Preparing { start };
+        actions.push(Action::Prepare { fresh: start.fresh });
+    }
+}
+
+fn tell(actions: &mut Actions, reason: Reason, message: &str, warning: bool) {
+    actions.push(Action::Tell(Note {
+        reason,
+        message: message.to_owned(),
+        warning,
+    }));
+}
+
+#[cfg(test)]
+mod tests;

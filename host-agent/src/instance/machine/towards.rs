@@ -1,0 +1,177 @@
+//! Towards the goal, from wherever the machine is.
+
+use std::time::Duration;
+
+use super::{Actions, Limits, Machine, tell};
+use crate::{
+    events::Reason,
+    instance::state::{Action, Presence, Scope, Start, State, StoppedBy, Stopping, Then, Wanted},
+};
+
+impl Machine {
+    pub(super) fn on_goal(
+        &mut self,
+        now: Duration,
+        wanted: Wanted,
+        limits: &Limits,
+        actions: &mut Actions,
+    ) {
+        let first = self.wanted.is_none();
+        let asked = (!first && wanted.restart_generation > self.restart_generation)
+            .then_some(wanted.restart_scope);
+        self.restart_generation = self.restart_generation.max(wanted.restart_generation);
+        self.wanted = Some(wanted);
+        if asked.is_some() {
+            self.ladder.reset();
+        }
+        self.converge(now, asked, limits, actions);
+    }
+
+    /// Moves towards the goal from wherever it is.
+    pub(super) fn converge(
+        &mut self,
+        now: Duration,
+        asked: Option<Scope>,
+        limits: &Limits,
+        actions: &mut Actions,
+    ) {
+        match self.wants() {
+            Presence::Run => self.towards_running(now, asked, limits, actions),
+            Presence::Stop | Presence::Remove => self.towards_rest(now, limits, actions),
+        }
+    }
+
+    fn towards_running(
+        &mut self,
+        now: Duration,
+        asked: Option<Scope>,
+        limits: &Limits,
+        actions: &mut Actions,
+    ) {
+        let stale = self.stale();
+        let fresh = asked == Some(Scope::Reimage) || stale == Some(Scope::Reimage);
+        let start = Start {
+            fresh,
+            recovery: false,
+        };
+        match &mut self.state {
+            State::Pending
+            | State::Stopped {
+                by: StoppedBy::Goal,
+            }
+            | State::Removed => {
+                self.why.clear();
+                self.begin(start, actions);
+            }
+            State::Stopped {
+                by: StoppedBy::Guest,
+            }
+            | State::Failed { .. }
+                if asked.is_some() || stale.is_some() =>
+            {
+                self.why.clear();
+                self.begin(start, actions);
+            }
+            State::Backoff { start: next, .. } if asked.is_some() || stale.is_some() => {
+                let start = Start {
+                    fresh: fresh || next.fresh,
+                    recovery: false,
+                };
+                self.why.clear();
+                self.begin(start, actions);
+            }
+            State::Preparing { start: next } if asked.is_some() || stale.is_some() => {
+                let start = Start {
+                    fresh: fresh || next.fresh,
+                    ..*next
+                };
+                self.begin(start, actions);
+            }
+            State::Booting { .. } | State::Running { .. } | State::Leaving { .. } => {
+                let why = match (asked, stale) {
+                    (Some(Scope::Vm | Scope::Reimage), _) => "an operator asked for a restart",
+                    (_, Some(_)) => "its goal has changed",
+                    _ => return,
+                };
+                tell(actions, Reason::VmRestarting, why, false);
+                self.bring_down(now, Then::Start(start), why, limits, actions);
+            }
+            State::Stopping { then, .. } if asked.is_some() || fresh => {
+                *then = Then::Start(start);
+            }
+            _ => {}
+        }
+    }
+
+    fn towards_rest(&mut self, now: Duration, limits: &Limits, actions: &mut Actions) {
+        match &mut self.state {
+            State::Booting { .. } | State::Running { .. } | State::Leaving { .. } => {
+                self.bring_down(now, Then::Goal, "the goal says so", limits, actions);
+            }
+            State::Stopping { then, .. } => *then = Then::Goal,
+            // Decided when the VMM is there, or is not.
+            State::Launching => {}
+            State::Pending
+            | State::Preparing { .. }
+            | State::Stopped { .. }
+            | State::Backoff { .. }
+            | State::Failed { .. }
+            | State::Removed => self.rest(actions),
+        }
+    }
+
+    /// There is no VM and there shall be none.
+    pub(super) fn rest(&mut self, actions: &mut Actions) {
+        "the goal says so".clone_into(&mut self.why);
+        if self.wants() == Presence::Remove {
+            if self.state != State::Removed {
+                actions.push(Action::Remove);
+                self.state = State::Removed;
+            }
+        } else {
+            self.state = State::Stopped {
+                by: StoppedBy::Goal,
+            };
+        }
+    }
+
+    /// What the goal has changed that the machine cannot follow while it runs.
+    pub(super) fn stale(&self) -> Option<Scope> {
+        let (wanted, made) = (self.wanted.as_ref()?, self.made_for.as_ref()?);
+        if wanted.disk != made.disk {
+            Some(Scope::Reimage)
+        } else if wanted.shape != made.shape {
+            Some(Scope::Vm)
+        } else {
+            None
+        }
+    }
+
+    /// Stops a machine that runs, as gently as it can be.
+    pub(super) fn bring_down(
+        &mut self,
+        now: Duration,
+        then: Then,
+        why: &str,
+        limits: &Limits,
+        actions: &mut Actions,
+    ) {
+        why.clone_into(&mut self.why);
+        let grace = self
+            .wanted
+            .as_ref()
+            .map_or(Duration::ZERO, |wanted| wanted.stop_grace);
+        let (how, patience) = match self.state {
+            State::Running { .. } => (Stopping::Asking, grace.saturating_add(limits.power_off)),
+            _ => (Stopping::Ordering, limits.order),
+        };
+        if how == Stopping::Ordering {
+            actions.push(Action::OrderStop);
+        }
+        self.state = State::Stopping {
+            how,
+            then,
+            deadline: now + patience,
+        };
+    }
+}

@@ -1,0 +1,84 @@
+//! What follows when time has passed.
+
+use std::time::Duration;
+
+use super::{Actions, Limits, Machine, tell};
+use crate::{
+    events::Reason,
+    instance::state::{Action, Start, State, Stopping, Then},
+};
+
+impl Machine {
+    pub(super) fn on_tick(&mut self, now: Duration, limits: &Limits, actions: &mut Actions) {
+        let Some(deadline) = self.deadline(limits).filter(|deadline| *deadline <= now) else {
+            return;
+        };
+        match self.state.clone() {
+            State::Booting { .. } => {
+                let why = format!(
+                    "the guest agent did not say hello within {}",
+                    humantime::format_duration(limits.boot)
+                );
+                tell(actions, Reason::HeartbeatsMissed, &why, true);
+                self.put_down(now, why, limits, actions);
+            }
+            State::Running { .. } if now > deadline + limits.heartbeat => {
+                // It was this process that did not run: what the guest said in the
+                // meantime is still on its way.
+                let heard = now.saturating_sub(limits.silence()) + limits.heartbeat;
+                self.state = State::Running { heard };
+            }
+            State::Running { .. } => {
+                let why = format!("{} heartbeats missed", limits.heartbeats_missed);
+                tell(actions, Reason::HeartbeatsMissed, &why, true);
+                self.put_down(now, why, limits, actions);
+            }
+            State::Leaving { reboot, .. } => {
+                // It was on its way out; no blame that it needs help.
+                actions.push(Action::Kill);
+                self.state = State::Stopping {
+                    how: Stopping::Killing,
+                    deadline: now + limits.order,
+                    then: Then::Ended { reboot },
+                };
+            }
+            State::Stopping { how, then, .. } => {
+                let how = match how {
+                    Stopping::Asking => Stopping::Ordering,
+                    Stopping::Ordering | Stopping::Killing => Stopping::Killing,
+                };
+                actions.push(match how {
+                    Stopping::Asking | Stopping::Ordering => Action::OrderStop,
+                    Stopping::Killing => Action::Kill,
+                });
+                self.state = State::Stopping {
+                    how,
+                    then,
+                    deadline: now + limits.order,
+                };
+            }
+            State::Backoff { start, .. } => self.begin(start, actions),
+            State::Failed { .. } => {
+                self.begin(
+                    Start {
+                        fresh: true,
+                        recovery: true,
+                    },
+                    actions,
+                );
+            }
+            _ => {}
+        }
+    }
+
+    /// Ends a machine that does not answer.
+    fn put_down(&mut self, now: Duration, why: String, limits: &Limits, actions: &mut Actions) {
+        actions.push(Action::Kill);
+        self.why.clone_from(&why);
+        self.state = State::Stopping {
+            how: Stopping::Killing,
+            deadline: now + limits.order,
+            then: Then::Recover { why },
+        };
+    }
+}
