@@ -14,15 +14,13 @@ use clap::Subcommand;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    build,
+    build::Prepare,
     demo::service::{self, INSTANCE, SERVICE, Size},
     fabric::{Fabric, Instance, Seen, fault},
-    image,
     machine::Machine,
     preflight,
     progress::Work,
     project::Project,
-    setup,
     table::table,
 };
 
@@ -53,6 +51,8 @@ enum What {
         runs: u32,
         #[command(flatten)]
         size: Size,
+        #[command(flatten)]
+        prepare: Prepare,
     },
 }
 
@@ -91,14 +91,15 @@ struct Figures {
 
 /// Runs the task.
 pub fn run(project: &Project, options: &Options) -> Result<()> {
-    let What::Boot { runs, size } = &options.what;
+    let What::Boot {
+        runs,
+        size,
+        prepare,
+    } = &options.what;
     preflight::before_building(project)?;
-    setup::ensure()?;
-    build::programs(project)?;
-    let kernel = image::kernel(project)?;
-    let guest_os = image::guest_os(project)?;
-    let mut fabric = Fabric::start(project, "bench", &kernel)?;
-    service::upload(project, &fabric, &guest_os)?;
+    let images = prepare.run(project)?;
+    let mut fabric = Fabric::start(project, "bench", &images.kernel)?;
+    service::upload(project, &fabric, &images.guest_os)?;
     let machine = Machine::look(&fabric.kvm_kind()?);
 
     let mut samples = Vec::new();

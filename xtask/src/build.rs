@@ -1,15 +1,16 @@
 //! Building the project's own programs with cargo.
 
-use std::{env, ffi::OsString, process::Command};
+use std::{env, ffi::OsString, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result};
 
 use crate::{
-    process,
+    image, process,
     project::{GUEST_TARGET, Project},
+    setup,
 };
 
-/// Flags of the guest agent: no dynamic linker, no relocation. Each costs the
+/// Flags of the programs for guests: no dynamic linker, no relocation. Each costs the
 /// guest page faults, which are dear where KVM interprets guest kernel code.
 const GUEST_FLAGS: &str = "-C target-feature=+crt-static -C relocation-model=static";
 
@@ -19,6 +20,39 @@ pub fn cargo(project: &Project, args: &[&str]) -> Command {
     let mut command = process::command(cargo, args);
     command.current_dir(&project.root);
     command
+}
+
+/// What a task that runs guests needs, and whether to build it first.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Prepare {
+    /// Build nothing: take the programs of FABRIC_BIN_DIR or the target folder and
+    /// the current images as they are
+    #[arg(long)]
+    no_build: bool,
+}
+
+/// The images that guests run from.
+#[derive(Debug)]
+pub struct Images {
+    /// The guest kernel.
+    pub kernel: PathBuf,
+    /// The guest OS image.
+    pub guest_os: PathBuf,
+}
+
+impl Prepare {
+    /// Installs and builds everything that running guests needs.
+    pub fn run(&self, project: &Project) -> Result<Images> {
+        if self.no_build {
+            return image::current(project);
+        }
+        setup::ensure()?;
+        programs(project)?;
+        Ok(Images {
+            kernel: image::kernel(project)?,
+            guest_os: image::guest_os(project)?,
+        })
+    }
 }
 
 /// Builds every program that runs on the host, in the release profile.
@@ -50,20 +84,15 @@ pub fn program(project: &Project, package: &str) -> Result<()> {
     .with_context(|| format!("building {package}"))
 }
 
-/// Builds the static guest agent.
-pub fn guest_agent(project: &Project) -> Result<()> {
-    let args = [
-        "build",
-        "--profile",
-        "guest",
-        "--target",
-        GUEST_TARGET,
-        "--package",
-        "guest-agent",
-    ];
-    let mut command = cargo(project, &args);
+/// Builds the static programs that run in guests: the guest agent and the demo's role.
+pub fn guest_programs(project: &Project) -> Result<()> {
+    let mut command = cargo(
+        project,
+        &["build", "--profile", "guest", "--target", GUEST_TARGET],
+    );
+    command.args(["--package", "guest-agent", "--package", "hello-web"]);
     command
         .env("RUSTFLAGS", GUEST_FLAGS)
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
-    process::run(&mut command).context("building the guest agent")
+    process::run(&mut command).context("building the programs for guests")
 }

@@ -90,7 +90,7 @@ impl Drop for Work {
 
 /// A duration for people.
 pub fn seconds(time: Duration) -> String {
-    if time < Duration::from_secs(100) {
+    if time < Duration::from_secs(600) {
         format!("{:.1} s", time.as_secs_f64())
     } else {
         format!("{} min {:02} s", time.as_secs() / 60, time.as_secs() % 60)

@@ -41,9 +41,12 @@ impl Project {
         })
     }
 
-    /// Folder of the release binaries.
+    /// Folder of the programs: `FABRIC_BIN_DIR`, else that of the release binaries.
     pub fn bin_dir(&self) -> PathBuf {
-        self.target.join("release")
+        match env::var_os("FABRIC_BIN_DIR") {
+            Some(dir) => self.root.join(dir),
+            None => self.target.join("release"),
+        }
     }
 
     /// One release binary.
@@ -51,9 +54,9 @@ impl Project {
         self.bin_dir().join(name)
     }
 
-    /// The static guest agent.
-    pub fn guest_agent(&self) -> PathBuf {
-        self.target.join(GUEST_TARGET).join("guest/guest-agent")
+    /// A static program for guests.
+    pub fn guest_program(&self, name: &str) -> PathBuf {
+        self.target.join(GUEST_TARGET).join("guest").join(name)
     }
 
     /// A folder of the cache, made if it is not there.

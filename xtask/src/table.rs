@@ -5,9 +5,7 @@ use comfy_table::{CellAlignment, Table, presets};
 /// A table with a header. Columns after the first are right-aligned if `numbers`.
 pub fn table<const N: usize>(header: [&str; N], rows: Vec<[String; N]>, numbers: bool) -> Table {
     let mut table = Table::new();
-    table
-        .load_style(presets::UTF8_HORIZONTAL_ONLY)
-        .set_header(header);
+    table.load_style(presets::NOTHING).set_header(header);
     for row in rows {
         table.add_row(row);
     }

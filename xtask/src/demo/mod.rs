@@ -15,14 +15,12 @@ use serde::Serialize;
 
 use self::service::{INSTANCE, SERVICE, Size};
 use crate::{
-    build,
+    build::Prepare,
     fabric::{Fabric, Instance, Seen, fault},
-    image,
     machine::Machine,
     preflight,
     progress::{Work, seconds},
     project::Project,
-    setup,
     table::table,
 };
 
@@ -40,6 +38,8 @@ pub struct Options {
     keep: bool,
     #[command(flatten)]
     size: Size,
+    #[command(flatten)]
+    prepare: Prepare,
 }
 
 /// What can fail, in the order of the demo.
@@ -81,17 +81,14 @@ struct Figures {
 /// Runs the task.
 pub fn run(project: &Project, options: &Options) -> Result<()> {
     preflight::before_building(project)?;
-    setup::ensure()?;
-    build::programs(project)?;
-    let kernel = image::kernel(project)?;
-    let guest_os = image::guest_os(project)?;
+    let images = options.prepare.run(project)?;
     let kvm_kind = preflight::with_programs(project)?;
 
     let work = Work::begin("Starting controller and host agent");
-    let mut fabric = Fabric::start(project, "demo", &kernel)?;
+    let mut fabric = Fabric::start(project, "demo", &images.kernel)?;
     work.done(&fabric.dir().display().to_string());
     let work = Work::begin("Uploading guest OS image and package");
-    service::upload(project, &fabric, &guest_os)?;
+    service::upload(project, &fabric, &images.guest_os)?;
     work.done("done");
 
     println!("\nA service with one web role is applied:");

@@ -30,7 +30,14 @@ pub fn upload(project: &Project, fabric: &Fabric, guest_os: &Path) -> Result<()>
             .context("a path that is not UTF-8")
     };
     fabric.fabctl(&["image", "upload", "guest-os", &path(guest_os)?])?;
-    let contents = path(&project.root.join("images/guest-os/hello-web"))?;
+    let contents = fabric.dir().join("hello-web");
+    fs::create_dir(&contents).context("making the folder of the package")?;
+    fs::copy(
+        project.guest_program("hello-web"),
+        contents.join("hello-web"),
+    )
+    .context("copying the role's program; if it is not there, leave out --no-build")?;
+    let contents = path(&contents)?;
     let package = path(&fabric.dir().join("hello-web.vhd"))?;
     fabric.fabctl(&["package", "build", &contents, "-o", &package])?;
     fabric.fabctl(&["package", "upload", "hello-web", &package])?;

@@ -81,13 +81,13 @@ struct Parts {
 
 impl Parts {
     fn gather(project: &Project) -> Result<Self> {
-        build::guest_agent(project)?;
+        build::guest_programs(project)?;
         let mut files = Vec::new();
         let rootfs = project.root.join("images/guest-os/rootfs");
         collect(&rootfs, "", &mut files)?;
         files.sort();
         Ok(Self {
-            agent: project.guest_agent(),
+            agent: project.guest_program("guest-agent"),
             busybox_package: apt::package_file(project, PACKAGE)?,
             files,
         })

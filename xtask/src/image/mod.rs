@@ -8,10 +8,10 @@ mod kernel;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Subcommand;
 
-use crate::project::Project;
+use crate::{build::Images, project::Project};
 
 /// Build the guest kernel and the guest OS image, or list and remove them.
 #[derive(Debug, clap::Args)]
@@ -70,6 +70,23 @@ pub fn run(project: &Project, options: &Options) -> Result<()> {
 /// The guest kernel, built if it is not in the cache yet.
 pub fn kernel(project: &Project) -> Result<PathBuf> {
     kernel::ensure(project)
+}
+
+/// The images used last, built or not built again.
+pub fn current(project: &Project) -> Result<Images> {
+    let find = |kind: &str, file: &str| {
+        let path = project.cache.join(kind).join("current").join(file);
+        ensure!(
+            path.is_file(),
+            "there is no {kind} yet: run `cargo xtask image {kind}`"
+        );
+        Ok(path)
+    };
+    let [(kernel, vmlinux), (guest_os, vhd)] = cache::KINDS;
+    Ok(Images {
+        kernel: find(kernel, vmlinux)?,
+        guest_os: find(guest_os, vhd)?,
+    })
 }
 
 /// Whether a kernel is in the cache, whichever.
