@@ -15,8 +15,9 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io,
+    io::{self, Read as _},
     os::unix::fs::FileExt as _,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -28,14 +29,12 @@ use fabric_proto::{
     guest::v1::{Goodbye, GoodbyeReason, Heartbeat, Hello},
     id::RoleName,
 };
-use rustix::{
-    process::Signal,
-    time::{ClockId, clock_gettime},
-};
+use nix::time::{ClockId, clock_gettime};
+use rustix::process::Signal;
 use tokio::{
     sync::mpsc::{self, Receiver},
     task::yield_now,
-    time::{sleep_until, timeout},
+    time::{sleep, timeout},
 };
 
 use crate::{
@@ -58,8 +57,6 @@ const HEARTBEAT: Duration = Duration::from_secs(2);
 const STOP_SLACK: Duration = Duration::from_secs(10);
 /// How long a goodbye is waited for to be heard.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// Longest wait without a reason to wake.
-const NEVER: Duration = Duration::from_secs(3600);
 
 /// How the guest agent is run.
 #[derive(Debug)]
@@ -86,7 +83,12 @@ pub async fn run(options: Options) -> io::Result<Down> {
     let (fault_sender, faults) = mpsc::channel(1);
     let applied = Arc::new(AtomicU64::new(0));
     let hello = hello(applied.clone());
-    tokio::spawn(session::keep(options.address, outbox.clone(), hello, session_sender));
+    tokio::spawn(session::keep(
+        options.address,
+        outbox.clone(),
+        hello,
+        session_sender,
+    ));
     let agent = Agent {
         around: Surroundings {
             start: options.start,
@@ -104,7 +106,14 @@ pub async fn run(options: Options) -> io::Result<Down> {
         going: None,
         faults: Some(fault_sender),
     };
-    Ok(agent.run(Inputs { signals, session, probed, faults }).await)
+    Ok(agent
+        .run(Inputs {
+            signals,
+            session,
+            probed,
+            faults,
+        })
+        .await)
 }
 
 /// What the loop listens to.
@@ -149,9 +158,17 @@ struct Heartbeats {
 impl Agent {
     async fn run(mut self, mut inputs: Inputs) -> Down {
         let greeting = self.around.outbox.clone();
+        // One timer, moved when the deadline does: arming one costs a system call.
+        let mut alarm = pin!(sleep(Duration::ZERO));
         loop {
             let starting = self.faults.is_some();
-            let wake = self.around.start + self.deadline();
+            let deadline = self.deadline();
+            if let Some(deadline) = deadline {
+                let deadline = (self.around.start + deadline).into();
+                if alarm.deadline() != deadline {
+                    alarm.as_mut().reset(deadline);
+                }
+            }
             tokio::select! {
                 biased;
                 asked = inputs.signals.next() => self.signalled(asked),
@@ -163,7 +180,7 @@ impl Agent {
                     yield_now().await;
                     self.finish_init();
                 }
-                () = sleep_until(wake.into()) => {}
+                () = &mut alarm, if deadline.is_some() => {}
             }
             self.tick();
             if let Some(going) = self.going
@@ -177,7 +194,9 @@ impl Agent {
 
     /// What init does that the hello did not have to wait for.
     fn finish_init(&mut self) {
-        let Some(faults) = self.faults.take() else { return };
+        let Some(faults) = self.faults.take() else {
+            return;
+        };
         if self.around.layout.guest {
             init::rest();
             if init::faults_allowed() {
@@ -254,7 +273,12 @@ impl Agent {
     }
 
     fn probed(&mut self, probed: Probed) {
-        let Probed { role, run, kind, outcome } = probed;
+        let Probed {
+            role,
+            run,
+            kind,
+            outcome,
+        } = probed;
         self.tell(&role, Event::Probed { run, kind, outcome });
     }
 
@@ -288,7 +312,11 @@ impl Agent {
             role.handle(Event::Stop(StopCause::GoingDown), &mut self.around);
             last = last.max(role.deadline().unwrap_or_default());
         }
-        self.going = Some(Going { down, asked_by_goal, at_last: last.saturating_add(STOP_SLACK) });
+        self.going = Some(Going {
+            down,
+            asked_by_goal,
+            at_last: last.saturating_add(STOP_SLACK),
+        });
     }
 
     fn is_down(&self, going: Going) -> bool {
@@ -304,7 +332,10 @@ impl Agent {
             Down::Reboot => GoodbyeReason::Reboot,
         };
         let asked_by_goal = going.asked_by_goal;
-        self.around.outbox.goodbye(Goodbye { reason: reason.into(), asked_by_goal });
+        self.around.outbox.goodbye(Goodbye {
+            reason: reason.into(),
+            asked_by_goal,
+        });
         // The host agent ends the session when it has heard it.
         let over = async {
             while let Some(event) = session.recv().await {
@@ -317,13 +348,10 @@ impl Agent {
     }
 
     /// When there is something to do next, by itself.
-    fn deadline(&self) -> Moment {
+    fn deadline(&self) -> Option<Moment> {
         let roles = self.roles.values().filter_map(Supervised::deadline);
         let others = [self.heartbeats.next, self.going.map(|going| going.at_last)];
-        roles
-            .chain(others.into_iter().flatten())
-            .min()
-            .unwrap_or_else(|| self.around.now().saturating_add(NEVER))
+        roles.chain(others.into_iter().flatten()).min()
     }
 
     /// Does what is due; forgets roles that are gone.
@@ -352,7 +380,12 @@ impl Agent {
 
 impl Default for Heartbeats {
     fn default() -> Self {
-        Self { period: HEARTBEAT, next: None, sequence: 0, memory: None }
+        Self {
+            period: HEARTBEAT,
+            next: None,
+            sequence: 0,
+            memory: None,
+        }
     }
 }
 
@@ -392,15 +425,16 @@ impl Heartbeats {
 /// `MemAvailable` of `/proc/meminfo` (proc(5)), in bytes.
 fn memory_available(text: &[u8]) -> Option<u64> {
     let text = std::str::from_utf8(text).ok()?;
-    let value = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = value.trim().strip_suffix(" kB")?.parse().ok()?;
     kib.checked_mul(1024)
 }
 
 /// Makes hellos: what does not change is looked up once.
 fn hello(applied: Arc<AtomicU64>) -> impl Fn() -> Hello {
-    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let boot_id = boot_id.trim_end().to_owned();
+    let boot_id = boot_id().unwrap_or_default();
     let system = rustix::system::uname();
     let kernel_release = system.release().to_string_lossy().into_owned();
     move || Hello {
@@ -413,12 +447,27 @@ fn hello(applied: Arc<AtomicU64>) -> impl Fn() -> Hello {
     }
 }
 
+/// The kernel's id of this boot (random(4)): a UUID and a newline. One read is
+/// enough, and each system call before the hello counts.
+fn boot_id() -> Option<String> {
+    let mut text = [0; 64];
+    let read = File::open("/proc/sys/kernel/random/boot_id")
+        .ok()?
+        .read(&mut text)
+        .ok()?;
+    let text = std::str::from_utf8(text.get(..read)?).ok()?;
+    Some(text.trim_end().to_owned())
+}
+
 /// Time since the kernel started.
 fn uptime() -> prost_types::Duration {
-    let time = clock_gettime(ClockId::Boottime);
-    // Below a second, so it always fits.
-    let nanos = i32::try_from(time.tv_nsec).unwrap_or_default();
-    prost_types::Duration { seconds: time.tv_sec, nanos }
+    // A kernel without this clock would not run anything of ours.
+    let time = clock_gettime(ClockId::CLOCK_BOOTTIME).unwrap_or(Duration::ZERO.into());
+    let nanos = i32::try_from(time.tv_nsec()).unwrap_or_default();
+    prost_types::Duration {
+        seconds: time.tv_sec(),
+        nanos,
+    }
 }
 
 #[cfg(test)]
@@ -431,7 +480,10 @@ mod tests {
                      MemAvailable:      93508 kB\nBuffers:  ";
         assert_eq!(memory_available(text), Some(93_508 * 1024));
         assert_eq!(memory_available(b"MemTotal: 1 kB\n"), None);
-        assert_eq!(memory_available(b"MemAvailable: 99999999999999999999 kB\n"), None);
+        assert_eq!(
+            memory_available(b"MemAvailable: 99999999999999999999 kB\n"),
+            None
+        );
         assert_eq!(memory_available(b"\xff"), None);
     }
 }

@@ -71,7 +71,11 @@ pub enum UsageError {
 
 /// What process 1 does, whatever its arguments.
 pub fn init() -> (Address, Layout) {
-    let layout = Layout { roles: "/role".into(), run: "/run/fabric".into(), guest: true };
+    let layout = Layout {
+        roles: "/role".into(),
+        run: "/run/fabric".into(),
+        guest: true,
+    };
     (Address::Vmbus, layout)
 }
 
@@ -88,7 +92,9 @@ pub fn parse(mut arguments: lexopt::Parser) -> Result<Command, UsageError> {
             Arg::Short('V') | Arg::Long("version") => return Ok(Command::Version),
             Arg::Long("connect") => {
                 let address = arguments.value()?.string()?;
-                let path = address.strip_prefix("unix:").filter(|path| !path.is_empty());
+                let path = address
+                    .strip_prefix("unix:")
+                    .filter(|path| !path.is_empty());
                 let path = path.ok_or_else(|| UsageError::Address(address.clone()))?;
                 socket = Some(path::absolute(path)?);
             }
@@ -101,7 +107,14 @@ pub fn parse(mut arguments: lexopt::Parser) -> Result<Command, UsageError> {
     match (socket, state) {
         (Some(socket), Some(state)) => {
             let (roles, run) = (state.join("role"), state.join("run"));
-            Ok(Command::Run(Address::Unix(socket), Layout { roles, run, guest: false }))
+            Ok(Command::Run(
+                Address::Unix(socket),
+                Layout {
+                    roles,
+                    run,
+                    guest: false,
+                },
+            ))
         }
         _ => Err(UsageError::NotInit),
     }
@@ -119,7 +132,10 @@ mod tests {
     fn outside_a_guest_it_must_be_told_where_to_connect() {
         for arguments in [&[][..], &["--connect", "unix:/s"], &["--state-dir", "/d"]] {
             let error = parsed(arguments).unwrap_err();
-            assert!(matches!(error, UsageError::NotInit), "{arguments:?}: {error}");
+            assert!(
+                matches!(error, UsageError::NotInit),
+                "{arguments:?}: {error}"
+            );
         }
         let error = parsed(&["--connect", "tcp:1", "--state-dir", "/d"]).unwrap_err();
         assert_eq!(error.to_string(), "--connect \"tcp:1\": expected unix:PATH");
@@ -128,7 +144,9 @@ mod tests {
     #[test]
     fn roles_files_go_into_the_state_directory() {
         let run = parsed(&["--connect=unix:s", "--state-dir", "/d"]).unwrap();
-        let Command::Run(Address::Unix(socket), layout) = run else { panic!() };
+        let Command::Run(Address::Unix(socket), layout) = run else {
+            panic!()
+        };
         assert!(socket.is_absolute());
         assert_eq!(layout.roles, PathBuf::from("/d/role"));
         assert!(!layout.guest);

@@ -107,7 +107,11 @@ where
     let line = timeout(PATIENCE, read_line(&mut stream)).await??;
     let fault = match line.parse::<Fault>() {
         Ok(fault) => fault,
-        Err(error) => return stream.write_all(format!("error: {error}\n").as_bytes()).await,
+        Err(error) => {
+            return stream
+                .write_all(format!("error: {error}\n").as_bytes())
+                .await;
+        }
     };
     stream.write_all(b"ok\n").await?;
     stream.shutdown().await?;
@@ -157,7 +161,10 @@ mod tests {
         for line in ["", "kill", "panic now", "PANIC"] {
             assert_eq!(line.parse::<Fault>(), Err(UnknownFault::Word), "{line:?}");
         }
-        assert!(matches!("kill-role ../x".parse::<Fault>(), Err(UnknownFault::Role(_))));
+        assert!(matches!(
+            "kill-role ../x".parse::<Fault>(),
+            Err(UnknownFault::Role(_))
+        ));
     }
 
     #[tokio::test]
@@ -170,7 +177,10 @@ mod tests {
         asker.read_exact(&mut answer).await.unwrap();
         assert_eq!(&answer, b"ok\n");
         drop(asker);
-        assert_eq!(faults.recv().await, Some(Fault::KillRole("web".parse().unwrap())));
+        assert_eq!(
+            faults.recv().await,
+            Some(Fault::KillRole("web".parse().unwrap()))
+        );
         served.await.unwrap().unwrap();
     }
 

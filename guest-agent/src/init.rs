@@ -30,7 +30,10 @@ pub fn first() {
     report("mount /proc", mounts::proc());
     // Roles run as unprivileged users, and no set-user-id program may change that.
     // Every child inherits it; the guest agent itself needs no such program.
-    report("set no_new_privs", nix::sys::prctl::set_no_new_privs().map_err(Into::into));
+    report(
+        "set no_new_privs",
+        nix::sys::prctl::set_no_new_privs().map_err(Into::into),
+    );
 }
 
 /// The rest.
@@ -50,15 +53,20 @@ pub fn apply(goal: &Goal, hostname: &mut String) {
     if let Some(name) = &goal.hostname
         && name != hostname
     {
-        report("set the host name", rustix::system::sethostname(name.as_bytes()).map_err(Into::into));
+        report(
+            "set the host name",
+            rustix::system::sethostname(name.as_bytes()).map_err(Into::into),
+        );
         hostname.clone_from(name);
     }
 }
 
 /// Whether the kernel command line allows faults to be injected.
 pub fn faults_allowed() -> bool {
-    fs::read_to_string("/proc/cmdline")
-        .is_ok_and(|line| line.split_ascii_whitespace().any(|word| word == FAULTS_ARGUMENT))
+    fs::read_to_string("/proc/cmdline").is_ok_and(|line| {
+        line.split_ascii_whitespace()
+            .any(|word| word == FAULTS_ARGUMENT)
+    })
 }
 
 fn report(what: &str, done: std::io::Result<()>) {

@@ -44,7 +44,13 @@ fn main() -> ExitCode {
             let adopting = nix::sys::prctl::set_child_subreaper(true).map_err(io::Error::from);
             let done = adopting
                 .and_then(|()| env::set_current_dir("/"))
-                .and_then(|()| run(Options { address, layout, start }));
+                .and_then(|()| {
+                    run(Options {
+                        address,
+                        layout,
+                        start,
+                    })
+                });
             if let Err(error) = done {
                 console::say(format_args!("{error}"));
                 return ExitCode::FAILURE;
@@ -64,7 +70,12 @@ fn run_as_init(start: Instant) -> ExitCode {
     console::say(format_args!("{}", env!("CARGO_PKG_VERSION")));
     init::first();
     let (address, layout) = cli::init();
-    let down = run(Options { address, layout, start }).unwrap_or_else(|error| {
+    let down = run(Options {
+        address,
+        layout,
+        start,
+    })
+    .unwrap_or_else(|error| {
         console::say(format_args!("{error}; rebooting"));
         Down::Reboot
     });
@@ -74,8 +85,10 @@ fn run_as_init(start: Instant) -> ExitCode {
 }
 
 fn run(options: Options) -> io::Result<Down> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()?;
     // As a task of its own: waking the outermost future costs a system call.
     runtime.block_on(async { tokio::spawn(agent::run(options)).await? })
 }

@@ -246,7 +246,9 @@ impl From<wire::Goal> for Goal {
             incarnation: goal.incarnation,
             instance_id: goal.instance_id.replace('\0', ""),
             hostname,
-            wall_clock: goal.wall_clock.and_then(|time| SystemTime::try_from(time).ok()),
+            wall_clock: goal
+                .wall_clock
+                .and_then(|time| SystemTime::try_from(time).ok()),
             heartbeat_period: HEARTBEAT.hold(goal.heartbeat_period),
             power,
             roles: roles(goal.roles, &mut remarks),
@@ -258,7 +260,9 @@ impl From<wire::Goal> for Goal {
 
 fn hostname(name: String, remarks: &mut Vec<String>) -> Option<String> {
     let valid = name.len() <= LONGEST_HOSTNAME
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte));
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte));
     if name.is_empty() {
         None
     } else if valid {
@@ -284,7 +288,9 @@ fn roles(specs: Vec<wire::RoleSpec>, remarks: &mut Vec<String>) -> BTreeMap<Role
         if !names.insert(name.clone()) {
             remarks.push(format!("role {name} is named twice: the first counts"));
         } else if roles.len() == MOST_ROLES {
-            remarks.push(format!("role {name} is left out: a guest runs at most {MOST_ROLES}"));
+            remarks.push(format!(
+                "role {name} is left out: a guest runs at most {MOST_ROLES}"
+            ));
         } else {
             let wanted = RoleSpec::try_from(spec)
                 .map_or_else(Wanted::Refused, |spec| Wanted::Run(Box::new(spec)));
@@ -328,7 +334,10 @@ fn unprivileged(uid: u32) -> Result<u32, InvalidRole> {
 }
 
 fn words(words: Vec<String>) -> Option<Vec<CString>> {
-    words.into_iter().map(|word| CString::new(word).ok()).collect()
+    words
+        .into_iter()
+        .map(|word| CString::new(word).ok())
+        .collect()
 }
 
 fn environment(
@@ -377,9 +386,10 @@ fn probe(probe: Option<wire::Probe>, kind: ProbeKind) -> Result<Option<ProbeSpec
             Check::Exec(words(exec.command).ok_or(InvalidRole::Text("a probe's command"))?)
         }
         wire::probe::Check::Tcp(tcp) => Check::Tcp(port(tcp.port, kind)?),
-        wire::probe::Check::Http(http) => {
-            Check::Http { port: port(http.port, kind)?, path: path(http.path, kind)? }
-        }
+        wire::probe::Check::Http(http) => Check::Http {
+            port: port(http.port, kind)?,
+            path: path(http.path, kind)?,
+        },
     };
     Ok(Some(ProbeSpec {
         check,
@@ -436,14 +446,26 @@ mod tests {
     #[test]
     fn a_role_never_runs_as_root() {
         assert!(refusal(wire::RoleSpec { uid: 0, ..spec() }).starts_with("uid 0 is refused"));
-        assert!(refusal(wire::RoleSpec { uid: u32::MAX, ..spec() }).contains("4294967295"));
+        assert!(
+            refusal(wire::RoleSpec {
+                uid: u32::MAX,
+                ..spec()
+            })
+            .contains("4294967295")
+        );
     }
 
     #[test]
     fn only_a_vm_role_may_be_without_a_command() {
-        let bare = wire::RoleSpec { command: vec![], ..spec() };
+        let bare = wire::RoleSpec {
+            command: vec![],
+            ..spec()
+        };
         assert!(refusal(bare.clone()).starts_with("command is empty"));
-        let vm = wire::RoleSpec { kind: wire::RoleKind::Vm.into(), ..bare };
+        let vm = wire::RoleSpec {
+            kind: wire::RoleKind::Vm.into(),
+            ..bare
+        };
         assert!(RoleSpec::try_from(vm).unwrap().launch.command.is_empty());
     }
 
@@ -451,14 +473,20 @@ mod tests {
     fn a_probe_that_cannot_be_made_is_refused_by_name() {
         let http = |port, path: &str| wire::RoleSpec {
             readiness: Some(wire::Probe {
-                check: Some(wire::probe::Check::Http(wire::HttpProbe { port, path: path.into() })),
+                check: Some(wire::probe::Check::Http(wire::HttpProbe {
+                    port,
+                    path: path.into(),
+                })),
                 ..Default::default()
             }),
             ..spec()
         };
         assert!(refusal(http(70_000, "/")).starts_with("readiness probe: port 70000"));
         for path in ["", "x", "/a b", "/\r\nHost: elsewhere", "/\u{e9}"] {
-            assert!(refusal(http(80, path)).starts_with("readiness probe: path"), "{path:?}");
+            assert!(
+                refusal(http(80, path)).starts_with("readiness probe: path"),
+                "{path:?}"
+            );
         }
         assert!(RoleSpec::try_from(http(80, "/health?deep=1")).is_ok());
     }
@@ -467,7 +495,10 @@ mod tests {
     fn an_environment_that_would_not_survive_exec_is_refused() {
         for (name, value) in [("", "x"), ("A=B", "x"), ("A", "x\0y"), ("A\0", "x")] {
             let environment = [(name.to_owned(), value.to_owned())].into();
-            let refused = refusal(wire::RoleSpec { environment, ..spec() });
+            let refused = refusal(wire::RoleSpec {
+                environment,
+                ..spec()
+            });
             assert!(refused.starts_with("environment"), "{name:?}={value:?}");
         }
     }
@@ -499,8 +530,15 @@ mod tests {
             roles: vec![
                 spec(),
                 wire::RoleSpec { uid: 7, ..spec() },
-                wire::RoleSpec { name: "../etc".into(), ..spec() },
-                wire::RoleSpec { name: "root".into(), uid: 0, ..spec() },
+                wire::RoleSpec {
+                    name: "../etc".into(),
+                    ..spec()
+                },
+                wire::RoleSpec {
+                    name: "root".into(),
+                    uid: 0,
+                    ..spec()
+                },
             ],
             ..Default::default()
         });
@@ -508,7 +546,9 @@ mod tests {
         assert_eq!(goal.entropy.len(), MOST_ENTROPY);
         assert_eq!(goal.roles.len(), 2);
         assert_eq!(goal.remarks.len(), 3, "{:?}", goal.remarks);
-        let Wanted::Run(web) = &goal.roles[&"web".parse().unwrap()] else { panic!() };
+        let Wanted::Run(web) = &goal.roles[&"web".parse().unwrap()] else {
+            panic!()
+        };
         assert_eq!(web.launch.uid, 1000, "the first of two counts");
         assert_eq!(
             goal.roles[&"root".parse().unwrap()],

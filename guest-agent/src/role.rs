@@ -4,6 +4,7 @@
 //! | module | for |
 //! |---|---|
 //! | [`policy`] | a role's life: what to do when what happened (pure; the diagram is there) |
+//! | [`running`] | what a running role's two probes amount to (pure) |
 //! | [`gauge`] | one probe's schedule and verdict (pure) |
 //! | [`process`] | starting programs as the role's user; signals |
 //! | [`probe`] | making one check |
@@ -16,6 +17,7 @@ pub mod output;
 pub mod policy;
 pub mod probe;
 pub mod process;
+pub mod running;
 
 use std::{
     ffi::{CString, OsStr},
@@ -112,6 +114,9 @@ pub struct Supervised {
     environment: Vec<CString>,
     pid: Option<Pid>,
     capture: Option<Capture>,
+    /// When its state changed last, by the guest's clock. Taken once, so that two
+    /// reports of one state agree.
+    since: (Moment, SystemTime),
 }
 
 impl Supervised {
@@ -125,6 +130,7 @@ impl Supervised {
             environment: Vec::new(),
             pid: None,
             capture: None,
+            since: (Moment::ZERO, SystemTime::now()),
         }
     }
 
@@ -136,7 +142,11 @@ impl Supervised {
         let mut next = Some(event);
         while let Some(event) = next.take() {
             let now = around.now();
-            for action in self.policy.handle(event, now) {
+            let actions = self.policy.handle(event, now);
+            if self.policy.status().since != self.since.0 {
+                self.since = (self.policy.status().since, SystemTime::now());
+            }
+            for action in actions {
                 match action {
                     // The one action that has an answer, and never two at once.
                     Action::Launch => next = Some(self.launch(around)),
@@ -161,7 +171,7 @@ impl Supervised {
 
     /// Says how it is, whether or not that is new.
     pub fn report(&self, around: &Surroundings) {
-        let status = to_wire(&self.name, self.policy.status(), around.now());
+        let status = to_wire(&self.name, self.policy.status(), self.since.1);
         around.outbox.status(status);
     }
 
@@ -190,7 +200,9 @@ impl Supervised {
     fn remark(&self, around: &Surroundings, remark: &str) {
         let line = format!("{remark}\n");
         let now = SystemTime::now();
-        around.outbox.log(&self.label, logs::Stream::Agent, line.as_bytes(), now);
+        around
+            .outbox
+            .log(&self.label, logs::Stream::Agent, line.as_bytes(), now);
     }
 
     fn launch(&mut self, around: &mut Surroundings) -> Event {
@@ -257,7 +269,14 @@ impl Supervised {
             };
             let outcome = outcome.map_err(|failure| console::chain(&failure));
             // Nobody wants it any more when the guest goes down.
-            _ = results.send(Probed { role, run, kind, outcome }).await;
+            _ = results
+                .send(Probed {
+                    role,
+                    run,
+                    kind,
+                    outcome,
+                })
+                .await;
         });
     }
 
@@ -291,14 +310,11 @@ fn null(null: &mut Option<File>) -> std::io::Result<&File> {
 
 /// The environment of a role's programs: its own variables cannot replace those
 /// that the guest agent promises, save PATH and HOME.
-fn environment(
-    name: &RoleName,
-    spec: &LaunchSpec,
-    files: &Files,
-    instance: &str,
-) -> Vec<CString> {
-    let defaults: [(&str, &OsStr); 2] =
-        [("PATH", PATH.as_ref()), ("HOME", files.directory.as_os_str())];
+fn environment(name: &RoleName, spec: &LaunchSpec, files: &Files, instance: &str) -> Vec<CString> {
+    let defaults: [(&str, &OsStr); 2] = [
+        ("PATH", PATH.as_ref()),
+        ("HOME", files.directory.as_os_str()),
+    ];
     let promised: [(&str, &OsStr); 3] = [
         ("FABRIC_ROLE", name.as_str().as_ref()),
         ("FABRIC_INSTANCE", instance.as_ref()),
@@ -309,12 +325,13 @@ fn environment(
         .iter()
         .map(|(name, value)| (name.as_str(), OsStr::new(value)))
         .filter(|(name, _)| !promised.iter().any(|(promised, _)| promised == name));
-    let defaults =
-        defaults.into_iter().filter(|(name, _)| !spec.environment.contains_key(*name));
+    let defaults = defaults
+        .into_iter()
+        .filter(|(name, _)| !spec.environment.contains_key(*name));
     process::environment(defaults.chain(own).chain(promised))
 }
 
-fn to_wire(name: &RoleName, status: &Status, now: Moment) -> RoleStatus {
+fn to_wire(name: &RoleName, status: &Status, since: SystemTime) -> RoleStatus {
     let state = match status.state {
         State::Starting => wire::RoleState::Starting,
         State::Ready => wire::RoleState::Ready,
@@ -322,12 +339,11 @@ fn to_wire(name: &RoleName, status: &Status, now: Moment) -> RoleStatus {
         State::Unhealthy => wire::RoleState::Unhealthy,
         State::Stopped => wire::RoleState::Stopped,
     };
-    let since = SystemTime::now().checked_sub(now.saturating_sub(status.since));
     RoleStatus {
         role: name.to_string(),
         state: state.into(),
         reason: status.reason.clone(),
-        since: since.map(prost_types::Timestamp::from),
+        since: Some(since.into()),
         pid: status.pid,
         restarts: status.restarts,
         last_exit: status.last_exit.as_ref().map(exit_to_wire),
@@ -347,7 +363,10 @@ fn exit_to_wire(exit: &Exit) -> wire::RoleExit {
         }
         Exit::NotStarted(why) => (How::SpawnError(why.clone()), false),
     };
-    wire::RoleExit { how: Some(how), by_agent }
+    wire::RoleExit {
+        how: Some(how),
+        by_agent,
+    }
 }
 
 #[cfg(test)]
@@ -356,19 +375,31 @@ mod tests {
 
     #[test]
     fn a_role_cannot_replace_what_the_guest_agent_promises() {
-        let layout = Layout { roles: "/role".into(), run: "/run/fabric".into(), guest: false };
+        let layout = Layout {
+            roles: "/role".into(),
+            run: "/run/fabric".into(),
+            guest: false,
+        };
         let name: RoleName = "web".parse().unwrap();
-        let own = [("FABRIC_ROLE", "other"), ("PATH", "/opt"), ("GREETING", "hello=there")];
+        let own = [
+            ("FABRIC_ROLE", "other"),
+            ("PATH", "/opt"),
+            ("GREETING", "hello=there"),
+        ];
         let spec = LaunchSpec {
             command: vec![],
-            environment: own.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            environment: own
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
             settings: [].into(),
             uid: 1000,
             package: None,
         };
         let environment = environment(&name, &spec, &Files::new(&layout, &name), "shop-web-0");
-        let environment: Vec<_> =
-            environment.iter().map(|variable| variable.to_str().unwrap()).collect();
+        let environment: Vec<_> = environment
+            .iter()
+            .map(|variable| variable.to_str().unwrap())
+            .collect();
         assert_eq!(
             environment,
             [

@@ -78,12 +78,12 @@ enum Lost {
     NoGoal(#[source] Elapsed),
     #[error("the host agent ended the session")]
     Ended,
-    #[error("the session broke")]
-    Broken(#[source] Status),
+    #[error("the session broke: {0}")]
+    Broken(String),
 }
 
-/// Keeps a session with the host agent at `address`, for ever. `hello` makes the
-/// first message of each.
+/// Keeps a session with the host agent at `address`, until a goodbye has been said.
+/// `hello` makes the first message of each.
 pub async fn keep(
     address: Address,
     outbox: Outbox,
@@ -92,7 +92,7 @@ pub async fn keep(
 ) {
     // A line on the console costs a guest time: one when the session is lost, and
     // one when it is back.
-    let mut said = None;
+    let mut said = false;
     let waits = ExponentialBuilder::new()
         .with_min_delay(RETRY.0)
         .with_max_delay(RETRY.1)
@@ -100,25 +100,43 @@ pub async fn keep(
     loop {
         let mut delays = waits.build();
         let lost = loop {
-            let mut session = Session { address: &address, outbox: &outbox, events: &events };
+            let session = Session {
+                address: &address,
+                outbox: &outbox,
+                events: &events,
+            };
             let mut heard = false;
-            let lost = session.hold(hello(), &mut heard).await;
-            if events.send(Event::Down).await.is_err() {
+            let lost = match session.converse(hello(), &mut heard).await {
+                Ok(()) => Lost::Ended,
+                Err(lost) => lost,
+            };
+            if events.send(Event::Down).await.is_err() || outbox.is_over() {
                 return;
             }
             if heard {
                 break lost;
             }
-            if said.is_none() {
-                console::say(format_args!("{address}: {}; trying on", console::chain(&lost)));
-                said = Some(());
+            if !said {
+                console::say(format_args!(
+                    "{address}: {}; trying on",
+                    console::chain(&lost)
+                ));
+                said = true;
             }
             sleep(delays.next().unwrap_or(RETRY.1)).await;
         };
-        console::say(format_args!("{address}: {}; connecting again", console::chain(&lost)));
-        said = Some(());
+        console::say(format_args!(
+            "{address}: {}; connecting again",
+            console::chain(&lost)
+        ));
+        said = true;
         sleep(RETRY.0).await;
     }
+}
+
+/// A status by its message: the rest of its text is about gRPC.
+fn broken(status: Status) -> Lost {
+    Lost::Broken(status.message().to_owned())
 }
 
 struct Session<'a> {
@@ -128,18 +146,12 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    /// Connects and converses until it ends; `heard` becomes true with the first
-    /// goal.
-    async fn hold(&mut self, hello: Hello, heard: &mut bool) -> Lost {
-        match self.converse(hello, heard).await {
-            Ok(()) => Lost::Ended,
-            Err(lost) => lost,
-        }
-    }
-
-    async fn converse(&mut self, hello: Hello, heard: &mut bool) -> Result<(), Lost> {
-        let channel =
-            timeout(CONNECT, self.connect()).await.map_err(Lost::NoConnection)??;
+    /// Connects and converses until the host agent ends it; `heard` becomes true
+    /// with the first goal.
+    async fn converse(&self, hello: Hello, heard: &mut bool) -> Result<(), Lost> {
+        let channel = timeout(CONNECT, self.connect())
+            .await
+            .map_err(Lost::NoConnection)??;
         // The authority says nothing here, but a request must have one.
         let origin = Uri::from_static("http://host-agent");
         let mut client = GuestServiceClient::with_origin(channel, origin)
@@ -147,15 +159,19 @@ impl Session<'_> {
         let mut answers = timeout(FIRST_GOAL, client.session(self.outbox.open(hello)))
             .await
             .map_err(Lost::NoGoal)?
-            .map_err(Lost::Broken)?
+            .map_err(broken)?
             .into_inner();
         loop {
             let answer = if *heard {
                 answers.message().await
             } else {
-                timeout(FIRST_GOAL, answers.message()).await.map_err(Lost::NoGoal)?
+                timeout(FIRST_GOAL, answers.message())
+                    .await
+                    .map_err(Lost::NoGoal)?
             };
-            let Some(answer) = answer.map_err(Lost::Broken)? else { return Ok(()) };
+            let Some(answer) = answer.map_err(broken)? else {
+                return Ok(());
+            };
             let Some(goal) = answer.goal else { continue };
             if !*heard {
                 *heard = true;

@@ -1,12 +1,16 @@
 //! What a host agent sees of a guest agent, which runs here as a plain process:
 //! real processes, real probes, a real connection; only the guest is missing.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod host;
 
 use fabric_proto::guest::v1::{
     GoodbyeReason, GuestPower, HttpProbe, LogStream, RestartMode, RoleKind, RoleSpec,
     RoleState::{self, Busy, Ready, Starting, Stopped, Unhealthy},
-    TcpProbe, probe, role_exit::How, session_request::Report,
+    TcpProbe, probe,
+    role_exit::How,
+    session_request::Report,
 };
 use host::{Host, check, children, eventually, exec, exists, goal, millis, script, send};
 use nix::sys::signal::Signal;
@@ -44,14 +48,16 @@ async fn a_role_is_started_and_reported_ready_with_what_it_was_promised() {
 
     let (output, dropped) = host.output(LogStream::Stdout, "done\n").await;
     let directory = host.path("role/web");
-    let expected =
-        format!("web shop-web-0 hello\n{{\"colour\":\"blue\"}}\n{}\ndone\n", directory.display());
+    let expected = format!(
+        "web shop-web-0 hello\n{{\"colour\":\"blue\"}}\n{}\ndone\n",
+        directory.display()
+    );
     assert_eq!((output, dropped), (expected, 0));
     host.output(LogStream::Stderr, "oops\n").await;
 
     let heartbeat = host
         .report(|report| match report {
-            Report::Heartbeat(heartbeat) => Some(heartbeat.clone()),
+            Report::Heartbeat(heartbeat) => Some(*heartbeat),
             _ => None,
         })
         .await;
@@ -91,7 +97,11 @@ async fn a_role_that_hangs_fails_its_liveness_probe_and_comes_back() {
     let again = host.until("web", Ready).await;
     assert_ne!(again.pid, first);
     let exit = again.last_exit.unwrap();
-    assert_eq!(exit.how, Some(How::Signal(15)), "it was continued, so that SIGTERM ended it");
+    assert_eq!(
+        exit.how,
+        Some(How::Signal(15)),
+        "it was continued, so that SIGTERM ended it"
+    );
     assert!(exit.by_agent);
 }
 
@@ -102,7 +112,11 @@ async fn a_role_that_is_not_ready_is_busy_and_is_left_alone() {
     spec.startup_grace = millis(0);
     let (mut host, _) = Host::with_guest(goal([spec])).await;
     let busy = host.until("web", Busy).await;
-    assert!(busy.reason.starts_with("not ready: the probe failed"), "{}", busy.reason);
+    assert!(
+        busy.reason.starts_with("not ready: the probe failed"),
+        "{}",
+        busy.reason
+    );
 
     let open = host.path("role/web/open");
     std::fs::write(&open, "").unwrap();
@@ -119,8 +133,10 @@ async fn ports_are_probed_by_tcp_and_http() {
     let mut tcp = script("tcp", FOREVER);
     tcp.readiness = Some(check(probe::Check::Tcp(TcpProbe { port })));
     let mut http = script("http", FOREVER);
-    http.readiness =
-        Some(check(probe::Check::Http(HttpProbe { port, path: "/health".into() })));
+    http.readiness = Some(check(probe::Check::Http(HttpProbe {
+        port,
+        path: "/health".into(),
+    })));
     http.startup_grace = millis(0);
     let (mut host, _) = Host::with_guest(goal([tcp.clone()])).await;
     ready(&mut host, "tcp").await;
@@ -133,7 +149,11 @@ async fn ports_are_probed_by_tcp_and_http() {
     });
     host.change_goal(|goal| goal.roles = vec![tcp, http]);
     let busy = host.until("http", Busy).await;
-    assert!(busy.reason.contains(&format!("port {port}")), "{}", busy.reason);
+    assert!(
+        busy.reason.contains(&format!("port {port}")),
+        "{}",
+        busy.reason
+    );
     serving.abort();
 }
 
@@ -143,7 +163,10 @@ async fn a_role_that_crashes_again_and_again_waits_longer_each_time() {
     for (failures, wait) in (1..).zip([20, 40, 80, 160]) {
         let failed = host.until("web", Unhealthy).await;
         let reason = format!("exited with status 3; starts again in {wait} ms");
-        assert_eq!((failed.reason, failed.consecutive_failures), (reason, failures));
+        assert_eq!(
+            (failed.reason, failed.consecutive_failures),
+            (reason, failures)
+        );
         assert_eq!(failed.restarts, failures - 1);
     }
 }
@@ -152,16 +175,34 @@ async fn a_role_that_crashes_again_and_again_waits_longer_each_time() {
 async fn a_role_that_cannot_be_started_says_why() {
     let mut missing = script("missing", "");
     missing.command = vec!["no-such-program".into()];
-    let root = RoleSpec { uid: 0, ..script("root", FOREVER) };
+    let root = RoleSpec {
+        uid: 0,
+        ..script("root", FOREVER)
+    };
     let (mut host, _) = Host::with_guest(goal([missing, root])).await;
 
     let failed = host.until("missing", Unhealthy).await;
-    assert!(failed.reason.contains("no-such-program: No such file"), "{}", failed.reason);
-    assert!(matches!(failed.last_exit.unwrap().how, Some(How::SpawnError(_))));
+    assert!(
+        failed.reason.contains("no-such-program: No such file"),
+        "{}",
+        failed.reason
+    );
+    assert!(matches!(
+        failed.last_exit.unwrap().how,
+        Some(How::SpawnError(_))
+    ));
 
-    let (mut host, _) = Host::with_guest(goal([RoleSpec { uid: 0, ..script("root", FOREVER) }])).await;
+    let (mut host, _) = Host::with_guest(goal([RoleSpec {
+        uid: 0,
+        ..script("root", FOREVER)
+    }]))
+    .await;
     let refused = host.until("root", Unhealthy).await;
-    assert!(refused.reason.starts_with("uid 0 is refused"), "{}", refused.reason);
+    assert!(
+        refused.reason.starts_with("uid 0 is refused"),
+        "{}",
+        refused.reason
+    );
 }
 
 #[tokio::test]
@@ -178,7 +219,11 @@ async fn its_policy_says_whether_a_role_that_has_ended_starts_again() {
     ] {
         let (mut host, _) = Host::with_guest(goal([with(name, end, mode)])).await;
         let status = host.until(name, state).await;
-        assert!(!status.reason.contains("again"), "{name}: {}", status.reason);
+        assert!(
+            !status.reason.contains("again"),
+            "{name}: {}",
+            status.reason
+        );
         // A new generation starts it once more all the same.
         host.change_goal(|goal| goal.roles[0].restart_generation += 1);
         assert_eq!(host.until(name, state).await.restarts, 1, "{name}");
@@ -188,7 +233,9 @@ async fn its_policy_says_whether_a_role_that_has_ended_starts_again() {
 #[tokio::test]
 async fn a_role_that_writes_more_than_can_be_passed_on_is_neither_kept_waiting_nor_kept_whole() {
     let lines = 200_000;
-    let writer = format!("until read go < go; do sleep 0.01; done 2> /dev/null; yes 0123456 | head -n {lines}; touch done; {FOREVER}");
+    let writer = format!(
+        "until read go < go; do sleep 0.01; done 2> /dev/null; yes 0123456 | head -n {lines}; touch done; {FOREVER}"
+    );
     let (mut host, _) = Host::with_guest(goal([script("web", &writer)])).await;
     host.until("web", Ready).await;
     let go = host.path("role/web/go");
@@ -214,7 +261,10 @@ async fn the_guest_agent_comes_back_to_a_host_agent_that_died_and_says_everythin
     let hello = host.hello().await;
     assert_eq!(hello.applied_incarnation, 1);
     let status = host.status("web").await;
-    assert_eq!((status.state(), status.pid, status.restarts), (Ready, pid, 0));
+    assert_eq!(
+        (status.state(), status.pid, status.restarts),
+        (Ready, pid, 0)
+    );
 }
 
 #[tokio::test]
@@ -230,7 +280,10 @@ async fn a_goal_with_a_lower_incarnation_is_ignored() {
     });
     host.until("web", Stopped).await;
     let new = host.until("new", Ready).await;
-    assert_eq!(children(host.agent_pid()), [i32::try_from(new.pid).unwrap()]);
+    assert_eq!(
+        children(host.agent_pid()),
+        [i32::try_from(new.pid).unwrap()]
+    );
 }
 
 #[tokio::test]
@@ -283,7 +336,10 @@ async fn a_role_that_is_not_wanted_any_more_is_stopped_gracefully_with_all_its_p
 
 #[tokio::test]
 async fn a_role_that_does_not_stop_is_killed_after_its_grace() {
-    let mut spec = script("web", "trap '' TERM; echo set; while :; do sleep 1000; done");
+    let mut spec = script(
+        "web",
+        "trap '' TERM; echo set; while :; do sleep 1000; done",
+    );
     spec.stop_grace = millis(50);
     let (mut host, _) = Host::with_guest(goal([spec])).await;
     host.output(LogStream::Stdout, "set\n").await;
@@ -318,7 +374,10 @@ async fn it_goes_down_in_order_when_the_goal_or_a_signal_says_so() {
     let (mut host, _) = Host::with_guest(goal([script("web", FOREVER)])).await;
     let pid = ready(&mut host, "web").await;
     host.change_goal(|goal| goal.power = GuestPower::Off.into());
-    assert_eq!(host.until("web", Stopped).await.reason, "the guest is going down");
+    assert_eq!(
+        host.until("web", Stopped).await.reason,
+        "the guest is going down"
+    );
     assert_eq!(host.report(goodbye).await, (GoodbyeReason::PowerOff, true));
     assert!(host.agent_exit().await.success());
     assert!(!exists(pid));
@@ -354,7 +413,11 @@ async fn a_check_that_takes_too_long_fails_and_leaves_nothing_behind() {
     spec.startup_grace = millis(0);
     let (mut host, _) = Host::with_guest(goal([spec])).await;
     let busy = host.until("web", Busy).await;
-    assert!(busy.reason.ends_with("no answer within 30 ms"), "{}", busy.reason);
+    assert!(
+        busy.reason.ends_with("no answer within 30 ms"),
+        "{}",
+        busy.reason
+    );
     host.change_goal(|goal| goal.roles[0].readiness = None);
     host.until("web", Ready).await;
     let pid = host.agent_pid();

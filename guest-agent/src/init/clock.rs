@@ -6,7 +6,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use rustix::time::{ClockId, Timespec, clock_settime};
+use nix::{
+    sys::time::TimeSpec,
+    time::{ClockId, clock_settime},
+};
 
 /// Difference from which on the clock is set.
 const TOO_FAR: Duration = Duration::from_secs(1);
@@ -15,21 +18,20 @@ const TOO_FAR: Duration = Duration::from_secs(1);
 pub fn follow(host: SystemTime) -> io::Result<()> {
     match step(SystemTime::now(), host) {
         None => Ok(()),
-        Some(time) => Ok(clock_settime(ClockId::Realtime, time)?),
+        Some(since_epoch) => Ok(clock_settime(
+            ClockId::CLOCK_REALTIME,
+            TimeSpec::from_duration(since_epoch),
+        )?),
     }
 }
 
-fn step(guest: SystemTime, host: SystemTime) -> Option<Timespec> {
-    let apart = guest.duration_since(host).unwrap_or_else(|error| error.duration());
+fn step(guest: SystemTime, host: SystemTime) -> Option<Duration> {
+    let apart = guest
+        .duration_since(host)
+        .unwrap_or_else(|error| error.duration());
     // A host that does not know its own time is not followed.
     let since_epoch = host.duration_since(UNIX_EPOCH).ok()?;
-    if apart <= TOO_FAR {
-        return None;
-    }
-    Some(Timespec {
-        tv_sec: since_epoch.as_secs().try_into().ok()?,
-        tv_nsec: since_epoch.subsec_nanos().into(),
-    })
+    (apart > TOO_FAR).then_some(since_epoch)
 }
 
 #[cfg(test)]
@@ -41,8 +43,8 @@ mod tests {
         let at = |millis| UNIX_EPOCH + Duration::from_millis(millis);
         assert_eq!(step(at(5_000), at(6_000)), None);
         assert_eq!(step(at(5_000), at(4_000)), None);
-        assert_eq!(step(at(5_000), at(6_001)).unwrap().tv_sec, 6);
-        assert_eq!(step(at(5_000), at(3_500)).unwrap().tv_nsec, 500_000_000);
+        assert_eq!(step(at(5_000), at(6_001)).unwrap().as_secs(), 6);
+        assert_eq!(step(at(5_000), at(3_500)).unwrap().subsec_millis(), 500);
         assert_eq!(step(at(5_000), UNIX_EPOCH - Duration::from_secs(9)), None);
     }
 }

@@ -9,5 +9,8 @@ pub fn mix_in(bytes: &[u8]) -> io::Result<()> {
     if bytes.is_empty() {
         return Ok(());
     }
-    OpenOptions::new().write(true).open("/dev/urandom")?.write_all(bytes)
+    OpenOptions::new()
+        .write(true)
+        .open("/dev/urandom")?
+        .write_all(bytes)
 }

@@ -22,11 +22,21 @@ const NOEXEC: MountFlags = MountFlags::NOEXEC;
 /// Neither devices nor programs of any kind.
 const DATA: MountFlags = NOSUID.union(NODEV).union(NOEXEC);
 
-const PROC: Mount = Mount { source: "proc", target: "/proc", flags: DATA, options: "" };
+const PROC: Mount = Mount {
+    source: "proc",
+    target: "/proc",
+    flags: DATA,
+    options: "",
+};
 
 /// In this order: some lie in others. The kernel may have mounted `/dev` already.
 const REST: [Mount; 6] = [
-    Mount { source: "sysfs", target: "/sys", flags: DATA, options: "" },
+    Mount {
+        source: "sysfs",
+        target: "/sys",
+        flags: DATA,
+        options: "",
+    },
     Mount {
         source: "devtmpfs",
         target: "/dev",
@@ -39,9 +49,24 @@ const REST: [Mount; 6] = [
         flags: NOSUID.union(NOEXEC),
         options: "mode=620,ptmxmode=666",
     },
-    Mount { source: "tmpfs", target: "/dev/shm", flags: DATA, options: "mode=1777" },
-    Mount { source: "tmpfs", target: "/run", flags: NOSUID.union(NODEV), options: "mode=755" },
-    Mount { source: "tmpfs", target: "/tmp", flags: NOSUID.union(NODEV), options: "mode=1777" },
+    Mount {
+        source: "tmpfs",
+        target: "/dev/shm",
+        flags: DATA,
+        options: "mode=1777",
+    },
+    Mount {
+        source: "tmpfs",
+        target: "/run",
+        flags: NOSUID.union(NODEV),
+        options: "mode=755",
+    },
+    Mount {
+        source: "tmpfs",
+        target: "/tmp",
+        flags: NOSUID.union(NODEV),
+        options: "mode=1777",
+    },
 ];
 
 /// Mounts `/proc`.
@@ -52,7 +77,10 @@ pub fn proc() -> io::Result<()> {
 /// Mounts the rest; says what cannot be.
 pub fn rest() {
     for file_system in &REST {
-        report(&format!("mount {}", file_system.target), file_system.mount());
+        report(
+            &format!("mount {}", file_system.target),
+            file_system.mount(),
+        );
     }
 }
 
@@ -60,10 +88,22 @@ impl Mount {
     fn mount(&self) -> io::Result<()> {
         let options = (!self.options.is_empty()).then(|| std::ffi::CString::new(self.options));
         let options = options.transpose()?;
-        let mut done = mount(self.source, self.target, self.source, self.flags, options.as_deref());
+        let mut done = mount(
+            self.source,
+            self.target,
+            self.source,
+            self.flags,
+            options.as_deref(),
+        );
         if done == Err(Errno::NOENT) && !Path::new(self.target).exists() {
             fs::create_dir_all(self.target)?;
-            done = mount(self.source, self.target, self.source, self.flags, options.as_deref());
+            done = mount(
+                self.source,
+                self.target,
+                self.source,
+                self.flags,
+                options.as_deref(),
+            );
         }
         match done {
             // It is mounted already.

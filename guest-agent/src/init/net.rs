@@ -54,7 +54,10 @@ fn request() -> [u8; MESSAGE] {
 }
 
 fn read_answer(answer: &[u8]) -> io::Result<()> {
-    let kind = answer.get(4..6).and_then(|bytes| bytes.try_into().ok()).map(u16::from_ne_bytes);
+    let kind = answer
+        .get(4..6)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map(u16::from_ne_bytes);
     let error = answer
         .get(HEADER..HEADER + 4)
         .and_then(|bytes| bytes.try_into().ok())
@@ -64,7 +67,10 @@ fn read_answer(answer: &[u8]) -> io::Result<()> {
         (Some(NLMSG_ERROR), Some(error)) => {
             Err(io::Error::from_raw_os_error(error.saturating_neg()))
         }
-        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "netlink answered something else")),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "netlink answered something else",
+        )),
     }
 }
 

@@ -59,14 +59,19 @@ fn only_as_init() -> io::Result<()> {
     if std::process::id() == 1 {
         Ok(())
     } else {
-        Err(io::Error::new(io::ErrorKind::PermissionDenied, "only process 1 goes down"))
+        Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "only process 1 goes down",
+        ))
     }
 }
 
 /// Ends all other processes. The roles have been stopped; these are what they left
 /// behind.
 fn end_everyone() {
-    let Some(everyone) = rustix::process::Pid::from_raw(1) else { return };
+    let Some(everyone) = rustix::process::Pid::from_raw(1) else {
+        return;
+    };
     let deadline = Instant::now() + LONGEST;
     // Process group 1, negated, is "all that I may" (kill(2)).
     _ = kill_process_group(everyone, Signal::KILL);

@@ -42,7 +42,9 @@ impl Children {
     pub fn reap(&mut self) -> Vec<(RoleName, Ending)> {
         let mut roles = Vec::new();
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-            let Some(child) = self.0.remove(&pid.as_raw_nonzero().get()) else { continue };
+            let Some(child) = self.0.remove(&pid.as_raw_nonzero().get()) else {
+                continue;
+            };
             process::kill(pid);
             let ending = ending(status);
             match child {

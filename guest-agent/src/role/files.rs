@@ -132,7 +132,10 @@ impl Files {
         if self.mounted.take().is_some()
             && let Err(error) = unmount(&self.directory, UnmountFlags::DETACH)
         {
-            console::say(format_args!("cannot unmount {}: {error}", self.directory.display()));
+            console::say(format_args!(
+                "cannot unmount {}: {error}",
+                self.directory.display()
+            ));
         }
     }
 }
@@ -158,7 +161,11 @@ fn write_settings(
 ) -> io::Result<()> {
     let new = path.with_extension("new");
     _ = fs::remove_file(&new);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o400).open(&new)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o400)
+        .open(&new)?;
     file.write_all(&serde_json::to_vec(settings)?)?;
     fchown(&file, owner, owner)?;
     fs::rename(&new, path)
@@ -171,7 +178,11 @@ mod tests {
     #[test]
     fn a_disk_is_found_by_its_serial_and_nothing_else() {
         let block = tempfile::tempdir().unwrap();
-        for (name, serial) in [("vda", Some("os")), ("vdb", Some("package\n")), ("loop0", None)] {
+        for (name, serial) in [
+            ("vda", Some("os")),
+            ("vdb", Some("package\n")),
+            ("loop0", None),
+        ] {
             fs::create_dir(block.path().join(name)).unwrap();
             if let Some(serial) = serial {
                 fs::write(block.path().join(name).join("serial"), serial).unwrap();
@@ -194,7 +205,10 @@ mod tests {
                 serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
             assert_eq!(read, settings);
         }
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o400);
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o400
+        );
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 }

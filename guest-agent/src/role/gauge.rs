@@ -71,7 +71,10 @@ impl Gauge {
 
     /// A probe of a process that runs already, of which this much is known.
     pub fn resume(spec: ProbeSpec, now: Moment, verdict: Verdict) -> Self {
-        Self { verdict, ..Self::new(spec, now) }
+        Self {
+            verdict,
+            ..Self::new(spec, now)
+        }
     }
 
     /// What it was made from.
@@ -87,7 +90,11 @@ impl Gauge {
     /// How it fails, in one line.
     pub fn failure(&self) -> String {
         let times = self.streak.1;
-        format!("failed {times} time{} in a row: {}", if times == 1 { "" } else { "s" }, self.error)
+        format!(
+            "failed {times} time{} in a row: {}",
+            if times == 1 { "" } else { "s" },
+            self.error
+        )
     }
 
     /// When the next check is due; `None` while one is under way.
@@ -166,7 +173,11 @@ mod tests {
     fn check(gauge: &mut Gauge, success: bool, starting: bool) -> Verdict {
         let now = gauge.deadline().unwrap();
         assert!(gauge.begin(now));
-        let outcome = if success { Ok(()) } else { Err("refused".to_owned()) };
+        let outcome = if success {
+            Ok(())
+        } else {
+            Err("refused".to_owned())
+        };
         gauge.record(outcome, now, starting);
         gauge.verdict()
     }
@@ -217,6 +228,10 @@ mod tests {
         gauge.record(Ok(()), 9 * SECOND, false);
         assert_eq!(gauge.deadline(), Some(9 * SECOND));
         gauge.record(Err("late".into()), 9 * SECOND, false);
-        assert_eq!(gauge.verdict(), Verdict::Passing, "a result without a check is ignored");
+        assert_eq!(
+            gauge.verdict(),
+            Verdict::Passing,
+            "a result without a check is ignored"
+        );
     }
 }

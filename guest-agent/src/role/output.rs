@@ -37,7 +37,12 @@ pub struct Capture {
 pub fn capture(outbox: &Outbox, role: &Arc<str>) -> io::Result<(Capture, [OwnedFd; 2])> {
     let (stdout_until, stdout) = pipe(outbox, role, Stream::Stdout)?;
     let (stderr_until, stderr) = pipe(outbox, role, Stream::Stderr)?;
-    Ok((Capture { _until: [stdout_until, stderr_until] }, [stdout, stderr]))
+    Ok((
+        Capture {
+            _until: [stdout_until, stderr_until],
+        },
+        [stdout, stderr],
+    ))
 }
 
 fn pipe(

@@ -26,7 +26,7 @@
 
 use std::{mem, time::Duration};
 
-use super::gauge::{Gauge, Verdict};
+use super::running::Running;
 use crate::model::{InvalidRole, LaunchSpec, ProbeKind, ProbeSpec, RestartMode, RoleSpec};
 
 /// Time since the guest agent started.
@@ -187,20 +187,14 @@ struct Launched {
 enum Phase {
     Resting,
     Launching,
-    Running(Running),
-    Stopping { why: Stopping, kill_at: Option<Moment> },
-    Waiting { until: Moment },
-}
-
-#[derive(Debug)]
-struct Running {
-    started: Moment,
-    liveness: Option<Gauge>,
-    readiness: Option<Gauge>,
-    /// Whether it has been ready at all: its start-up is over then.
-    was_ready: bool,
-    /// Since when it has been ready without a break.
-    ready_since: Option<Moment>,
+    Running(Box<Running>),
+    Stopping {
+        why: Stopping,
+        kill_at: Option<Moment>,
+    },
+    Waiting {
+        until: Moment,
+    },
 }
 
 /// Why a process is being stopped.
@@ -242,7 +236,10 @@ impl Role {
 
     /// True when it has stopped because it was told to.
     pub fn is_stopped(&self) -> bool {
-        matches!((&self.wanted, &self.phase), (Wanted::Stopped(_), Phase::Resting))
+        matches!(
+            (&self.wanted, &self.phase),
+            (Wanted::Stopped(_), Phase::Resting)
+        )
     }
 
     /// How to start it, when [`Action::Launch`] says so.
@@ -303,19 +300,12 @@ impl Role {
                 Wanted::Run(spec) => (spec.liveness.clone(), spec.readiness.clone()),
                 Wanted::Stopped(_) | Wanted::Refused(_) => (None, None),
             };
-            self.phase = Phase::Running(Running {
-                started: now,
-                liveness: liveness.map(|spec| Gauge::new(spec, now)),
-                readiness: readiness.map(|spec| Gauge::new(spec, now)),
-                was_ready: false,
-                ready_since: None,
-            });
+            self.phase = Phase::Running(Box::new(Running::new(now, liveness, readiness)));
         }
     }
 
     fn ended(&mut self, ending: Ending, now: Moment) {
-        if !matches!(self.phase, Phase::Running(_) | Phase::Stopping { .. })
-            || self.status.pid == 0
+        if !matches!(self.phase, Phase::Running(_) | Phase::Stopping { .. }) || self.status.pid == 0
         {
             return;
         }
@@ -327,8 +317,14 @@ impl Role {
         let by_agent = matches!(phase, Phase::Stopping { .. });
         self.status.last_exit = Some(Exit::Process(ending, by_agent));
         match phase {
-            Phase::Stopping { why: Stopping::Asked, .. } => self.launched = None,
-            Phase::Stopping { why: Stopping::NotLive(why), .. } => self.failed(why, now),
+            Phase::Stopping {
+                why: Stopping::Asked,
+                ..
+            } => self.launched = None,
+            Phase::Stopping {
+                why: Stopping::NotLive(why),
+                ..
+            } => self.failed(why, now),
             _ => self.ended_by_itself(ending, now),
         }
     }
@@ -363,7 +359,9 @@ impl Role {
                 );
                 let reason = format!("{reason}; starts again in {} ms", wait.as_millis());
                 self.set(State::Unhealthy, reason, now);
-                self.phase = Phase::Waiting { until: now.saturating_add(wait) };
+                self.phase = Phase::Waiting {
+                    until: now.saturating_add(wait),
+                };
             }
             _ => {
                 self.set(State::Unhealthy, reason, now);
@@ -379,14 +377,7 @@ impl Role {
         if run != self.runs {
             return;
         }
-        let starting = running.is_starting_up(spec, now);
-        let gauge = match kind {
-            ProbeKind::Liveness => &mut running.liveness,
-            ProbeKind::Readiness => &mut running.readiness,
-        };
-        if let Some(gauge) = gauge {
-            gauge.record(outcome, now, starting);
-        }
+        running.record(spec, kind, outcome, now);
     }
 
     fn ticked(&mut self, now: Moment, actions: &mut Vec<Action>) {
@@ -459,13 +450,9 @@ impl Role {
             return;
         }
         let run = self.runs;
-        for (kind, gauge) in running.gauges() {
-            if gauge.begin(now) {
-                actions.push(Action::Check { run, kind, spec: gauge.spec().clone() });
-            }
-        }
-        let (state, reason) = running.health();
-        running.note(state, now);
+        let due = running.due(now);
+        actions.extend(due.map(|(kind, spec)| Action::Check { run, kind, spec }));
+        let (state, reason) = running.health(now);
         running.forgive(spec, &mut self.status.failures, now);
         self.set(state, reason, now);
     }
@@ -481,9 +468,13 @@ impl Role {
     }
 
     fn launch(&mut self, now: Moment, actions: &mut Vec<Action>) {
-        let Wanted::Run(spec) = &self.wanted else { return };
-        self.launched =
-            Some(Launched { spec: spec.launch.clone(), generation: spec.generation });
+        let Wanted::Run(spec) = &self.wanted else {
+            return;
+        };
+        self.launched = Some(Launched {
+            spec: spec.launch.clone(),
+            generation: spec.generation,
+        });
         self.status.generation = spec.generation;
         self.status.restarts = self.runs;
         self.runs = self.runs.saturating_add(1);
@@ -510,7 +501,10 @@ impl Role {
             self.phase = Phase::Stopping { why, kill_at: None };
         } else {
             actions.push(Action::Terminate);
-            self.phase = Phase::Stopping { why, kill_at: Some(now.saturating_add(self.stop_grace)) };
+            self.phase = Phase::Stopping {
+                why,
+                kill_at: Some(now.saturating_add(self.stop_grace)),
+            };
         }
     }
 
@@ -520,79 +514,6 @@ impl Role {
             self.status.state = state;
         }
         self.status.reason = reason;
-    }
-}
-
-impl Running {
-    /// Failures of its probes do not count while it starts up: until it has been
-    /// ready, and no longer than its grace.
-    fn is_starting_up(&self, spec: &RoleSpec, now: Moment) -> bool {
-        !self.was_ready && now < self.started.saturating_add(spec.startup_grace)
-    }
-
-    /// Takes over probes that have changed, without forgetting what was known.
-    fn adopt(&mut self, spec: &RoleSpec, now: Moment) {
-        let change = |gauge: &mut Option<Gauge>, wanted: &Option<ProbeSpec>| {
-            if gauge.as_ref().map(Gauge::spec) != wanted.as_ref() {
-                let verdict = gauge.as_ref().map_or(Verdict::Passing, Gauge::verdict);
-                *gauge = wanted.clone().map(|spec| Gauge::resume(spec, now, verdict));
-            }
-        };
-        change(&mut self.liveness, &spec.liveness);
-        change(&mut self.readiness, &spec.readiness);
-    }
-
-    fn gauges(&mut self) -> impl Iterator<Item = (ProbeKind, &mut Gauge)> {
-        let liveness = self.liveness.as_mut().map(|gauge| (ProbeKind::Liveness, gauge));
-        let readiness = self.readiness.as_mut().map(|gauge| (ProbeKind::Readiness, gauge));
-        liveness.into_iter().chain(readiness)
-    }
-
-    /// Why it is not live, if it is not.
-    fn not_live(&self) -> Option<String> {
-        let gauge = self.liveness.as_ref()?;
-        (gauge.verdict() == Verdict::Failing)
-            .then(|| format!("not live: the probe {}", gauge.failure()))
-    }
-
-    /// How it is, given that it is not dead.
-    fn health(&self) -> (State, String) {
-        let live = self.liveness.as_ref().map_or(Verdict::Passing, Gauge::verdict);
-        let ready = self.readiness.as_ref().map_or(Verdict::Passing, Gauge::verdict);
-        match (live, ready, &self.readiness) {
-            (Verdict::Unknown, ..) | (_, Verdict::Unknown, _) => (State::Starting, String::new()),
-            (_, Verdict::Failing, Some(gauge)) => {
-                (State::Busy, format!("not ready: the probe {}", gauge.failure()))
-            }
-            _ => (State::Ready, String::new()),
-        }
-    }
-
-    fn note(&mut self, state: State, now: Moment) {
-        if state == State::Ready {
-            self.was_ready = true;
-            self.ready_since.get_or_insert(now);
-        } else {
-            self.ready_since = None;
-        }
-    }
-
-    /// When earlier failures are forgiven: once it has stayed ready for the longest
-    /// back-off.
-    fn forgiven_at(&self, spec: &RoleSpec) -> Option<Moment> {
-        Some(self.ready_since?.saturating_add(spec.restart.backoff_max))
-    }
-
-    fn forgive(&self, spec: &RoleSpec, failures: &mut u32, now: Moment) {
-        if self.forgiven_at(spec).is_some_and(|at| at <= now) {
-            *failures = 0;
-        }
-    }
-
-    fn deadline(&self, spec: &RoleSpec, failures: u32) -> Option<Moment> {
-        let checks = [&self.liveness, &self.readiness];
-        let checks = checks.into_iter().flatten().filter_map(Gauge::deadline);
-        checks.chain(self.forgiven_at(spec).filter(|_| failures > 0)).min()
     }
 }
 

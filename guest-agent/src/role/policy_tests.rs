@@ -51,7 +51,11 @@ struct Story {
 
 impl Story {
     fn of(spec: RoleSpec) -> Self {
-        let mut story = Self { role: Role::new(), now: ms(1_000), next_pid: 100 };
+        let mut story = Self {
+            role: Role::new(),
+            now: ms(1_000),
+            next_pid: 100,
+        };
         story.event(Event::Want(Box::new(spec)));
         story
     }
@@ -89,7 +93,11 @@ impl Story {
         let [Action::Check { run, kind, .. }] = actions[..] else {
             panic!("{actions:?} instead of one check")
         };
-        let outcome = if success { Ok(()) } else { Err("refused".to_owned()) };
+        let outcome = if success {
+            Ok(())
+        } else {
+            Err("refused".to_owned())
+        };
         assert_eq!(self.event(Event::Probed { run, kind, outcome }), []);
         kind
     }
@@ -103,21 +111,39 @@ impl Story {
 fn a_role_without_probes_is_ready_when_its_process_runs() {
     let story = Story::of(spec());
     let status = story.role.status();
-    assert_eq!((status.state, status.pid, status.restarts), (State::Ready, 101, 0));
+    assert_eq!(
+        (status.state, status.pid, status.restarts),
+        (State::Ready, 101, 0)
+    );
     assert_eq!(story.role.deadline(), None, "nothing polls");
 }
 
 #[test]
 fn a_role_is_starting_until_it_is_through_both_probes() {
-    let spec =
-        RoleSpec { liveness: Some(probe(2_000)), readiness: Some(probe(3_000)), ..spec() };
+    let spec = RoleSpec {
+        liveness: Some(probe(2_000)),
+        readiness: Some(probe(3_000)),
+        ..spec()
+    };
     let mut story = Story::of(spec);
     assert_eq!(story.state(), State::Starting);
     let actions = story.wait();
-    assert_eq!(actions.len(), 2, "both are first checked at once: {actions:?}");
+    assert_eq!(
+        actions.len(),
+        2,
+        "both are first checked at once: {actions:?}"
+    );
     for (kind, success) in [(ProbeKind::Liveness, true), (ProbeKind::Readiness, false)] {
-        let outcome = if success { Ok(()) } else { Err("no".to_owned()) };
-        story.event(Event::Probed { run: 1, kind, outcome });
+        let outcome = if success {
+            Ok(())
+        } else {
+            Err("no".to_owned())
+        };
+        story.event(Event::Probed {
+            run: 1,
+            kind,
+            outcome,
+        });
         assert_eq!(story.state(), State::Starting);
     }
     assert_eq!(story.check(true), ProbeKind::Readiness);
@@ -126,19 +152,30 @@ fn a_role_is_starting_until_it_is_through_both_probes() {
 
 #[test]
 fn a_role_that_is_not_live_is_stopped_and_started_again() {
-    let mut story = Story::of(RoleSpec { liveness: Some(probe(2_000)), ..spec() });
+    let mut story = Story::of(RoleSpec {
+        liveness: Some(probe(2_000)),
+        ..spec()
+    });
     story.check(true);
     story.check(false);
     story.check(false);
     assert_eq!(story.state(), State::Ready, "two are not three");
     let actions = story.wait();
-    let [Action::Check { run, kind, .. }] = actions[..] else { panic!("{actions:?}") };
+    let [Action::Check { run, kind, .. }] = actions[..] else {
+        panic!("{actions:?}")
+    };
     let outcome = Err("refused".to_owned());
-    assert_eq!(story.event(Event::Probed { run, kind, outcome }), [Action::Terminate]);
+    assert_eq!(
+        story.event(Event::Probed { run, kind, outcome }),
+        [Action::Terminate]
+    );
     assert_eq!(story.state(), State::Unhealthy);
     assert_eq!(story.wait(), [Action::Kill]);
     story.event(Event::Ended(Ending::Signal(9)));
-    assert_eq!(story.role.status().last_exit, Some(Exit::Process(Ending::Signal(9), true)));
+    assert_eq!(
+        story.role.status().last_exit,
+        Some(Exit::Process(Ending::Signal(9), true))
+    );
     assert_eq!(story.state(), State::Unhealthy);
     story.wait();
     let status = story.role.status();
@@ -147,7 +184,10 @@ fn a_role_that_is_not_live_is_stopped_and_started_again() {
 
 #[test]
 fn failures_before_it_has_been_ready_do_not_count_within_the_grace() {
-    let mut story = Story::of(RoleSpec { liveness: Some(probe(1_000)), ..spec() });
+    let mut story = Story::of(RoleSpec {
+        liveness: Some(probe(1_000)),
+        ..spec()
+    });
     while story.now < ms(11_000) - ms(500) {
         story.check(false);
         assert_eq!(story.state(), State::Starting);
@@ -158,8 +198,14 @@ fn failures_before_it_has_been_ready_do_not_count_within_the_grace() {
     }
     assert_eq!(story.state(), State::Starting);
     let actions = story.wait();
-    let [Action::Check { run, kind, .. }] = actions[..] else { panic!("{actions:?}") };
-    story.event(Event::Probed { run, kind, outcome: Err("refused".into()) });
+    let [Action::Check { run, kind, .. }] = actions[..] else {
+        panic!("{actions:?}")
+    };
+    story.event(Event::Probed {
+        run,
+        kind,
+        outcome: Err("refused".into()),
+    });
     assert_eq!(story.state(), State::Unhealthy);
 }
 
@@ -179,7 +225,10 @@ fn waits_double_up_to_the_longest_and_are_forgiven_after_it() {
     let since = story.now;
     story.wait();
     assert_eq!(story.now - since, ms(3_000), "ready for the longest wait");
-    assert_eq!((story.state(), story.role.status().failures), (State::Ready, 0));
+    assert_eq!(
+        (story.state(), story.role.status().failures),
+        (State::Ready, 0)
+    );
     assert_eq!(story.role.deadline(), None);
     story.ended(1);
     assert_eq!(story.role.status().failures, 1);
@@ -191,10 +240,19 @@ fn a_role_that_could_not_be_started_is_tried_again() {
     let actions = role.handle(Event::Want(Box::new(spec())), ms(0));
     assert_eq!(actions, [Action::Launch, Action::Report]);
     role.handle(Event::LaunchFailed("no such file".into()), ms(0));
-    assert_eq!(role.status().reason, "cannot be started: no such file; starts again in 200 ms");
-    assert_eq!(role.status().last_exit, Some(Exit::NotStarted("no such file".into())));
+    assert_eq!(
+        role.status().reason,
+        "cannot be started: no such file; starts again in 200 ms"
+    );
+    assert_eq!(
+        role.status().last_exit,
+        Some(Exit::NotStarted("no such file".into()))
+    );
     assert_eq!(role.handle(Event::Tick, ms(199)), []);
-    assert_eq!(role.handle(Event::Tick, ms(200)), [Action::Launch, Action::Report]);
+    assert_eq!(
+        role.handle(Event::Tick, ms(200)),
+        [Action::Launch, Action::Report]
+    );
 }
 
 #[test]
@@ -210,20 +268,35 @@ fn a_change_does_not_wait_for_a_back_off() {
 
 #[test]
 fn a_result_for_an_earlier_run_says_nothing_of_this_one() {
-    let mut story = Story::of(RoleSpec { readiness: Some(probe(1_000)), ..spec() });
+    let mut story = Story::of(RoleSpec {
+        readiness: Some(probe(1_000)),
+        ..spec()
+    });
     let actions = story.wait();
-    let [Action::Check { run, kind, .. }] = actions[..] else { panic!("{actions:?}") };
+    let [Action::Check { run, kind, .. }] = actions[..] else {
+        panic!("{actions:?}")
+    };
     story.ended(1);
     story.wait();
-    story.event(Event::Probed { run, kind, outcome: Ok(()) });
+    story.event(Event::Probed {
+        run,
+        kind,
+        outcome: Ok(()),
+    });
     assert_eq!(story.state(), State::Starting);
 }
 
 #[test]
 fn a_role_that_stops_while_it_is_being_stopped_for_another_reason_stays_stopped() {
     let mut story = Story::of(spec());
-    let changed = RoleSpec { generation: 2, ..spec() };
-    assert_eq!(story.event(Event::Want(Box::new(changed))), [Action::Terminate]);
+    let changed = RoleSpec {
+        generation: 2,
+        ..spec()
+    };
+    assert_eq!(
+        story.event(Event::Want(Box::new(changed))),
+        [Action::Terminate]
+    );
     assert_eq!(story.state(), State::Busy);
     assert_eq!(story.event(Event::Stop(StopCause::GoingDown)), []);
     story.ended(0);
@@ -245,12 +318,22 @@ fn a_refused_role_says_why_and_runs_once_it_is_mended() {
 /// What the world may do, and when.
 #[derive(Debug, Clone)]
 enum Deed {
-    Want { generation: u64, mode: RestartMode, command: bool, liveness: bool, readiness: bool },
+    Want {
+        generation: u64,
+        mode: RestartMode,
+        command: bool,
+        liveness: bool,
+        readiness: bool,
+    },
     Refuse,
     Stop,
     Launch(bool),
     End(i32),
-    Probe { behind: u32, liveness: bool, success: bool },
+    Probe {
+        behind: u32,
+        liveness: bool,
+        success: bool,
+    },
     Wait(u64),
     Due,
 }
@@ -339,8 +422,17 @@ impl World {
     fn act(&mut self, deed: Deed) -> Result<(), TestCaseError> {
         let (initial, most) = (spec().restart.backoff_initial, spec().restart.backoff_max);
         match deed {
-            Deed::Want { generation, mode, command, liveness, readiness } => {
-                let mut spec = RoleSpec { generation, ..spec() };
+            Deed::Want {
+                generation,
+                mode,
+                command,
+                liveness,
+                readiness,
+            } => {
+                let mut spec = RoleSpec {
+                    generation,
+                    ..spec()
+                };
                 spec.restart.mode = mode;
                 if !command {
                     spec.launch.command.clear();
@@ -362,7 +454,10 @@ impl World {
             }
             Deed::Launch(success) if self.launching => {
                 self.launching = false;
-                let bare = self.role.launch_spec().is_some_and(|spec| spec.command.is_empty());
+                let bare = self
+                    .role
+                    .launch_spec()
+                    .is_some_and(|spec| spec.command.is_empty());
                 if success {
                     self.process = !bare;
                     self.give(Event::Launched(if bare { 0 } else { 7 }))
@@ -383,9 +478,21 @@ impl World {
             }
             // An end that nobody waits for any more.
             Deed::End(code) => self.give(Event::Ended(Ending::Code(code))),
-            Deed::Probe { behind, liveness, success } => {
-                let kind = if liveness { ProbeKind::Liveness } else { ProbeKind::Readiness };
-                let outcome = if success { Ok(()) } else { Err("no".to_owned()) };
+            Deed::Probe {
+                behind,
+                liveness,
+                success,
+            } => {
+                let kind = if liveness {
+                    ProbeKind::Liveness
+                } else {
+                    ProbeKind::Readiness
+                };
+                let outcome = if success {
+                    Ok(())
+                } else {
+                    Err("no".to_owned())
+                };
                 let run = self.runs.saturating_sub(behind);
                 self.give(Event::Probed { run, kind, outcome })
             }

@@ -59,7 +59,10 @@ pub enum Failure {
 ///
 /// When it cannot, or not within `limit`.
 pub async fn tcp(port: u16, limit: Duration) -> Result<(), Failure> {
-    timeout(limit, connect(port)).await.map_err(|_| Failure::Timeout(limit))?.map(drop)
+    timeout(limit, connect(port))
+        .await
+        .map_err(|_| Failure::Timeout(limit))?
+        .map(drop)
 }
 
 /// Makes an HTTP/1.1 GET request to the loopback.
@@ -68,7 +71,9 @@ pub async fn tcp(port: u16, limit: Duration) -> Result<(), Failure> {
 ///
 /// When the answer is not a status of 200 to 399, or does not come within `limit`.
 pub async fn http(port: u16, path: &str, limit: Duration) -> Result<(), Failure> {
-    timeout(limit, get(port, path)).await.map_err(|_| Failure::Timeout(limit))?
+    timeout(limit, get(port, path))
+        .await
+        .map_err(|_| Failure::Timeout(limit))?
 }
 
 /// Waits for a program that was started for a check, and ends it and all that came
@@ -94,7 +99,9 @@ pub async fn exec(
 }
 
 async fn connect(port: u16) -> Result<TcpStream, Failure> {
-    TcpStream::connect(("127.0.0.1", port)).await.map_err(|error| Failure::Connect(port, error))
+    TcpStream::connect(("127.0.0.1", port))
+        .await
+        .map_err(|error| Failure::Connect(port, error))
 }
 
 async fn get(port: u16, path: &str) -> Result<(), Failure> {
@@ -124,7 +131,11 @@ async fn get(port: u16, path: &str) -> Result<(), Failure> {
 fn status(head: &[u8]) -> Result<Option<u16>, httparse::Error> {
     let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
     let mut response = httparse::Response::new(&mut headers);
-    Ok(if response.parse(head)?.is_complete() { response.code } else { None })
+    Ok(if response.parse(head)?.is_complete() {
+        response.code
+    } else {
+        None
+    })
 }
 
 #[cfg(test)]
@@ -156,9 +167,14 @@ mod tests {
     #[tokio::test]
     async fn an_http_check_goes_by_the_status() {
         answered(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
-        answered(b"HTTP/1.0 302 Found\r\nLocation: /\r\n\r\n").await.unwrap();
+        answered(b"HTTP/1.0 302 Found\r\nLocation: /\r\n\r\n")
+            .await
+            .unwrap();
         let refused = answered(b"HTTP/1.1 503 Busy\r\n\r\n").await;
-        assert!(matches!(refused, Err(Failure::Status(_, 503))), "{refused:?}");
+        assert!(
+            matches!(refused, Err(Failure::Status(_, 503))),
+            "{refused:?}"
+        );
     }
 
     #[tokio::test]

@@ -88,8 +88,13 @@ pub fn spawn(program: &Program<'_>) -> Result<Pid, SpawnError> {
         .user
         .map(|user| Identity::take_on(user).map_err(|error| SpawnError::User(user, error)))
         .transpose()?;
-    let spawned =
-        posix_spawn(&*path, &actions, &attributes, program.command, program.environment);
+    let spawned = posix_spawn(
+        &*path,
+        &actions,
+        &attributes,
+        program.command,
+        program.environment,
+    );
     drop(identity);
     drop(directory);
 
@@ -106,7 +111,9 @@ fn attributes() -> io::Result<PosixSpawnAttr> {
     // Not named by nix; glibc since 2.26.
     let new_session = PosixSpawnFlags::from_bits_retain(nix::libc::POSIX_SPAWN_SETSID.into());
     attributes.set_flags(
-        new_session | PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF,
+        new_session
+            | PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK
+            | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF,
     )?;
     attributes.set_sigmask(&SigSet::empty())?;
     // Rust's runtime ignores it, and what is ignored stays so through exec.
@@ -189,9 +196,7 @@ pub fn signal(group: Pid, signal: Signal) {
 }
 
 /// An environment as `execve` takes it; what has a NUL byte is left out.
-pub fn environment<'a>(
-    variables: impl IntoIterator<Item = (&'a str, &'a OsStr)>,
-) -> Vec<CString> {
+pub fn environment<'a>(variables: impl IntoIterator<Item = (&'a str, &'a OsStr)>) -> Vec<CString> {
     variables
         .into_iter()
         .filter_map(|(name, value)| {
@@ -205,6 +210,10 @@ pub fn environment<'a>(
 
 /// A program's name and arguments in one line, for people.
 pub fn display(command: &[CString]) -> String {
-    let words: Vec<_> = command.iter().map(CString::as_c_str).map(CStr::to_string_lossy).collect();
+    let words: Vec<_> = command
+        .iter()
+        .map(CString::as_c_str)
+        .map(CStr::to_string_lossy)
+        .collect();
     words.join(" ")
 }

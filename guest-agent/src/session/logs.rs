@@ -76,14 +76,25 @@ impl Logs {
         }
         self.size += OVERHEAD;
         let dropped = std::mem::take(&mut self.lost[stream as usize]);
-        self.pieces.push_back(Growing { stream, data: data.into(), time, dropped });
+        self.pieces.push_back(Growing {
+            stream,
+            data: data.into(),
+            time,
+            dropped,
+        });
     }
 
     fn drop_oldest(&mut self) {
-        let Some(piece) = self.pieces.pop_front() else { return };
+        let Some(piece) = self.pieces.pop_front() else {
+            return;
+        };
         self.size -= piece.data.len() + OVERHEAD;
         let lost = piece.dropped.saturating_add(piece.data.len() as u64);
-        match self.pieces.iter_mut().find(|next| next.stream == piece.stream) {
+        match self
+            .pieces
+            .iter_mut()
+            .find(|next| next.stream == piece.stream)
+        {
             Some(next) => next.dropped = next.dropped.saturating_add(lost),
             None => self.lost[piece.stream as usize] += lost,
         }
@@ -126,7 +137,10 @@ mod tests {
         logs.push(Stream::Stdout, b"lo\n", THEN);
         logs.push(Stream::Stderr, b"oops\n", THEN);
         logs.push(Stream::Stdout, b"bye\n", THEN);
-        let texts: Vec<_> = drain(&mut logs).into_iter().map(|piece| piece.data).collect();
+        let texts: Vec<_> = drain(&mut logs)
+            .into_iter()
+            .map(|piece| piece.data)
+            .collect();
         assert_eq!(texts, [&b"hello\n"[..], b"oops\n", b"bye\n"]);
         assert!(logs.is_empty());
     }
@@ -140,13 +154,20 @@ mod tests {
         }
         let pieces = drain(&mut logs);
         let kept: usize = pieces.iter().map(|piece| piece.data.len()).sum();
-        assert!(kept <= MOST && kept > MOST - 2 * LONGEST_PIECE, "{kept} bytes");
+        assert!(
+            kept <= MOST && kept > MOST - 2 * LONGEST_PIECE,
+            "{kept} bytes"
+        );
         assert_eq!(pieces[0].dropped, (1_000_000 - kept) as u64);
         assert!(pieces[1..].iter().all(|piece| piece.dropped == 0));
     }
 
     fn stream() -> impl Strategy<Value = Stream> {
-        prop_oneof![Just(Stream::Stdout), Just(Stream::Stderr), Just(Stream::Agent)]
+        prop_oneof![
+            Just(Stream::Stdout),
+            Just(Stream::Stderr),
+            Just(Stream::Agent)
+        ]
     }
 
     proptest! {

@@ -59,7 +59,10 @@ impl Outbox {
         queue.statuses.clear();
         queue.goodbye = None;
         queue.over = false;
-        Outgoing { outbox: self.clone(), session: queue.session }
+        Outgoing {
+            outbox: self.clone(),
+            session: queue.session,
+        }
     }
 
     /// Says that the guest agent is alive.
@@ -71,8 +74,10 @@ impl Outbox {
     pub fn status(&self, status: RoleStatus) {
         self.put(|queue| {
             if queue.statuses.len() >= MOST_STATUSES {
-                let superseded =
-                    queue.statuses.iter().position(|waiting| waiting.role == status.role);
+                let superseded = queue
+                    .statuses
+                    .iter()
+                    .position(|waiting| waiting.role == status.role);
                 queue.statuses.remove(superseded.unwrap_or(0));
             }
             queue.statuses.push_back(status);
@@ -86,13 +91,22 @@ impl Outbox {
         }
         self.put(|queue| match queue.logs.get_mut(role) {
             Some(logs) => logs.push(stream, data, time),
-            None => queue.logs.entry(role.clone()).or_default().push(stream, data, time),
+            None => queue
+                .logs
+                .entry(role.clone())
+                .or_default()
+                .push(stream, data, time),
         });
     }
 
     /// Says that the guest goes down; nothing is said after it.
     pub fn goodbye(&self, goodbye: Goodbye) {
         self.put(|queue| queue.goodbye = Some(goodbye));
+    }
+
+    /// True once a goodbye has been taken.
+    pub fn is_over(&self) -> bool {
+        self.lock().over
     }
 
     /// Waits until a hello has been taken.
@@ -133,7 +147,10 @@ impl Queue {
     /// A piece of output, the roles taking turns.
     fn pop_log(&mut self) -> Option<LogChunk> {
         let after = self.turn.take().map_or(Bound::Unbounded, Bound::Excluded);
-        let next = self.logs.range::<Arc<str>, _>((after, Bound::Unbounded)).next();
+        let next = self
+            .logs
+            .range::<Arc<str>, _>((after, Bound::Unbounded))
+            .next();
         let role = next.or_else(|| self.logs.iter().next())?.0.clone();
         let logs = self.logs.get_mut(&role)?;
         let piece = logs.pop();
@@ -180,10 +197,14 @@ impl Stream for Outgoing {
         }
         if let Some(hello) = queue.hello.take() {
             self.outbox.greeted.notify_one();
-            return Poll::Ready(Some(SessionRequest { report: Some(Report::Hello(hello)) }));
+            return Poll::Ready(Some(SessionRequest {
+                report: Some(Report::Hello(hello)),
+            }));
         }
         match queue.pop() {
-            Some(report) => Poll::Ready(Some(SessionRequest { report: Some(report) })),
+            Some(report) => Poll::Ready(Some(SessionRequest {
+                report: Some(report),
+            })),
             None => {
                 queue.waker = Some(cx.waker().clone());
                 Poll::Pending
@@ -197,7 +218,11 @@ mod tests {
     use super::*;
 
     fn status(role: &str, pid: u32) -> RoleStatus {
-        RoleStatus { role: role.into(), pid, ..Default::default() }
+        RoleStatus {
+            role: role.into(),
+            pid,
+            ..Default::default()
+        }
     }
 
     fn said(outgoing: &mut Outgoing) -> Vec<String> {
@@ -224,11 +249,29 @@ mod tests {
         let outbox = Outbox::default();
         let mut outgoing = outbox.open(Hello::default());
         outbox.goodbye(Goodbye::default());
-        outbox.log(&"web".into(), logs::Stream::Stdout, b"x", SystemTime::UNIX_EPOCH);
+        outbox.log(
+            &"web".into(),
+            logs::Stream::Stdout,
+            b"x",
+            SystemTime::UNIX_EPOCH,
+        );
         outbox.status(status("web", 1));
-        outbox.heartbeat(Heartbeat { sequence: 1, ..Default::default() });
-        outbox.heartbeat(Heartbeat { sequence: 2, ..Default::default() });
-        let order = ["hello", "heartbeat 2", "web 1", "log of web", "goodbye", "end"];
+        outbox.heartbeat(Heartbeat {
+            sequence: 1,
+            ..Default::default()
+        });
+        outbox.heartbeat(Heartbeat {
+            sequence: 2,
+            ..Default::default()
+        });
+        let order = [
+            "hello",
+            "heartbeat 2",
+            "web 1",
+            "log of web",
+            "goodbye",
+            "end",
+        ];
         assert_eq!(said(&mut outgoing), order);
     }
 
@@ -237,7 +280,12 @@ mod tests {
         let outbox = Outbox::default();
         let mut first = outbox.open(Hello::default());
         outbox.status(status("web", 1));
-        outbox.log(&"web".into(), logs::Stream::Stdout, b"x", SystemTime::UNIX_EPOCH);
+        outbox.log(
+            &"web".into(),
+            logs::Stream::Stdout,
+            b"x",
+            SystemTime::UNIX_EPOCH,
+        );
         let mut second = outbox.open(Hello::default());
         assert_eq!(said(&mut first), ["end"]);
         assert_eq!(said(&mut second), ["hello", "log of web"]);
@@ -247,7 +295,11 @@ mod tests {
     fn roles_take_turns_with_their_output() {
         let outbox = Outbox::default();
         let mut outgoing = outbox.open(Hello::default());
-        for stream in [logs::Stream::Stdout, logs::Stream::Stderr, logs::Stream::Stdout] {
+        for stream in [
+            logs::Stream::Stdout,
+            logs::Stream::Stderr,
+            logs::Stream::Stdout,
+        ] {
             outbox.log(&"a".into(), stream, b"x", SystemTime::UNIX_EPOCH);
             outbox.log(&"b".into(), stream, b"x", SystemTime::UNIX_EPOCH);
         }

@@ -11,9 +11,10 @@ use std::{
 };
 
 use fabric_proto::guest::v1::{
-    ExecProbe, Goal, GuestPower, Hello, LogStream, Probe, RoleKind, RoleSpec, RoleState, RoleStatus,
-    SessionRequest, SessionResponse, probe,
+    ExecProbe, Goal, GuestPower, Hello, LogStream, Probe, RoleKind, RoleSpec, RoleState,
+    RoleStatus, SessionRequest, SessionResponse,
     guest_service_server::{GuestService, GuestServiceServer},
+    probe,
     session_request::Report,
 };
 use nix::{
@@ -64,7 +65,15 @@ impl Host {
             .unwrap();
         let goal = watch::Sender::new(goal);
         let passed = VecDeque::new();
-        let mut host = Self { directory, goal, reports, passed, sender, server: None, agent };
+        let mut host = Self {
+            directory,
+            goal,
+            reports,
+            passed,
+            sender,
+            server: None,
+            agent,
+        };
         host.serve();
         let hello = host.hello().await;
         (host, hello)
@@ -72,10 +81,16 @@ impl Host {
 
     /// Serves, after [`Self::vanish`] again.
     pub fn serve(&mut self) {
-        let service = Service { goal: self.goal.subscribe(), reports: self.sender.clone() };
+        let service = Service {
+            goal: self.goal.subscribe(),
+            reports: self.sender.clone(),
+        };
         let path = self.path("s");
-        let server =
-            Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let server = Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         server.spawn(async move {
             Server::builder()
                 .add_service(GuestServiceServer::new(service))
@@ -112,7 +127,11 @@ impl Host {
 
     /// Waits for the first report that `wanted` takes; others wait for their turn.
     pub async fn report<T>(&mut self, wanted: impl Fn(&Report) -> Option<T>) -> T {
-        if let Some(at) = self.passed.iter().position(|report| wanted(report).is_some()) {
+        if let Some(at) = self
+            .passed
+            .iter()
+            .position(|report| wanted(report).is_some())
+        {
             return self.passed.remove(at).as_ref().and_then(wanted).unwrap();
         }
         let next = async {
@@ -124,7 +143,9 @@ impl Host {
                 }
             }
         };
-        timeout(PATIENCE, next).await.expect("the report that is waited for does not come")
+        timeout(PATIENCE, next)
+            .await
+            .expect("the report that is waited for does not come")
     }
 
     /// Waits for a hello.
@@ -175,7 +196,11 @@ impl Host {
                     _ => None,
                 })
                 .await;
-            assert!(chunk.data.len() <= 16 * 1024, "{} bytes in a chunk", chunk.data.len());
+            assert!(
+                chunk.data.len() <= 16 * 1024,
+                "{} bytes in a chunk",
+                chunk.data.len()
+            );
             output.push_str(std::str::from_utf8(&chunk.data).unwrap());
             dropped += chunk.dropped_bytes;
         }
@@ -240,7 +265,10 @@ pub async fn eventually(what: &str, done: impl Fn() -> bool) {
 /// Children of a process.
 pub fn children(pid: u32) -> Vec<i32> {
     let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-    list.unwrap_or_default().split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+    list.unwrap_or_default()
+        .split_whitespace()
+        .map(|pid| pid.parse().unwrap())
+        .collect()
 }
 
 /// Whether a process is there; one that has ended and was not waited for is.
@@ -280,7 +308,9 @@ pub fn script(name: &str, script: &str) -> RoleSpec {
 
 /// A probe that runs a shell script.
 pub fn exec(script: &str) -> Probe {
-    check(probe::Check::Exec(ExecProbe { command: shell(script) }))
+    check(probe::Check::Exec(ExecProbe {
+        command: shell(script),
+    }))
 }
 
 /// A probe that is made often.
@@ -297,7 +327,10 @@ pub fn check(check: probe::Check) -> Probe {
 /// A duration of so many milliseconds.
 pub fn millis(millis: i64) -> Option<prost_types::Duration> {
     let nanos = i32::try_from(millis % 1000 * 1_000_000).unwrap();
-    Some(prost_types::Duration { seconds: millis / 1000, nanos })
+    Some(prost_types::Duration {
+        seconds: millis / 1000,
+        nanos,
+    })
 }
 
 fn shell(script: &str) -> Vec<String> {
@@ -322,7 +355,9 @@ impl GuestService for Service {
         let reports = self.reports.clone();
         let heard = async move {
             while let Ok(Some(request)) = requests.message().await {
-                let Some(report) = request.report else { continue };
+                let Some(report) = request.report else {
+                    continue;
+                };
                 if reports.send(report).is_err() {
                     break;
                 }

@@ -1,0 +1,142 @@
+//! A role's process while it runs: what its two probes amount to together, and
+//! whether it has been ready for long enough. Pure, like `policy`, of which it is
+//! a part.
+
+use super::{
+    gauge::{Gauge, Verdict},
+    policy::{Moment, State},
+};
+use crate::model::{ProbeKind, ProbeSpec, RoleSpec};
+
+/// What is known of a process that runs.
+#[derive(Debug)]
+pub struct Running {
+    started: Moment,
+    liveness: Option<Gauge>,
+    readiness: Option<Gauge>,
+    /// Whether it has been ready at all: its start-up is over then.
+    was_ready: bool,
+    /// Since when it has been ready without a break.
+    ready_since: Option<Moment>,
+}
+
+impl Running {
+    /// A process that has started now, with these probes.
+    pub fn new(now: Moment, liveness: Option<ProbeSpec>, readiness: Option<ProbeSpec>) -> Self {
+        Self {
+            started: now,
+            liveness: liveness.map(|spec| Gauge::new(spec, now)),
+            readiness: readiness.map(|spec| Gauge::new(spec, now)),
+            was_ready: false,
+            ready_since: None,
+        }
+    }
+
+    /// Failures of its probes do not count while it starts up: until it has been
+    /// ready, and no longer than its grace.
+    fn is_starting_up(&self, spec: &RoleSpec, now: Moment) -> bool {
+        !self.was_ready && now < self.started.saturating_add(spec.startup_grace)
+    }
+
+    /// Takes over probes that have changed, without forgetting what was known.
+    pub fn adopt(&mut self, spec: &RoleSpec, now: Moment) {
+        let change = |gauge: &mut Option<Gauge>, wanted: &Option<ProbeSpec>| {
+            if gauge.as_ref().map(Gauge::spec) != wanted.as_ref() {
+                let verdict = gauge.as_ref().map_or(Verdict::Passing, Gauge::verdict);
+                *gauge = wanted.clone().map(|spec| Gauge::resume(spec, now, verdict));
+            }
+        };
+        change(&mut self.liveness, &spec.liveness);
+        change(&mut self.readiness, &spec.readiness);
+    }
+
+    /// The checks to start now, which are taken to have started.
+    pub fn due(&mut self, now: Moment) -> impl Iterator<Item = (ProbeKind, ProbeSpec)> {
+        let gauges = [
+            (ProbeKind::Liveness, &mut self.liveness),
+            (ProbeKind::Readiness, &mut self.readiness),
+        ];
+        gauges.into_iter().filter_map(move |(kind, gauge)| {
+            let gauge = gauge.as_mut()?;
+            gauge.begin(now).then(|| (kind, gauge.spec().clone()))
+        })
+    }
+
+    /// Takes the result of a check.
+    pub fn record(
+        &mut self,
+        spec: &RoleSpec,
+        kind: ProbeKind,
+        outcome: Result<(), String>,
+        now: Moment,
+    ) {
+        let starting = self.is_starting_up(spec, now);
+        let gauge = match kind {
+            ProbeKind::Liveness => &mut self.liveness,
+            ProbeKind::Readiness => &mut self.readiness,
+        };
+        if let Some(gauge) = gauge {
+            gauge.record(outcome, now, starting);
+        }
+    }
+
+    /// Why it is not live, if it is not.
+    pub fn not_live(&self) -> Option<String> {
+        let gauge = self.liveness.as_ref()?;
+        (gauge.verdict() == Verdict::Failing)
+            .then(|| format!("not live: the probe {}", gauge.failure()))
+    }
+
+    /// How it is, given that it is not dead.
+    pub fn health(&mut self, now: Moment) -> (State, String) {
+        let (state, reason) = self.look();
+        if state == State::Ready {
+            self.was_ready = true;
+            self.ready_since.get_or_insert(now);
+        } else {
+            self.ready_since = None;
+        }
+        (state, reason)
+    }
+
+    fn look(&self) -> (State, String) {
+        let live = self
+            .liveness
+            .as_ref()
+            .map_or(Verdict::Passing, Gauge::verdict);
+        let ready = self
+            .readiness
+            .as_ref()
+            .map_or(Verdict::Passing, Gauge::verdict);
+        match (live, ready, &self.readiness) {
+            (Verdict::Unknown, ..) | (_, Verdict::Unknown, _) => (State::Starting, String::new()),
+            (_, Verdict::Failing, Some(gauge)) => (
+                State::Busy,
+                format!("not ready: the probe {}", gauge.failure()),
+            ),
+            _ => (State::Ready, String::new()),
+        }
+    }
+
+    /// When earlier failures are forgiven: once it has stayed ready for the longest
+    /// back-off.
+    fn forgiven_at(&self, spec: &RoleSpec) -> Option<Moment> {
+        Some(self.ready_since?.saturating_add(spec.restart.backoff_max))
+    }
+
+    /// Forgives earlier failures when it is time to.
+    pub fn forgive(&self, spec: &RoleSpec, failures: &mut u32, now: Moment) {
+        if self.forgiven_at(spec).is_some_and(|at| at <= now) {
+            *failures = 0;
+        }
+    }
+
+    /// When something is due, by itself.
+    pub fn deadline(&self, spec: &RoleSpec, failures: u32) -> Option<Moment> {
+        let checks = [&self.liveness, &self.readiness];
+        let checks = checks.into_iter().flatten().filter_map(Gauge::deadline);
+        checks
+            .chain(self.forgiven_at(spec).filter(|_| failures > 0))
+            .min()
+    }
+}
