@@ -443,7 +443,7 @@ mod tests {
             c.vsock = Some(VsockConfig {
                 cid: 2,
                 path: "v".into(),
-            })
+            });
         });
         assert!(text.starts_with("`vsock.cid` is 2:"), "{text}");
         let text = complaint(|c| c.disks = vec![disk(); 17]);
@@ -452,7 +452,7 @@ mod tests {
             c.disks = vec![DiskConfig {
                 serial: "x".repeat(21),
                 ..disk()
-            }]
+            }];
         });
         assert!(
             text.starts_with("`disks[0].serial` is 21 bytes long"),

@@ -22,7 +22,7 @@ pub const REQUEST_MAX: usize = 4096;
 
 /// What a machine can be asked or told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(from = "RequestLine", into = "RequestLine")]
 pub enum Request {
     /// What the machine is and since when it runs.
     Status,
@@ -30,6 +30,43 @@ pub enum Request {
     Stats,
     /// End the machine, in order. Its exit report says `stopped`.
     Stop,
+}
+
+/// A request as it is written. A field that is not known is refused, for it may
+/// change what is asked.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RequestLine {
+    op: Op,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Op {
+    Status,
+    Stats,
+    Stop,
+}
+
+impl From<RequestLine> for Request {
+    fn from(line: RequestLine) -> Request {
+        match line.op {
+            Op::Status => Request::Status,
+            Op::Stats => Request::Stats,
+            Op::Stop => Request::Stop,
+        }
+    }
+}
+
+impl From<Request> for RequestLine {
+    fn from(request: Request) -> RequestLine {
+        let op = match request {
+            Request::Status => Op::Status,
+            Request::Stats => Op::Stats,
+            Request::Stop => Op::Stop,
+        };
+        RequestLine { op }
+    }
 }
 
 /// What the machine answers.

@@ -11,6 +11,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::assemble::{AssembleError, Assembled};
 use super::events::{Input, Signals, Wake};
+use super::halt_check::HaltCheck;
 use super::report::{Reporter, panic_text};
 use crate::config::ConsoleConfig;
 use crate::control::server::ControlServer;
@@ -18,8 +19,6 @@ use crate::exit::ExitReport;
 use crate::vcpu::fault::chain;
 use crate::vcpu::{Board, Outcome, Vcpu};
 
-/// How often virtual CPUs are asked whether they are halted for good.
-const HALT_CHECK: Duration = Duration::from_millis(500);
 /// How long virtual CPUs may take to leave the guest when the machine has ended.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often they are interrupted meanwhile.
@@ -74,10 +73,9 @@ fn run_to_end(machine: &mut Assembled, reporter: &Reporter) -> Result<(), Assemb
 
 /// Serves events until the machine has ended.
 fn serve(manager: &mut EventManager<Subscriber>, board: &Board, threads: &[JoinHandle<()>]) {
-    let mut next_check = Instant::now() + HALT_CHECK;
-    let mut found_dead = false;
+    let mut check = HaltCheck::new(Instant::now());
     while !board.ending.has_ended() {
-        let wait = next_check.saturating_duration_since(Instant::now());
+        let wait = check.next().saturating_duration_since(Instant::now());
         let milliseconds = i32::try_from(wait.as_millis())
             .unwrap_or(i32::MAX)
             .saturating_add(1);
@@ -88,18 +86,12 @@ fn serve(manager: &mut EventManager<Subscriber>, board: &Board, threads: &[JoinH
                 fault: None,
             });
         }
-        if board.halts.all_dead() {
-            if found_dead {
-                board.ending.end(Outcome::PowerOff);
-            }
-            found_dead = true;
-            next_check = Instant::now();
+        if check.observe(board.halts.all_dead(), Instant::now()) {
+            board.ending.end(Outcome::PowerOff);
         }
-        if Instant::now() >= next_check {
-            found_dead &= board.halts.all_dead();
+        if check.begins_round(Instant::now()) {
             board.halts.begin_round();
             kick(threads);
-            next_check = Instant::now() + HALT_CHECK;
         }
     }
 }
@@ -145,7 +137,7 @@ fn run_guarded(vcpu: Vcpu, board: &Board) {
 fn kick(threads: &[JoinHandle<()>]) {
     for thread in threads.iter().filter(|thread| !thread.is_finished()) {
         // Fails only for a thread that has just ended.
-        let _ = thread.kill(0);
+        let _ = thread.kill(SIGRTMIN());
     }
 }
 

@@ -11,12 +11,14 @@
 //! | [`disks`] | opens disk images |
 //! | [`event_loop`] | runs it: signals, console input, control socket, vsock, halts |
 //! | [`events`] | what wakes the event loop |
+//! | [`halt_check`] | decides when a guest has halted for good |
 //! | [`report`] | what is told during the run and at its end |
 
 pub mod assemble;
 pub mod disks;
 pub mod event_loop;
 pub mod events;
+pub mod halt_check;
 pub mod report;
 
 use std::time::Instant;

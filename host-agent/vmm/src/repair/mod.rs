@@ -176,7 +176,7 @@ impl Repair {
             memory,
             counters,
             layout,
-            syscall: SyscallRepair::new(),
+            syscall: SyscallRepair::default(),
             text_changes: 0,
         }
     }

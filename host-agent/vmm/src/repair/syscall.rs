@@ -78,9 +78,9 @@ pub struct SyscallRepair {
     breakpoint: Option<u64>,
 }
 
-impl SyscallRepair {
+impl Default for SyscallRepair {
     /// Nothing is armed before the guest writes LSTAR.
-    pub fn new() -> SyscallRepair {
+    fn default() -> SyscallRepair {
         SyscallRepair {
             star: 0,
             lstar: 0,
@@ -89,7 +89,9 @@ impl SyscallRepair {
             breakpoint: None,
         }
     }
+}
 
+impl SyscallRepair {
     /// What the guest reads from one of the three registers.
     pub fn read_msr(&self, index: u32) -> Option<u64> {
         match index {
@@ -368,7 +370,7 @@ mod tests {
             star: 0x0023_0010_0000_0000,
             lstar: 0xffff_ffff_8180_0000,
             fmask: 0x4_7700,
-            ..SyscallRepair::new()
+            ..SyscallRepair::default()
         }
     }
 

@@ -92,9 +92,9 @@ impl Vcpu {
         match self.enter() {
             Next::Run => None,
             Next::WriteMsr { index, value } => self.write_msr(index, value),
-            Next::Debug => self.repair("debug exit", |repair, fd| repair.debug_exit(fd)),
+            Next::Debug => self.repair("debug exit", Repair::debug_exit),
             Next::InternalError => {
-                self.repair("internal error", |repair, fd| repair.internal_error(fd))
+                self.repair("internal error", Repair::internal_error)
             }
             Next::Interrupted => {
                 self.observe_halt();
