@@ -675,7 +675,9 @@ proptest! {
                 }
                 Move::Exited(_) => { story.exits(ExitKind::Failed); }
                 Move::Hello => { story.hears(GuestSaid::Hello { boot_id: "x".to_owned() }); }
-                Move::Wait(_) => { if story.machine.deadline(&story.limits).is_some() { story.waits(); } }
+                Move::Wait(_) if story.machine.deadline(&story.limits).is_some() => {
+                    story.waits();
+                }
                 _ => {}
             }
             let working = matches!(
