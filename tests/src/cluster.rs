@@ -98,6 +98,7 @@ impl Cluster {
         host_agent.extend(["--controller".into(), format!("unix:{}", at("api.sock"))]);
         host_agent.extend(["--node-id".into(), "node-1".into()]);
         host_agent.extend(["--kernel".into(), kernel.display().to_string()]);
+        host_agent.extend(["--boot-deadline".into(), "120s".into()]);
         host_agent.extend(["--fault-injection".into(), "--stop-vms-on-exit".into()]);
         host_agent.extend(options.host_agent);
 

@@ -29,10 +29,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 /// Longest wait for a guest to come to a state, from the start of its VMM. A boot
 /// takes seconds where KVM interprets guest kernels, and others may be busy there.
-pub const BOOT: Duration = Duration::from_secs(90);
+pub const BOOT: Duration = Duration::from_secs(180);
 
 /// Longest wait for what takes no boot.
-pub const SOON: Duration = Duration::from_secs(30);
+pub const SOON: Duration = Duration::from_secs(60);
 
 /// Waits until `look` finds something.
 ///
