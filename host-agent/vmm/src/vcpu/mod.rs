@@ -93,9 +93,7 @@ impl Vcpu {
             Next::Run => None,
             Next::WriteMsr { index, value } => self.write_msr(index, value),
             Next::Debug => self.repair("debug exit", Repair::debug_exit),
-            Next::InternalError => {
-                self.repair("internal error", Repair::internal_error)
-            }
+            Next::InternalError => self.repair("internal error", Repair::internal_error),
             Next::Interrupted => {
                 self.observe_halt();
                 None
