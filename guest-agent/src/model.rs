@@ -1,7 +1,7 @@
 //! The goal as the guest agent works with it: checked once, where it enters.
 //!
 //! The wire types stay in `session`; everything else knows only these. A role
-//! that cannot be run as written is kept with the reason ([`Wanted::refused`]),
+//! that cannot be run as written is kept with the reason ([`Wanted::Refused`]),
 //! so that it is reported rather than lost.
 
 use std::{
