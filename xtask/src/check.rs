@@ -79,7 +79,9 @@ fn run_stage(project: &Project, stage: Stage) -> Result<&'static str> {
                 "--quiet",
             ];
             let mut command = cargo(project, &args);
-            command.env("RUSTDOCFLAGS", "-D warnings");
+            // Private items are documented too, so links to them lead somewhere.
+            let flags = "-D warnings -A rustdoc::private-intra-doc-links";
+            command.env("RUSTDOCFLAGS", flags);
             command
         }
         Stage::Deny => {

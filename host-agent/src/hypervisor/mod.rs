@@ -1,7 +1,7 @@
 //! The border between an instance's supervisor and what runs its virtual machine.
 //!
 //! [`process`] is the real one: one `fabric-vmm` process per instance.
-//! [`fake`] runs nothing, for tests of everything above the border.
+//! `fake` runs nothing, for tests of everything above the border.
 
 #[cfg(test)]
 pub mod fake;
