@@ -10,7 +10,7 @@
 //! | `blobs/KIND/NAME` | [`BlobRecord`](crate::model::blob::BlobRecord) |
 //! | `uploads/HEX` | [`UploadRecord`](crate::model::blob::UploadRecord) |
 //! | `requests/ID` | [`crate::idempotency`]'s |
-//! | `events/CURSOR` | a log of [`EventRecord`](crate::model::event::EventRecord) |
+//! | `events/CURSOR` | a log of [`EventRecord`] |
 
 use bytes::Bytes;
 use fabric_proto::id::{BlobName, Digest, InstanceId, NodeId, ServiceName};

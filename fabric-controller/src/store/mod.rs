@@ -2,7 +2,7 @@
 //!
 //! [`Store`] is shaped like etcd: keys in order, a revision that counts up with
 //! every transaction, transactions guarded by comparisons, and a watch from a
-//! revision on. [`sqlite`] is the embedded implementation; [`conformance`] are the
+//! revision on. [`sqlite`] is the embedded implementation; `conformance` are the
 //! tests that every implementation must pass. What is kept under which key is
 //! [`crate::records`]'s business.
 
