@@ -2,7 +2,8 @@
 //! instruction soon: while one thread finds out what kind of KVM this is,
 //! another reads the kernel.
 
-use std::sync::{Arc, Mutex, OnceLock};
+use std::panic::resume_unwind;
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread;
 use std::time::Instant;
 
@@ -33,7 +34,7 @@ use crate::exit::{ExitReason, KvmKind};
 use crate::kvm::{self, KvmError};
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::repair::counters::RepairCounters;
-use crate::repair::detect::{self, DetectError};
+use crate::repair::detect::{DetectError, Trial};
 use crate::repair::xstate::Layout;
 use crate::repair::{self, Repair, RepairError};
 use crate::vcpu::board::{Ending, Halts};
@@ -41,8 +42,8 @@ use crate::vcpu::counters::ExitCounters;
 use crate::vcpu::setup::{self, SetupError, Start};
 use crate::vcpu::{Board, Vcpu};
 
-/// What the thread that tries KVM out may use as its stack.
-const DETECT_STACK: usize = 128 * 1024;
+/// What the threads that help to assemble may use as their stacks.
+const HELPER_STACK: usize = 128 * 1024;
 
 /// Why a machine cannot be put together. Nothing of it has run yet.
 #[derive(Debug, Error)]
@@ -53,6 +54,9 @@ pub enum AssembleError {
     /// What kind of KVM it is could not be found out.
     #[error("cannot find out how this KVM runs guests")]
     Detect(#[from] DetectError),
+    /// The thread that finds it out has died.
+    #[error("finding out how this KVM runs guests came to no end")]
+    NoVerdict,
     /// The guest's memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -121,6 +125,7 @@ impl AssembleError {
     pub fn reason(&self) -> ExitReason {
         match self {
             AssembleError::Detect(_)
+            | AssembleError::NoVerdict
             | AssembleError::Repair(_)
             | AssembleError::Setup(_)
             | AssembleError::Overlap(_)
@@ -181,20 +186,9 @@ impl std::fmt::Debug for Assembled {
 pub fn assemble(config: &VmConfig, started: Instant) -> Result<Assembled, AssembleError> {
     let kvm = kvm::open()?;
     let memory = memory::create(config.memory_mib)?;
-    let memory_size = config.memory_mib << 20;
-    let (kind, kernel, vm) = thread::scope(|scope| {
-        let detecting = thread::Builder::new()
-            .name("detect".to_owned())
-            .stack_size(DETECT_STACK)
-            .spawn_scoped(scope, || kind_of(&kvm, config.repair))
-            .map_err(AssembleError::host("thread"))?;
-        let kernel = boot::load_kernel(&memory, memory_size, &config.kernel)?;
-        let vm = create_vm(&kvm, &memory)?;
-        let kind = detecting
-            .join()
-            .map_err(|_| AssembleError::host("answer")(std::io::Error::other("panic")))??;
-        Ok::<_, AssembleError>((kind, kernel, vm))
-    })?;
+    let detected = begin_to_detect(config.repair)?;
+    let (kernel, vm) = load_beside(&memory, config, || create_vm(&kvm, &memory))?;
+    let kind = detected.recv().map_err(|_| AssembleError::NoVerdict)??;
     if kind == KvmKind::Hardware {
         create_timer(&vm)?;
     } else {
@@ -252,12 +246,62 @@ pub fn assemble(config: &VmConfig, started: Instant) -> Result<Assembled, Assemb
     })
 }
 
-fn kind_of(kvm: &Kvm, mode: RepairMode) -> Result<KvmKind, DetectError> {
-    match mode {
-        RepairMode::On => Ok(KvmKind::Interpreted),
-        RepairMode::Off => Ok(KvmKind::Hardware),
-        RepairMode::Auto => detect::detect(kvm),
+/// Finds out what kind of KVM this is, in a thread that also takes the time to
+/// clean up after it.
+fn begin_to_detect(
+    mode: RepairMode,
+) -> Result<mpsc::Receiver<Result<KvmKind, AssembleError>>, AssembleError> {
+    let (verdict, receiver) = mpsc::sync_channel(1);
+    let known = match mode {
+        RepairMode::On => Some(KvmKind::Interpreted),
+        RepairMode::Off => Some(KvmKind::Hardware),
+        RepairMode::Auto => None,
+    };
+    if let Some(kind) = known {
+        // There is room for it, and the receiver is there.
+        let _ = verdict.send(Ok(kind));
+        return Ok(receiver);
     }
+    thread::Builder::new()
+        .name("detect".to_owned())
+        .stack_size(HELPER_STACK)
+        .spawn(move || {
+            let trial = kvm::open().map_err(AssembleError::from).and_then(|kvm| {
+                let mut trial = Trial::new(&kvm)?;
+                Ok((trial.run()?, trial))
+            });
+            // Nobody waits for it any more where the assembly has failed.
+            let _ = match trial {
+                Ok((kind, _trial)) => verdict.send(Ok(kind)),
+                Err(error) => verdict.send(Err(error)),
+            };
+        })
+        .map_err(AssembleError::host("thread"))?;
+    Ok(receiver)
+}
+
+/// Reads the kernel in one thread while `other`, which mostly waits for KVM, goes
+/// on in this.
+fn load_beside<T>(
+    memory: &GuestMemory,
+    config: &VmConfig,
+    other: impl FnOnce() -> Result<T, AssembleError>,
+) -> Result<(LoadedKernel, T), AssembleError> {
+    let memory_size = config.memory_mib << 20;
+    thread::scope(|scope| {
+        let loading = thread::Builder::new()
+            .name("load".to_owned())
+            .stack_size(HELPER_STACK)
+            .spawn_scoped(scope, || {
+                boot::load_kernel(memory, memory_size, &config.kernel)
+            })
+            .map_err(AssembleError::host("thread"))?;
+        let other = other();
+        let kernel = loading
+            .join()
+            .unwrap_or_else(|panic| resume_unwind(panic))?;
+        Ok((kernel, other?))
+    })
 }
 
 fn create_vm(kvm: &Kvm, memory: &GuestMemory) -> Result<VmFd, AssembleError> {

@@ -20,7 +20,7 @@ use kvm_bindings::{
     KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_enable_cap, kvm_msr_entry,
     kvm_regs, kvm_segment, kvm_sregs, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap};
 use vmm_sys_util::errno;
@@ -86,45 +86,78 @@ impl From<GuestMemoryError> for DetectError {
 ///
 /// When KVM has no room for another machine.
 pub fn detect(kvm: &Kvm) -> Result<KvmKind, DetectError> {
-    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)])
-        .map_err(|_| DetectError::Memory)?;
-    write_guest(&memory)?;
-    let vm = kvm.create_vm().map_err(DetectError::kvm("KVM_CREATE_VM"))?;
-    vm.set_tss_address(KVM_TSS)
-        .map_err(DetectError::kvm("KVM_SET_TSS_ADDR"))?;
-    let capability = kvm_enable_cap {
-        cap: KVM_CAP_EXIT_ON_EMULATION_FAILURE,
-        args: [1, 0, 0, 0],
-        ..kvm_enable_cap::default()
-    };
-    // Older KVMs lack it, and exit for kernel code all the same.
-    let _ = vm.enable_cap(&capability);
-    let region = kvm_userspace_memory_region {
-        slot: 0,
-        flags: 0,
-        guest_phys_addr: 0,
-        memory_size: MEMORY as u64,
-        userspace_addr: memory.get_host_address(GuestAddress(0))? as u64,
-    };
-    // SAFETY: the mapping is of this size and lives until after the machine,
-    // which is dropped before it.
-    unsafe { vm.set_user_memory_region(region) }
-        .map_err(DetectError::kvm("KVM_SET_USER_MEMORY_REGION"))?;
-    let mut vcpu = vm
-        .create_vcpu(0)
-        .map_err(DetectError::kvm("KVM_CREATE_VCPU"))?;
-    let cpuid = kvm
-        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(DetectError::kvm("KVM_GET_SUPPORTED_CPUID"))?;
-    vcpu.set_cpuid2(&cpuid)
-        .map_err(DetectError::kvm("KVM_SET_CPUID2"))?;
+    let mut trial = Trial::new(kvm)?;
+    trial.run()
+}
 
-    let native = syscall_arrives(&mut vcpu)? && fwait_works(&mut vcpu)?;
-    Ok(if native {
-        KvmKind::Hardware
-    } else {
-        KvmKind::Interpreted
-    })
+/// The throw-away machine. To drop it takes as long as to use it, which who is
+/// in a hurry leaves to another thread.
+#[derive(Debug)]
+pub struct Trial {
+    // In this order: the memory is unmapped after the machine is gone.
+    vcpu: VcpuFd,
+    _vm: VmFd,
+    _memory: GuestMemoryMmap,
+}
+
+impl Trial {
+    /// Makes the machine.
+    ///
+    /// # Errors
+    ///
+    /// When KVM has no room for it.
+    pub fn new(kvm: &Kvm) -> Result<Trial, DetectError> {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)])
+            .map_err(|_| DetectError::Memory)?;
+        write_guest(&memory)?;
+        let vm = kvm.create_vm().map_err(DetectError::kvm("KVM_CREATE_VM"))?;
+        vm.set_tss_address(KVM_TSS)
+            .map_err(DetectError::kvm("KVM_SET_TSS_ADDR"))?;
+        let capability = kvm_enable_cap {
+            cap: KVM_CAP_EXIT_ON_EMULATION_FAILURE,
+            args: [1, 0, 0, 0],
+            ..kvm_enable_cap::default()
+        };
+        // Older KVMs lack it, and exit for kernel code all the same.
+        let _ = vm.enable_cap(&capability);
+        let region = kvm_userspace_memory_region {
+            slot: 0,
+            flags: 0,
+            guest_phys_addr: 0,
+            memory_size: MEMORY as u64,
+            userspace_addr: memory.get_host_address(GuestAddress(0))? as u64,
+        };
+        // SAFETY: the mapping is of this size, and is dropped after the machine.
+        unsafe { vm.set_user_memory_region(region) }
+            .map_err(DetectError::kvm("KVM_SET_USER_MEMORY_REGION"))?;
+        let vcpu = vm
+            .create_vcpu(0)
+            .map_err(DetectError::kvm("KVM_CREATE_VCPU"))?;
+        let cpuid = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(DetectError::kvm("KVM_GET_SUPPORTED_CPUID"))?;
+        vcpu.set_cpuid2(&cpuid)
+            .map_err(DetectError::kvm("KVM_SET_CPUID2"))?;
+        Ok(Trial {
+            vcpu,
+            _vm: vm,
+            _memory: memory,
+        })
+    }
+
+    /// Runs it.
+    ///
+    /// # Errors
+    ///
+    /// When KVM refuses to set its registers.
+    pub fn run(&mut self) -> Result<KvmKind, DetectError> {
+        let native = syscall_arrives(&mut self.vcpu)? && fwait_works(&mut self.vcpu)?;
+        Ok(if native {
+            KvmKind::Hardware
+        } else {
+            KvmKind::Interpreted
+        })
+    }
 }
 
 fn syscall_arrives(vcpu: &mut VcpuFd) -> Result<bool, DetectError> {
