@@ -238,7 +238,8 @@ fn keep(project: &Project, fabric: Fabric) {
     println!(
         "\nIt runs on. Talk to it:\n  export FABRIC_SERVER={server}\n  {fabctl} instance list\n  \
          {fabctl} instance console {INSTANCE}\n  {fabctl} watch\nEnd it:\n  kill {host_agent} && \
-         tail --pid={host_agent} -f /dev/null && kill {controller} && rm -r {dir}\n",
+         tail --pid={host_agent} -f /dev/null && kill {controller} && \
+         tail --pid={controller} -f /dev/null && rm -r {dir}\n",
         dir = dir.display()
     );
 }

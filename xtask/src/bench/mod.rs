@@ -1,17 +1,17 @@
 //! `cargo xtask bench`: figures, as a table and as JSON.
 
+mod first_line;
+mod vmm;
+
 use std::{
     collections::BTreeMap,
-    fs,
-    io::{BufRead as _, BufReader, Write as _},
-    os::unix::net::UnixStream,
     path::Path,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::Subcommand;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::{
     build::Prepare,
@@ -26,10 +26,6 @@ use crate::{
 
 /// How long a guest may take until its role is Ready.
 const PATIENCE: Duration = Duration::from_secs(180);
-/// How long the VMM may take to answer.
-const ANSWER: Duration = Duration::from_secs(10);
-/// Name of the mapping that is the guest's memory, in `/proc/PID/smaps`.
-const GUEST_MEMORY: &str = "/memfd:guest-memory";
 
 /// Measure the system.
 #[derive(Debug, clap::Args)]
@@ -106,7 +102,10 @@ pub fn run(project: &Project, options: &Options) -> Result<()> {
     let mut work = Work::begin(format!("Measuring {runs} boots"));
     for run in 1..=*runs {
         work.now(format!("boot {run}"));
-        let sample = measure(&mut fabric, size).with_context(|| format!("boot {run}"))?;
+        let first_line_ms = first_line::measure(project, &images, size)
+            .with_context(|| format!("kernel's first line {run}"))?;
+        let sample =
+            measure(&mut fabric, size, first_line_ms).with_context(|| format!("boot {run}"))?;
         work.now(format!(
             "boot {run}: Ready after {:.0} ms",
             sample.role_ready_ms
@@ -122,7 +121,7 @@ pub fn run(project: &Project, options: &Options) -> Result<()> {
 }
 
 /// Boots one guest, measures, and removes it.
-fn measure(fabric: &mut Fabric, size: &Size) -> Result<Sample> {
+fn measure(fabric: &mut Fabric, size: &Size, first_line_ms: f64) -> Result<Sample> {
     service::apply(fabric, size)?;
     let mut started = None;
     let mut hello = None;
@@ -147,20 +146,17 @@ fn measure(fabric: &mut Fabric, size: &Size) -> Result<Sample> {
         .or(started)
         .map_or(Duration::ZERO, |hello| ready_at - hello);
     let dir = fabric.instance_dir(INSTANCE);
-    let stats = stats(&dir)?;
+    let stats = vmm::stats(&dir.join("control.sock"))?;
 
     let sample = Sample {
         first_run_ms: stats
             .timings
             .first_run_ms
             .context("no time of the first KVM_RUN")?,
-        first_line_ms: stats
-            .timings
-            .first_line_ms
-            .context("no time of the first line")?,
+        first_line_ms,
         agent_hello_ms,
         role_ready_ms: agent_hello_ms + after_hello.as_secs_f64() * 1000.0,
-        vmm_pss_kib: pss_beyond_guest(instance.vmm_pid)?,
+        vmm_pss_kib: vmm::pss_beyond_guest(instance.vmm_pid)?,
         role_restart_ms: role_restart(fabric, &dir, &instance)?,
         syscalls: stats.repair.syscalls,
         exits: stats.exits,
@@ -191,75 +187,6 @@ fn role_restart(fabric: &mut Fabric, dir: &Path, before: &Instance) -> Result<f6
         },
     )?;
     Ok(begun.elapsed().as_secs_f64() * 1000.0)
-}
-
-/// What the VMM has counted, by its control socket.
-#[derive(Debug, Deserialize)]
-struct Stats {
-    timings: Timings,
-    exits: BTreeMap<String, f64>,
-    repair: Repair,
-}
-
-#[derive(Debug, Deserialize)]
-struct Timings {
-    first_run_ms: Option<f64>,
-    first_line_ms: Option<f64>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Repair {
-    syscalls: f64,
-    instructions: BTreeMap<String, f64>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Answer {
-    stats: Option<Stats>,
-}
-
-fn stats(instance_dir: &Path) -> Result<Stats> {
-    let mut stream = UnixStream::connect(instance_dir.join("control.sock"))
-        .context("connecting to the VMM's control socket")?;
-    stream.set_read_timeout(Some(ANSWER))?;
-    stream.write_all(b"{\"op\":\"stats\"}\n")?;
-    let mut line = String::new();
-    BufReader::new(stream)
-        .read_line(&mut line)
-        .context("asking the VMM for its statistics")?;
-    let answer: Answer =
-        serde_json::from_str(&line).with_context(|| format!("the VMM has answered {line:?}"))?;
-    answer
-        .stats
-        .with_context(|| format!("the VMM has answered {line:?}"))
-}
-
-/// Proportional set size of a VMM beside its guest's memory, in KiB.
-fn pss_beyond_guest(pid: u32) -> Result<f64> {
-    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))
-        .with_context(|| format!("reading the memory map of the VMM, process {pid}"))?;
-    let (own, guest) = pss(&smaps);
-    ensure!(guest > 0.0, "process {pid} has no mapping {GUEST_MEMORY}");
-    Ok(own)
-}
-
-/// Sums of an smaps file: of all mappings but the guest's memory, and of that.
-fn pss(smaps: &str) -> (f64, f64) {
-    let (mut own, mut guest, mut in_guest) = (0.0, 0.0, false);
-    for line in smaps.lines() {
-        let first = line.split_whitespace().next().unwrap_or_default();
-        if first.contains('-') && !first.ends_with(':') {
-            in_guest = line.contains(GUEST_MEMORY);
-        } else if first == "Pss:" {
-            let kib: f64 = line
-                .split_whitespace()
-                .nth(1)
-                .and_then(|kib| kib.parse().ok())
-                .unwrap_or(0.0);
-            if in_guest { guest += kib } else { own += kib }
-        }
-    }
-    (own, guest)
 }
 
 fn medians(samples: &[Sample], machine: Machine, size: &Size) -> Figures {
@@ -388,14 +315,6 @@ fn show(figures: &Figures, samples: &[Sample]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_guests_memory_is_told_from_the_vmms() {
-        let smaps = "5600-5700 r-xp 0 08:01 1 /usr/bin/fabric-vmm\nPss:  100 kB\nPss_Dirty: 7 kB\n\
-                     7f00-7f99 rw-s 0 00:01 2 /memfd:guest-memory (deleted)\nPss: 4000 kB\n\
-                     7fa0-7fa1 rw-p 0 00:00 0 [stack]\nPss: 20 kB\n";
-        assert_eq!(pss(smaps), (120.0, 4000.0));
-    }
 
     #[test]
     fn a_median_is_the_middle() {
