@@ -6,7 +6,8 @@
 mod host;
 
 use fabric_proto::guest::v1::{
-    GoodbyeReason, GuestPower, HttpProbe, LogStream, RestartMode, RoleKind, RoleSpec,
+    Goal, GoodbyeReason, GuestPower, Heartbeat, HttpProbe, LogStream, RestartMode, RoleKind,
+    RoleSpec,
     RoleState::{self, Busy, Ready, Starting, Stopped, Unhealthy},
     TcpProbe, probe,
     role_exit::How,
@@ -20,6 +21,14 @@ const FOREVER: &str = "exec sleep 1000";
 
 async fn ready(host: &mut Host, role: &str) -> u32 {
     host.until(role, Ready).await.pid
+}
+
+async fn heartbeat(host: &mut Host) -> Heartbeat {
+    host.report(|report| match report {
+        Report::Heartbeat(heartbeat) => Some(*heartbeat),
+        _ => None,
+    })
+    .await
 }
 
 #[tokio::test]
@@ -55,12 +64,7 @@ async fn a_role_is_started_and_reported_ready_with_what_it_was_promised() {
     assert_eq!((output, dropped), (expected, 0));
     host.output(LogStream::Stderr, "oops\n").await;
 
-    let heartbeat = host
-        .report(|report| match report {
-            Report::Heartbeat(heartbeat) => Some(*heartbeat),
-            _ => None,
-        })
-        .await;
+    let heartbeat = heartbeat(&mut host).await;
     assert_eq!(heartbeat.applied_incarnation, 1);
     assert!(heartbeat.memory_available_bytes > 1 << 20);
 }
@@ -273,12 +277,23 @@ async fn a_goal_with_a_lower_incarnation_is_ignored() {
     host.change_goal(|goal| goal.roles.push(script("other", FOREVER)));
     ready(&mut host, "other").await;
     host.set_goal(goal([script("old", FOREVER)]));
-    host.set_goal({
-        let mut newer = goal([script("new", FOREVER)]);
-        newer.incarnation = 3;
-        newer
+    // Two of them: the goal was on its way for a whole period at least.
+    host.forget();
+    for _ in 0..2 {
+        assert_eq!(heartbeat(&mut host).await.applied_incarnation, 2);
+    }
+    assert_eq!(
+        children(host.agent_pid()).len(),
+        2,
+        "web and other run as before"
+    );
+
+    host.set_goal(Goal {
+        incarnation: 3,
+        ..goal([script("new", FOREVER)])
     });
     host.until("web", Stopped).await;
+    host.until("other", Stopped).await;
     let new = host.until("new", Ready).await;
     assert_eq!(
         children(host.agent_pid()),

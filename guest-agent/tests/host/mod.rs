@@ -125,6 +125,12 @@ impl Host {
         self.directory.path().join(name)
     }
 
+    /// Forgets all reports so far.
+    pub fn forget(&mut self) {
+        self.passed.clear();
+        while self.reports.try_recv().is_ok() {}
+    }
+
     /// Waits for the first report that `wanted` takes; others wait for their turn.
     pub async fn report<T>(&mut self, wanted: impl Fn(&Report) -> Option<T>) -> T {
         if let Some(at) = self
