@@ -32,7 +32,7 @@ const UUID: &str = "6661b21c-0000-4000-8000-000000000001";
 const SIZE: u64 = 64 << 20;
 
 /// Directories, in order. What is mounted over them comes from the guest agent.
-const DIRECTORIES: [(&str, u16); 14] = [
+const DIRECTORIES: [(&str, u16); 15] = [
     ("/bin", 0o755),
     ("/dev", 0o755),
     ("/etc", 0o755),
@@ -47,6 +47,7 @@ const DIRECTORIES: [(&str, u16); 14] = [
     ("/tmp", 0o1777),
     ("/usr", 0o755),
     ("/var", 0o755),
+    ("/var/tmp", 0o1777),
 ];
 
 /// The image, from the cache or built now.
@@ -166,7 +167,6 @@ impl Parts {
             ("/usr/bin", "../bin"),
             ("/usr/sbin", "../sbin"),
             ("/var/run", "../run"),
-            ("/var/tmp", "../tmp"),
         ] {
             entries.push(Entry::Link {
                 path: path.into(),
