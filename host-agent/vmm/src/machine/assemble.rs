@@ -201,8 +201,8 @@ pub fn assemble(config: &VmConfig, started: Instant) -> Result<Assembled, Assemb
     let serial_irq = interrupt(&vm, serial::IRQ)?;
     let serial = Arc::new(Mutex::new(SerialPort::new(serial_irq, sink)));
     let mut devices = Devices::new(&vm, &memory);
-    for disk in &config.disks {
-        let image = disks::open(disk)?;
+    for (index, disk) in config.disks.iter().enumerate() {
+        let image = disks::open(index, disk)?;
         devices.add(Box::new(Block::new(image, &disk.serial, disk.readonly)?))?;
     }
     let mut vsock_events = None;

@@ -1,6 +1,5 @@
 //! Opens the disk images of a machine.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -8,25 +7,34 @@ use vhd::{BlockDevice, OpenOptions, Raw};
 
 use crate::config::{DiskConfig, DiskFormat};
 
-/// A disk image cannot be used.
+/// A disk image cannot be used; the cause names the file.
 #[derive(Debug, Error)]
-#[error("cannot use disk {}", .path.display())]
+#[error("cannot use disk {index}{}", named(.serial))]
 pub struct DiskError {
-    /// The image.
-    path: PathBuf,
-    /// Why.
+    index: usize,
+    serial: String,
     #[source]
     source: vhd::Error,
 }
 
-/// Opens the image, and those it stands on, as the configuration says.
+fn named(serial: &str) -> String {
+    if serial.is_empty() {
+        String::new()
+    } else {
+        format!(" (`{serial}`)")
+    }
+}
+
+/// Opens the image of disk `index`, and those it stands on, as the configuration
+/// says.
 ///
 /// # Errors
 ///
 /// When it cannot be opened or does not check.
-pub fn open(disk: &DiskConfig) -> Result<Arc<dyn BlockDevice>, DiskError> {
+pub fn open(index: usize, disk: &DiskConfig) -> Result<Arc<dyn BlockDevice>, DiskError> {
     let fail = |source| DiskError {
-        path: disk.path.clone(),
+        index,
+        serial: disk.serial.clone(),
         source,
     };
     match disk.format {

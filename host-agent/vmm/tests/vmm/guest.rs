@@ -1,0 +1,166 @@
+//! Guests of a few instructions, to be run by the real program on real KVM.
+//!
+//! Each is assembled into this test's own binary and put into an ELF file from
+//! there. It starts as a Linux kernel does: in 64-bit mode, on an identity map of
+//! 4 GiB, at 16 MiB.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use fabric_vmm::exit::{ExitReport, KvmKind};
+use tempfile::TempDir;
+
+/// How long anything may take before a test gives up.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Whether KVM is there. Where it is not, the test has nothing to say, unless
+/// `FABRIC_REQUIRE_KVM=1` makes that a failure.
+pub fn kvm_is_here() -> bool {
+    let probe = fabric_vmm::probe::probe();
+    if probe.usable {
+        return true;
+    }
+    let reason = probe.problems.join("; ");
+    assert!(
+        std::env::var_os("FABRIC_REQUIRE_KVM").is_none(),
+        "KVM is required: {reason}"
+    );
+    eprintln!("skipped, for there is no KVM: {reason}");
+    false
+}
+
+/// What kind of KVM this is.
+pub fn kind() -> KvmKind {
+    fabric_vmm::probe::probe().kind.expect("KVM is usable")
+}
+
+/// A folder with a kernel in it, to run machines in.
+pub struct Bench {
+    folder: TempDir,
+}
+
+impl Bench {
+    /// A folder whose `kernel` is `code`.
+    pub fn new(code: &[u8]) -> Bench {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("kernel"), elf(code)).unwrap();
+        Bench { folder }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The command that runs the kernel, with more arguments.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fabric-vmm"));
+        command.current_dir(self.folder.path()).stdin(Stdio::null());
+        command
+            .args(["run", "--kernel", "kernel", "--memory", "32MiB"])
+            .args(arguments);
+        command
+    }
+
+    /// Runs the machine to its end.
+    pub fn run(&self, arguments: &[&str]) -> Ended {
+        let child = self.start(arguments);
+        wait(child)
+    }
+
+    /// Starts the machine.
+    pub fn start(&self, arguments: &[&str]) -> Child {
+        self.command(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts")
+    }
+}
+
+/// A machine that has ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub console: String,
+    pub report: ExitReport,
+    pub code: Option<i32>,
+}
+
+/// Waits for a machine's end; one that does not end is killed.
+pub fn wait(mut child: Child) -> Ended {
+    let until = Instant::now() + PATIENCE;
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > until {
+            child.kill().unwrap();
+            panic!("the machine does not end: {:?}", child.wait_with_output());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    ended(&child.wait_with_output().unwrap())
+}
+
+fn ended(output: &Output) -> Ended {
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    let report = ExitReport::from_output(&stdout)
+        .unwrap_or_else(|| panic!("no report in {stdout:?}: {output:?}"));
+    let console = stdout
+        .trim_end()
+        .rsplit_once('\n')
+        .map_or("", |(console, _)| console);
+    Ended {
+        console: console.trim_end().to_owned(),
+        report,
+        code: output.status.code(),
+    }
+}
+
+/// Waits until `condition` gives something.
+pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < until, "{what} does not happen");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// An ELF file that loads `code` at 16 MiB and starts there.
+pub fn elf(code: &[u8]) -> Vec<u8> {
+    const ENTRY: u64 = 0x0100_0000;
+    let mut file = vec![0; 120];
+    file[..8].copy_from_slice(b"\x7fELF\x02\x01\x01\x00");
+    file[16..20].copy_from_slice(&[2, 0, 62, 0]);
+    file[24..32].copy_from_slice(&ENTRY.to_le_bytes());
+    file[32] = 64;
+    file[54] = 56;
+    file[56] = 1;
+    file[64] = 1;
+    file[72] = 120;
+    file[88..96].copy_from_slice(&ENTRY.to_le_bytes());
+    let length = (code.len() as u64).to_le_bytes();
+    file[96..104].copy_from_slice(&length);
+    file[104..112].copy_from_slice(&length);
+    file.extend(code);
+    file
+}
+
+std::arch::global_asm!(include_str!("guests.s"));
+
+/// The bytes between the symbols `NAME_begin` and `NAME_end`.
+macro_rules! code {
+    ($begin:ident, $end:ident) => {{
+        unsafe extern "C" {
+            static $begin: u8;
+            static $end: u8;
+        }
+        // SAFETY: the assembler puts both into one section, in this order.
+        unsafe {
+            let begin = &raw const $begin;
+            let length = (&raw const $end).offset_from(begin) as usize;
+            std::slice::from_raw_parts(begin, length)
+        }
+    }};
+}
+pub(crate) use code;

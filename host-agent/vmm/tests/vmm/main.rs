@@ -1,0 +1,9 @@
+//! The program `fabric-vmm` on real KVM, with guests of a few instructions.
+
+// clippy knows test functions as tests, but not what they call.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+mod endings;
+mod guest;
+mod refusals;
+mod repairs;
