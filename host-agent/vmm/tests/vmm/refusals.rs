@@ -54,7 +54,7 @@ fn a_wrong_value_is_refused_by_name() {
     let output = bench.command(&["--vcpus", "9"]).output().unwrap();
     assert_eq!(refused(&output), "`vcpus` is 9: must be from 1 to 8");
 
-    std::fs::write(&bench.path("vm.json"), br#"{"kernel":"kernel","vcpu":2}"#).unwrap();
+    std::fs::write(bench.path("vm.json"), br#"{"kernel":"kernel","vcpu":2}"#).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_fabric-vmm"))
         .args(["run", "--config", "vm.json"])
         .current_dir(bench.path("."))
@@ -74,14 +74,14 @@ fn a_kernel_cut_short_is_refused_by_field() {
     }
     let bench = Bench::new(b"\xf4");
     let whole = elf(&[0xf4; 5000]);
-    std::fs::write(&bench.path("kernel"), &whole[..4000]).unwrap();
+    std::fs::write(bench.path("kernel"), &whole[..4000]).unwrap();
     let detail = refused(&bench.command(&[]).output().unwrap());
     assert!(
         detail.contains("p_filesz") && detail.contains("cut short"),
         "{detail}"
     );
 
-    std::fs::write(&bench.path("kernel"), &elf(b"\xf4")).unwrap();
+    std::fs::write(bench.path("kernel"), elf(b"\xf4")).unwrap();
     let output = bench
         .command(&["--disk", "missing.vhd"])
         .stdin(Stdio::null())
