@@ -167,13 +167,19 @@ impl Client {
     }
 
     pub async fn all_events(&self) -> Vec<Event> {
-        let request = ListEventsRequest::default();
-        self.events()
-            .list_events(request)
-            .await
-            .unwrap()
-            .into_inner()
-            .events
+        let mut all: Vec<Event> = Vec::new();
+        loop {
+            let request = ListEventsRequest {
+                after_cursor: all.last().map_or(0, |event| event.cursor),
+                ..ListEventsRequest::default()
+            };
+            let page = self.events().list_events(request).await.unwrap();
+            let events = page.into_inner().events;
+            if events.is_empty() {
+                return all;
+            }
+            all.extend(events);
+        }
     }
 
     /// Reasons of all events about one thing.
