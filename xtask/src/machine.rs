@@ -4,6 +4,8 @@ use std::{fs, thread};
 
 use serde::Serialize;
 
+use crate::preflight::Kvm;
+
 /// What a figure depends on.
 #[derive(Debug, Clone, Serialize)]
 pub struct Machine {
@@ -15,13 +17,14 @@ pub struct Machine {
     pub memory_mib: u64,
     /// Kernel release.
     pub kernel_release: String,
-    /// How its KVM runs guests: "hardware" or "interpreted".
-    pub kvm_kind: String,
+    /// Its KVM.
+    #[serde(flatten)]
+    pub kvm: Kvm,
 }
 
 impl Machine {
     /// Looks them up.
-    pub fn look(kvm_kind: &str) -> Self {
+    pub fn look(kvm: Kvm) -> Self {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let cpu_model = read("/proc/cpuinfo")
             .lines()
@@ -32,7 +35,7 @@ impl Machine {
             cpu_model: cpu_model.unwrap_or_default(),
             memory_mib: memory_kib("MemTotal") / 1024,
             kernel_release: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-            kvm_kind: kvm_kind.to_owned(),
+            kvm,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::{fs, io, path::Path, process::Stdio};
 
 use anyhow::{Context, Result, bail};
 use bytesize::ByteSize;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{build, image, machine::memory_kib, process, project::Project, table::table};
@@ -68,15 +68,28 @@ pub fn before_building(project: &Project) -> Result<()> {
     fail_unless_well(&findings)
 }
 
-/// Looks at KVM with the VMM's own eyes and shows all findings. Returns how this
-/// KVM runs guests.
-pub fn with_programs(project: &Project) -> Result<String> {
-    let (probed, kind) = probe(project)?;
+/// Instructions from a guest's start to its role being ready, roughly.
+const BOOT_INSTRUCTIONS: f64 = 20e6;
+
+/// What the VMM finds out about KVM.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Kvm {
+    /// How it runs guests: "hardware" or "interpreted".
+    #[serde(default, rename(serialize = "kvm_kind"))]
+    pub kind: String,
+    /// How long an instruction of a guest's kernel takes.
+    #[serde(default)]
+    pub kernel_instruction_ns: Option<f64>,
+}
+
+/// Looks at KVM with the VMM's own eyes and shows all findings.
+pub fn with_programs(project: &Project) -> Result<Kvm> {
+    let (probed, kvm_found) = probe(project)?;
     let mut findings = vec![kvm(Path::new("/dev/kvm")), probed];
     findings.extend(resources(project)?);
     show(&findings);
     fail_unless_well(&findings)?;
-    Ok(kind)
+    Ok(kvm_found)
 }
 
 /// Why no guest can run here, if none can.
@@ -111,8 +124,8 @@ fn kvm(device: &Path) -> Finding {
     }
 }
 
-/// What `fabric-vmm probe` says, and the kind of KVM.
-fn probe(project: &Project) -> Result<(Finding, String)> {
+/// What `fabric-vmm probe` says.
+fn probe(project: &Project) -> Result<(Finding, Kvm)> {
     let mut command = process::command(project.bin("fabric-vmm"), ["probe", "--output", "json"]);
     let output = command
         .stdin(Stdio::null())
@@ -123,26 +136,30 @@ fn probe(project: &Project) -> Result<(Finding, String)> {
         let errors = String::from_utf8_lossy(&output.stderr);
         format!("fabric-vmm probe has given no JSON: {}", errors.trim())
     })?;
-    let kind = answer["kind"].as_str().unwrap_or_default().to_owned();
-    let meaning = match kind.as_str() {
-        "hardware" => "runs guests on the processor",
-        "interpreted" => "interprets guest kernels, which takes about 7 s to boot one",
-        _ => "of unknown kind",
+    let found = Kvm::deserialize(&answer)?;
+    let meaning = match (found.kind.as_str(), found.kernel_instruction_ns) {
+        ("hardware", _) => "runs guests on the processor".to_owned(),
+        ("interpreted", Some(nanoseconds)) => format!(
+            "interprets guest kernels, {nanoseconds:.0} ns an instruction: one boots in about {:.0} s",
+            nanoseconds * BOOT_INSTRUCTIONS / 1e9
+        ),
+        ("interpreted", None) => "interprets guest kernels".to_owned(),
+        _ => "of unknown kind".to_owned(),
     };
     let problems: Vec<String> = list(&answer["problems"], &["problem", "what", "found"]);
     let remedies: Vec<String> = list(&answer["problems"], &["remedy"]);
-    let found = if problems.is_empty() {
-        meaning.to_owned()
+    let summary = if problems.is_empty() {
+        meaning
     } else {
         problems.join("; ")
     };
     let finding = Finding {
         what: "KVM",
         ok: output.status.success(),
-        found,
+        found: summary,
         remedy: remedies.join("; "),
     };
-    Ok((finding, kind))
+    Ok((finding, found))
 }
 
 fn list(problems: &Value, names: &[&str]) -> Vec<String> {

@@ -94,9 +94,9 @@ pub fn run(project: &Project, options: &Options) -> Result<()> {
     } = &options.what;
     preflight::before_building(project)?;
     let images = prepare.run(project)?;
+    let machine = Machine::look(preflight::with_programs(project)?);
     let mut fabric = Fabric::start(project, "bench", &images.kernel)?;
     service::upload(project, &fabric, &images.guest_os)?;
-    let machine = Machine::look(&fabric.kvm_kind()?);
 
     let mut samples = Vec::new();
     let mut work = Work::begin(format!("Measuring {runs} boots"));

@@ -82,7 +82,7 @@ struct Figures {
 pub fn run(project: &Project, options: &Options) -> Result<()> {
     preflight::before_building(project)?;
     let images = options.prepare.run(project)?;
-    let kvm_kind = preflight::with_programs(project)?;
+    let kvm = preflight::with_programs(project)?;
 
     let work = Work::begin("Starting controller and host agent");
     let mut fabric = Fabric::start(project, "demo", &images.kernel)?;
@@ -110,7 +110,7 @@ pub fn run(project: &Project, options: &Options) -> Result<()> {
         println!("  {:>8}  Ready again", seconds(begun.elapsed()));
     }
 
-    let machine = Machine::look(&kvm_kind);
+    let machine = Machine::look(kvm);
     let figures = Figures {
         demo: "ok",
         ready_ms,

@@ -184,15 +184,6 @@ impl Fabric {
         }
     }
 
-    /// How the node's KVM runs guests.
-    pub fn kvm_kind(&self) -> Result<String> {
-        let nodes = self.fabctl(&["node", "list"])?;
-        Ok(nodes[0]["inventory"]["kvm_kind"]
-            .as_str()
-            .unwrap_or("unknown")
-            .to_owned())
-    }
-
     /// Ends it, and fails if anything of it is left.
     pub fn end(self) -> Result<()> {
         let dir = self.dir().to_owned();

@@ -58,6 +58,11 @@ fn table(found: &Probe) -> String {
     if let Some(kind) = found.kind {
         lines.push(format!("kernels   {kind}"));
     }
+    if let Some(nanoseconds) = found.kernel_instruction_ns {
+        lines.push(format!(
+            "speed     {nanoseconds:.1} ns an instruction of a guest's kernel"
+        ));
+    }
     if let Some(vcpus) = found.vcpus_max {
         lines.push(format!("vCPUs     up to {vcpus} each"));
     }
