@@ -156,6 +156,7 @@ impl ProcessHypervisor {
             serial: OS_SERIAL.to_owned(),
             readonly: false,
             parents: spec.os_parents.clone(),
+            capacity_bytes: None,
         };
         let package = spec.package.as_ref().map(|package| DiskConfig {
             path: package.clone(),
@@ -163,6 +164,7 @@ impl ProcessHypervisor {
             serial: PACKAGE_SERIAL.to_owned(),
             readonly: true,
             parents: Vec::new(),
+            capacity_bytes: None,
         });
         VmConfig {
             name: spec.name.clone(),
@@ -386,7 +388,7 @@ fn judge(report: &ExitReport) -> Exit {
         // A kernel that panics resets the machine.
         ExitReason::GuestReset if panic.is_some() => ExitKind::KernelPanic,
         ExitReason::GuestReset => ExitKind::GuestReset,
-        ExitReason::Stopped => ExitKind::Stopped,
+        ExitReason::Stopped | ExitReason::TemplateMade => ExitKind::Stopped,
         ExitReason::TripleFault
         | ExitReason::Killed
         | ExitReason::ConfigError

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use vhd::SECTOR_SIZE;
 
 /// The fewest MiB of memory a guest can have: a kernel and a little room.
 pub const MEMORY_MIN_MIB: u64 = 32;
@@ -42,8 +43,18 @@ pub struct VmConfig {
     /// A name for reports; it has no effect on the machine.
     #[serde(default = "default_name")]
     pub name: String,
-    /// The kernel: an ELF `vmlinux` or a bzImage.
+    /// The kernel: an ELF `vmlinux` or a bzImage. Not needed with [`restore`].
+    ///
+    /// [`restore`]: VmConfig::restore
+    #[serde(default, skip_serializing_if = "is_empty")]
     pub kernel: PathBuf,
+    /// The directory of a snapshot, from which the machine goes on instead of
+    /// booting a kernel. Memory, virtual CPUs and disks must be as they were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<PathBuf>,
+    /// Makes a template of the machine, and ends it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<TemplateConfig>,
     /// An initial RAM disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd: Option<PathBuf>,
@@ -94,6 +105,11 @@ pub struct DiskConfig {
     /// The images that a differencing disk stands on, nearest first, base last.
     #[serde(default)]
     pub parents: Vec<PathBuf>,
+    /// The size in bytes that the guest sees, at least the image's: what lies
+    /// beyond the image reads as zero. Read-only disks alone can have one. Guests
+    /// that are made from one snapshot can then have different images there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity_bytes: Option<u64>,
 }
 
 /// The format of a disk image.
@@ -115,6 +131,18 @@ pub struct VsockConfig {
     pub cid: u32,
     /// The unix socket for connections to the guest. The guest's connections to
     /// host port `N` go to the socket of this path with `_N` appended.
+    pub path: PathBuf,
+}
+
+/// When a machine has become a template.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TemplateConfig {
+    /// The host's vsock port: the template is made when the guest first calls it,
+    /// before it gets an answer. Who is made from the template gets the answer.
+    pub port: u32,
+    /// The directory for the snapshot. It must not exist, and appears when it is
+    /// complete.
     pub path: PathBuf,
 }
 
@@ -208,6 +236,8 @@ impl VmConfig {
         VmConfig {
             name: default_name(),
             kernel: kernel.into(),
+            restore: None,
+            template: None,
             initrd: None,
             cmdline: String::new(),
             root: default_root(),
@@ -247,6 +277,7 @@ impl VmConfig {
     /// Names the first field that breaks one.
     pub fn check(&self) -> Result<(), ConfigError> {
         check_printable("name", &self.name, 1, 128)?;
+        self.check_origin()?;
         check_printable("root", &self.root, 0, 256)?;
         check_printable("cmdline", &self.cmdline, 0, CMDLINE_MAX)?;
         if !(MEMORY_MIN_MIB..=MEMORY_MAX_MIB).contains(&self.memory_mib) {
@@ -278,6 +309,27 @@ impl VmConfig {
     }
 }
 
+impl VmConfig {
+    /// Whether there is one thing to start from, and a way to a template.
+    fn check_origin(&self) -> Result<(), ConfigError> {
+        if self.kernel.as_os_str().is_empty() && self.restore.is_none() {
+            let rule = "a machine needs a `kernel`, or a snapshot to `restore`";
+            return Err(ConfigError::value("kernel", "missing", rule));
+        }
+        match &self.template {
+            Some(_) if self.restore.is_some() => {
+                let rule = "a machine that is restored cannot become a template";
+                Err(ConfigError::value("template", "there", rule))
+            }
+            Some(_) if self.vsock.is_none() => {
+                let rule = "a template needs a `vsock`, on which the guest calls";
+                Err(ConfigError::value("template", "there", rule))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl DiskConfig {
     fn check(&self, index: usize) -> Result<(), ConfigError> {
         let field = |name: &str| format!("disks[{index}].{name}");
@@ -286,6 +338,14 @@ impl DiskConfig {
             let rule = format!("a chain is at most {CHAIN_MAX} images long, the disk among them");
             let value = format!("{} long", self.parents.len());
             return Err(ConfigError::value(field("parents"), value, rule));
+        }
+        if let Some(bytes) = self.capacity_bytes
+            && !(self.readonly && bytes.is_multiple_of(SECTOR_SIZE) && bytes > 0)
+        {
+            let rule = format!(
+                "must be a multiple of {SECTOR_SIZE} above 0, and only read-only disks can have it"
+            );
+            return Err(ConfigError::value(field("capacity_bytes"), bytes, rule));
         }
         if self.format == DiskFormat::Raw && !self.parents.is_empty() {
             let value = format!("{} long", self.parents.len());
@@ -320,6 +380,10 @@ impl ConsoleConfig {
         let rule = format!("must be from {RING_MIN} to {RING_MAX}");
         Err(ConfigError::value("console.ring.bytes", ring.bytes, rule))
     }
+}
+
+fn is_empty(path: &Path) -> bool {
+    path.as_os_str().is_empty()
 }
 
 fn check_printable(field: &str, text: &str, min: usize, max: usize) -> Result<(), ConfigError> {
@@ -391,6 +455,7 @@ mod tests {
             serial: String::new(),
             readonly: false,
             parents: Vec::new(),
+            capacity_bytes: None,
         }
     }
 
@@ -421,6 +486,27 @@ mod tests {
         config.check().unwrap();
         assert_eq!((config.memory_mib, config.vcpus), (128, 1));
         assert_eq!(config.console, ConsoleConfig::None);
+    }
+
+    #[test]
+    fn a_machine_is_booted_or_restored_and_a_template_is_booted() {
+        let restored = parse(r#"{"restore":"snapshot"}"#).unwrap();
+        restored.check().unwrap();
+        let text = complaint(|c| c.kernel = PathBuf::new());
+        assert!(text.starts_with("`kernel` is missing"), "{text}");
+        let template = TemplateConfig {
+            port: 1024,
+            path: "t".into(),
+        };
+        let text = complaint(|c| c.template = Some(template));
+        assert!(text.contains("needs a `vsock`"), "{text}");
+        let text = complaint(|c| {
+            c.disks = vec![DiskConfig {
+                capacity_bytes: Some(1 << 30),
+                ..disk()
+            }];
+        });
+        assert!(text.starts_with("`disks[0].capacity_bytes` is"), "{text}");
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub enum ExitReason {
     TripleFault,
     /// The host asked for it: a signal or the control socket.
     Stopped,
+    /// The machine has become a template, and its work is done.
+    TemplateMade,
     /// The process was ended by a signal it cannot catch. Never written by the
     /// machine itself; it is what a supervisor reports where the line is missing.
     Killed,
@@ -35,7 +37,7 @@ impl ExitReason {
     /// The exit code of the process.
     pub fn code(self) -> u8 {
         match self {
-            ExitReason::GuestPowerOff | ExitReason::Stopped => 0,
+            ExitReason::GuestPowerOff | ExitReason::Stopped | ExitReason::TemplateMade => 0,
             ExitReason::Killed | ExitReason::InternalError => 1,
             ExitReason::ConfigError => 2,
             ExitReason::GuestReset => 10,

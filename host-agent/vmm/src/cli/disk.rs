@@ -23,6 +23,7 @@ impl FromStr for DiskArg {
             serial: String::new(),
             readonly: false,
             parents: Vec::new(),
+            capacity_bytes: None,
         };
         for part in parts {
             match part.split_once('=') {
