@@ -16,6 +16,9 @@ pub const CMDLINE_MAX: usize = 2048;
 /// Where conventional memory ends and the extended BIOS data area begins, with
 /// the MP table in it.
 pub const EBDA: u64 = 0x9_fc00;
+/// The ACPI tables, the RSDP first: where firmware for PCs puts it (ACPI 6.5,
+/// 5.2.5.1), and where the memory map names no RAM.
+pub const ACPI: u64 = 0xe_0000;
 /// Where RAM goes on above the legacy hole.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
 

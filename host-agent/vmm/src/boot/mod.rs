@@ -7,11 +7,16 @@
 //! | [`cmdline`] | composes the kernel command line |
 //! | [`params`] | the boot parameters with the memory map |
 //! | [`mptable`] | processors and interrupt lines |
+//! | [`acpi`] | the same and the devices, for kernels that know no MP table |
 //! | [`tables`] | segments and page tables |
+//!
+//! A kernel takes what it knows: the lean one the MP table and the devices on its
+//! command line, a distribution's the ACPI tables. Both are always there.
 //!
 //! It goes in two steps, because reading the kernel takes a while in which the
 //! rest is not known yet: [`load_kernel`], then [`finish`].
 
+pub mod acpi;
 pub mod cmdline;
 pub mod kernel;
 pub mod layout;
@@ -27,7 +32,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 pub use cmdline::{CmdlineParts, CmdlineTooLong};
 pub use kernel::{KernelError, LoadedKernel};
-use layout::{BOOT_PARAMS, CMDLINE, EBDA};
+use layout::{ACPI, BOOT_PARAMS, CMDLINE, EBDA, MmioSlot};
 use params::InitrdPlace;
 
 use crate::memory::GAP_START;
@@ -75,6 +80,8 @@ pub struct BootPlan<'a> {
     pub memory_size: u64,
     /// The number of virtual CPUs.
     pub vcpus: u8,
+    /// The virtio-mmio devices.
+    pub devices: &'a [MmioSlot],
 }
 
 /// Reads the kernel into memory.
@@ -104,6 +111,8 @@ pub fn finish(memory: &GuestMemoryMmap, plan: &BootPlan<'_>) -> Result<(), BootE
     cmdline.push(0);
     memory.write_slice(&cmdline, GuestAddress(CMDLINE))?;
     memory.write_slice(&mptable::build(plan.vcpus, EBDA), GuestAddress(EBDA))?;
+    let acpi = acpi::build(plan.vcpus, plan.devices, ACPI);
+    memory.write_slice(&acpi, GuestAddress(ACPI))?;
     let params = params::build(plan.kernel.setup, plan.memory_size, cmdline.len(), initrd);
     memory.write_slice(&params, GuestAddress(BOOT_PARAMS))?;
     tables::write(memory)?;

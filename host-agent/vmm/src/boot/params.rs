@@ -4,7 +4,7 @@
 use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use vm_memory::ByteValued;
 
-use super::layout::{CMDLINE, EBDA, HIGH_MEMORY};
+use super::layout::{ACPI, CMDLINE, EBDA, HIGH_MEMORY};
 use crate::memory;
 
 /// A boot loader without an assigned number.
@@ -29,6 +29,7 @@ pub fn build(
 ) -> Vec<u8> {
     let mut params = boot_params {
         hdr: setup,
+        acpi_rsdp_addr: ACPI,
         ..boot_params::default()
     };
     params.hdr.type_of_loader = LOADER_UNDEFINED;
@@ -91,6 +92,7 @@ mod tests {
         let page = build(setup, 128 << 20, 77, Some(initrd));
         assert_eq!(page.len(), 4096);
         let u32_at = |at: usize| u32::from_le_bytes(page[at..at + 4].try_into().unwrap());
+        assert_eq!(u32_at(0x70), 0xe_0000);
         assert_eq!(page[0x1e8], 2);
         assert_eq!(&page[0x1fe..0x200], &[0x55, 0xaa]);
         assert_eq!(page[0x210], 0xff);

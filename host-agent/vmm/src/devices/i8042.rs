@@ -8,7 +8,8 @@ pub const DATA: u16 = 0x60;
 /// The command port; reads give the status.
 pub const COMMAND: u16 = 0x64;
 
-const PULSE_RESET: u8 = 0xfe;
+/// The command that resets the machine.
+pub const PULSE_RESET: u8 = 0xfe;
 
 /// What the controller answers on either port: nothing to read, room to write.
 pub const STATUS_IDLE: u8 = 0;

@@ -412,6 +412,7 @@ fn write_boot_data(
         initrd: config.initrd.as_deref(),
         memory_size: config.memory_mib << 20,
         vcpus: config.vcpus,
+        devices,
     };
     Ok(boot::finish(memory, &plan)?)
 }
