@@ -90,3 +90,21 @@ fn a_kernel_cut_short_is_refused_by_field() {
     let detail = refused(&output);
     assert!(detail.contains("missing.vhd"), "{detail}");
 }
+
+#[test]
+fn a_bzimage_for_32_bits_only_is_refused_by_field() {
+    if !kvm_is_here() {
+        return;
+    }
+    let bench = Bench::new(b"\xf4");
+    let mut header = vec![0; 1024];
+    header[0x202..0x206].copy_from_slice(b"HdrS");
+    header[0x206..0x208].copy_from_slice(&[0x0f, 0x02]);
+    header[0x211] = 1;
+    std::fs::write(bench.path("kernel"), header).unwrap();
+    let detail = refused(&bench.command(&[]).output().unwrap());
+    assert!(
+        detail.contains("xloadflags") && detail.contains("64-bit entry"),
+        "{detail}"
+    );
+}
