@@ -18,9 +18,20 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::layout::HIGH_MEMORY;
 
+/// What a kernel comes as, which tells what to expect of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KernelFormat {
+    /// An ELF `vmlinux`, made for a machine like this.
+    Elf,
+    /// A bzImage, as distributions ship it: made for any machine, with modules.
+    BzImage,
+}
+
 /// A kernel in memory, and where it begins.
 #[derive(Debug, Clone)]
 pub struct LoadedKernel {
+    /// What it came as.
+    pub format: KernelFormat,
     /// Where the boot processor starts, in 64-bit mode.
     pub entry: u64,
     /// The header that the boot parameters carry on to the kernel.
@@ -193,6 +204,7 @@ impl<'a> Image<'a> {
         self.fits(end)?;
         Elf::load(memory, None, &mut self.file, None).map_err(|source| self.unloadable(source))?;
         Ok(LoadedKernel {
+            format: KernelFormat::Elf,
             entry,
             setup: elf_setup(),
             end,
@@ -277,6 +289,7 @@ impl<'a> Image<'a> {
             .map_err(|source| self.unloadable(source))?;
         let setup = loaded.setup_header.unwrap_or_else(elf_setup);
         Ok(LoadedKernel {
+            format: KernelFormat::BzImage,
             entry: HIGH_MEMORY + ENTRY_64,
             setup,
             end,

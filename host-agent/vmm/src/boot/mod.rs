@@ -31,7 +31,7 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 pub use cmdline::{CmdlineParts, CmdlineTooLong};
-pub use kernel::{KernelError, LoadedKernel};
+pub use kernel::{KernelError, KernelFormat, LoadedKernel};
 use layout::{ACPI, BOOT_PARAMS, CMDLINE, EBDA, MmioSlot};
 use params::InitrdPlace;
 

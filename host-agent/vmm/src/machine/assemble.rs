@@ -404,6 +404,7 @@ fn write_boot_data(
         root_readonly: config.disks.first().is_some_and(|disk| disk.readonly),
         devices,
         kvm,
+        format: kernel.format,
         extra: &config.cmdline,
     })?;
     let plan = BootPlan {
