@@ -27,7 +27,7 @@ const INTERPRETED: &str = "mitigations=off rodata=off tsc=reliable no_timer_chec
 const INTERPRETED_STOCK: &str = "mitigations=off rodata=off tsc=reliable no_timer_check \
     noreplace-smp percpu_alloc=page nowatchdog \
     initcall_blacklist=slab_sysfs_init,irq_sysfs_init,perf_event_sysfs_init,\
-    tracer_init_tracefs,ftrace_check_for_weak_functions \
+    trace_eval_init,tracer_init_tracefs,ftrace_check_for_weak_functions \
     clearcpuid=popcnt,cx16,smap,smep,erms,fsrm,fsgsbase,pcid,invpcid,\
     ssse3,sse4_1,sse4_2,aes,pclmulqdq,avx,sha_ni,adx,bmi2,movbe \
     cryptomgr.notests init_on_alloc=0 apparmor=0 audit=0 pci=off";
