@@ -15,11 +15,11 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{self, Read as _},
+    io,
     os::unix::fs::FileExt as _,
     pin::pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -41,7 +41,10 @@ use crate::{
     console, fault,
     fault::Fault,
     init,
-    init::reaper::{Asked, Children, Signals},
+    init::{
+        identity::{Identity, NoGuest, ThisGuest},
+        reaper::{Asked, Children, Signals},
+    },
     model::{Down, Goal, Power, Wanted},
     role::{
         Probed, Supervised, Surroundings,
@@ -67,6 +70,8 @@ pub struct Options {
     pub layout: Layout,
     /// When the guest agent started.
     pub start: Instant,
+    /// Whether this guest will become a template when it first calls its host.
+    pub template: bool,
 }
 
 /// Runs roles as the host agent says, until it is time to go down.
@@ -81,31 +86,40 @@ pub async fn run(options: Options) -> io::Result<Down> {
     let (session_sender, session) = mpsc::channel(16);
     let (probed_sender, probed) = mpsc::channel(64);
     let (fault_sender, faults) = mpsc::channel(1);
-    let applied = Arc::new(AtomicU64::new(0));
-    let hello = hello(applied.clone());
-    tokio::spawn(session::keep(
-        options.address,
-        outbox.clone(),
-        hello,
-        session_sender,
-    ));
-    let agent = Agent {
+    let identity = Identity::default();
+    let facts = Arc::new(Facts {
+        kernel_release: kernel_release(),
+        boot_id: identity.boot_id(),
+        applied: AtomicU64::new(0),
+    });
+    let mut agent = Agent {
         around: Surroundings {
             start: options.start,
             layout: options.layout,
             instance: String::new(),
-            outbox,
+            outbox: outbox.clone(),
             children: Children::default(),
             probed: probed_sender,
             null: None,
         },
         roles: BTreeMap::new(),
-        applied,
-        hostname: String::new(),
+        facts: facts.clone(),
+        identity,
         heartbeats: Heartbeats::default(),
         going: None,
         faults: Some(fault_sender),
     };
+    if options.template {
+        agent.finish_init();
+        init::touch_all_pages();
+    }
+    let hello = move || facts.hello();
+    tokio::spawn(session::keep(
+        options.address,
+        outbox,
+        hello,
+        session_sender,
+    ));
     Ok(agent
         .run(Inputs {
             signals,
@@ -127,13 +141,22 @@ struct Inputs {
 struct Agent {
     around: Surroundings,
     roles: BTreeMap<RoleName, Supervised>,
-    /// Highest incarnation applied; hellos are made from it elsewhere.
-    applied: Arc<AtomicU64>,
-    hostname: String,
+    facts: Arc<Facts>,
+    identity: Identity,
     heartbeats: Heartbeats,
     going: Option<Going>,
     /// What faults are sent to, until the listener for them has been started.
     faults: Option<mpsc::Sender<Fault>>,
+}
+
+/// What hellos are made of; sessions make them.
+#[derive(Debug)]
+struct Facts {
+    kernel_release: String,
+    /// Nothing until the guest has an identity.
+    boot_id: Arc<OnceLock<String>>,
+    /// Highest incarnation applied.
+    applied: AtomicU64,
 }
 
 /// On the way down.
@@ -220,14 +243,22 @@ impl Agent {
     }
 
     fn apply(&mut self, goal: Goal) {
-        if goal.incarnation < self.applied.load(Ordering::Relaxed) || self.going.is_some() {
+        if goal.incarnation < self.facts.applied() || self.going.is_some() {
             return;
         }
         for remark in &goal.remarks {
             console::say(format_args!("goal {}: {remark}", goal.incarnation));
         }
-        if self.around.layout.guest {
-            init::apply(&goal, &mut self.hostname);
+        let named = if self.around.layout.guest {
+            self.identity.take(&goal, &mut ThisGuest)
+        } else {
+            self.identity.take(&goal, &mut NoGuest)
+        };
+        self.facts
+            .applied
+            .store(goal.incarnation, Ordering::Relaxed);
+        if named {
+            self.around.outbox.hello(self.facts.hello());
         }
         self.heartbeats.period = goal.heartbeat_period;
         self.around.instance = goal.instance_id;
@@ -235,7 +266,6 @@ impl Agent {
             Power::Run => self.apply_roles(goal.roles),
             Power::Down(down) => self.go(down, true),
         }
-        self.applied.store(goal.incarnation, Ordering::Relaxed);
     }
 
     fn apply_roles(&mut self, wanted: BTreeMap<RoleName, Wanted>) {
@@ -371,8 +401,7 @@ impl Agent {
                 stays
             });
         }
-        let applied = self.applied.load(Ordering::Relaxed);
-        if let Some(heartbeat) = self.heartbeats.due(now, applied) {
+        if let Some(heartbeat) = self.heartbeats.due(now, self.facts.applied()) {
             self.around.outbox.heartbeat(heartbeat);
         }
     }
@@ -432,31 +461,26 @@ fn memory_available(text: &[u8]) -> Option<u64> {
     kib.checked_mul(1024)
 }
 
-/// Makes hellos: what does not change is looked up once.
-fn hello(applied: Arc<AtomicU64>) -> impl Fn() -> Hello {
-    let boot_id = boot_id().unwrap_or_default();
-    let system = rustix::system::uname();
-    let kernel_release = system.release().to_string_lossy().into_owned();
-    move || Hello {
-        protocol_version: fabric_proto::PROTOCOL_VERSION,
-        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-        boot_id: boot_id.clone(),
-        kernel_release: kernel_release.clone(),
-        uptime: Some(uptime()),
-        applied_incarnation: applied.load(Ordering::Relaxed),
+impl Facts {
+    fn applied(&self) -> u64 {
+        self.applied.load(Ordering::Relaxed)
+    }
+
+    fn hello(&self) -> Hello {
+        Hello {
+            protocol_version: fabric_proto::PROTOCOL_VERSION,
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            boot_id: self.boot_id.get().cloned().unwrap_or_default(),
+            kernel_release: self.kernel_release.clone(),
+            uptime: Some(uptime()),
+            applied_incarnation: self.applied(),
+        }
     }
 }
 
-/// The kernel's id of this boot (random(4)): a UUID and a newline. One read is
-/// enough, and each system call before the hello counts.
-fn boot_id() -> Option<String> {
-    let mut text = [0; 64];
-    let read = File::open("/proc/sys/kernel/random/boot_id")
-        .ok()?
-        .read(&mut text)
-        .ok()?;
-    let text = std::str::from_utf8(text.get(..read)?).ok()?;
-    Some(text.trim_end().to_owned())
+fn kernel_release() -> String {
+    let system = rustix::system::uname();
+    system.release().to_string_lossy().into_owned()
 }
 
 /// Time since the kernel started.

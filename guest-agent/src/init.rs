@@ -4,26 +4,31 @@
 //! |---|---|
 //! | [`mounts`] | the kernel's file systems |
 //! | [`net`] | the loopback |
+//! | [`identity`] | who this guest is, and in which order that is made |
 //! | [`entropy`], [`clock`] | random bytes and time from the host |
 //! | [`reaper`] | children, orphans and signals |
 //! | [`power`] | going down |
 //!
-//! Only `/proc` is needed to say hello; the rest is done while the host agent
-//! reads that. No step is worth dying for: what fails is said on the console, and
+//! Nothing but [`first`] comes before the hello; the rest is done while the host
+//! agent reads that. Only in a guest that will become a template all of it comes
+//! before the first call, so that what is made from the template has it. No step is worth dying for: what fails is said on the console, and
 //! what depends on it says so again.
 
 pub mod clock;
 pub mod entropy;
+pub mod identity;
 pub mod mounts;
 pub mod net;
 pub mod power;
 pub mod reaper;
 
-use std::fs;
+use std::{fs, io};
 
 use fabric_proto::vmbus::FAULTS_ARGUMENT;
 
-use crate::{console, model::Goal};
+use nix::sys::mman::{MlockAllFlags, mlockall, munlockall};
+
+use crate::console;
 
 /// What must be there before a hello can be said.
 pub fn first() {
@@ -44,21 +49,14 @@ pub fn rest() {
     report("take over Ctrl-Alt-Del", power::take_over_reset_key());
 }
 
-/// Takes over what the goal says of the guest itself.
-pub fn apply(goal: &Goal, hostname: &mut String) {
-    report("mix in entropy", entropy::mix_in(&goal.entropy));
-    if let Some(time) = goal.wall_clock {
-        report("set the clock", clock::follow(time));
-    }
-    if let Some(name) = &goal.hostname
-        && name != hostname
-    {
-        report(
-            "set the host name",
-            rustix::system::sethostname(name.as_bytes()).map_err(Into::into),
-        );
-        hostname.clone_from(name);
-    }
+/// Has every page of the guest agent there: a fault for each that is touched later
+/// would be taken by every guest that is made from this one.
+pub fn touch_all_pages() {
+    let touch = || -> io::Result<()> {
+        mlockall(MlockAllFlags::MCL_CURRENT)?;
+        Ok(munlockall()?)
+    };
+    report("touch the guest agent's pages", touch());
 }
 
 /// Whether the kernel command line allows faults to be injected.

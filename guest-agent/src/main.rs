@@ -29,6 +29,8 @@ use std::{
     time::Instant,
 };
 
+use fabric_proto::vmbus::TEMPLATE_VARIABLE;
+
 use crate::{agent::Options, init::power, model::Down};
 
 fn main() -> ExitCode {
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
                         address,
                         layout,
                         start,
+                        template: false,
                     })
                 });
             if let Err(error) = done {
@@ -74,6 +77,7 @@ fn run_as_init(start: Instant) -> ExitCode {
         address,
         layout,
         start,
+        template: env::var_os(TEMPLATE_VARIABLE).is_some(),
     })
     .unwrap_or_else(|error| {
         console::say(format_args!("{error}; rebooting"));

@@ -17,6 +17,8 @@ use fabric_proto::{guest::v1 as wire, id::RoleName};
 const MOST_ROLES: usize = 64;
 /// Longest host name that Linux takes.
 const LONGEST_HOSTNAME: usize = 64;
+/// Length of a machine id (machine-id(5)).
+const MACHINE_ID_DIGITS: usize = 32;
 /// Most bytes of entropy taken from one goal.
 const MOST_ENTROPY: usize = 512;
 /// Longest serial of a virtio-blk device (virtio 1.2, 5.2.6: VIRTIO_BLK_T_GET_ID).
@@ -55,6 +57,8 @@ pub struct Goal {
     pub instance_id: String,
     /// Host name to take; `None` when there is none or it is not one.
     pub hostname: Option<String>,
+    /// Machine id to take; `None` when there is none or it is not one.
+    pub machine_id: Option<String>,
     /// The host's clock when this was sent.
     pub wall_clock: Option<SystemTime>,
     /// How often to send a heartbeat.
@@ -242,10 +246,12 @@ impl From<wire::Goal> for Goal {
             wire::GuestPower::Run | wire::GuestPower::Unspecified => Power::Run,
         };
         let hostname = hostname(goal.hostname, &mut remarks);
+        let machine_id = machine_id(goal.machine_id, &mut remarks);
         Self {
             incarnation: goal.incarnation,
             instance_id: goal.instance_id.replace('\0', ""),
             hostname,
+            machine_id,
             wall_clock: goal
                 .wall_clock
                 .and_then(|time| SystemTime::try_from(time).ok()),
@@ -270,6 +276,20 @@ fn hostname(name: String, remarks: &mut Vec<String>) -> Option<String> {
     } else {
         let rule = "1 to 64 letters, digits, '-' and '.'";
         remarks.push(format!("hostname {name:.64?} is refused: {rule}"));
+        None
+    }
+}
+
+/// As machine-id(5) has them.
+fn machine_id(id: String, remarks: &mut Vec<String>) -> Option<String> {
+    let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    if id.is_empty() {
+        None
+    } else if id.len() == MACHINE_ID_DIGITS && id.bytes().all(is_digit) {
+        Some(id)
+    } else {
+        let rule = "32 lower-case hexadecimal digits";
+        remarks.push(format!("machine_id {id:.64?} is refused: {rule}"));
         None
     }
 }

@@ -45,8 +45,13 @@ async fn a_role_is_started_and_reported_ready_with_what_it_was_promised() {
 
     assert_eq!(hello.protocol_version, 1);
     assert_eq!(hello.applied_incarnation, 0);
-    assert_eq!(hello.boot_id.len(), 36);
+    assert_eq!(
+        hello.boot_id, "",
+        "it has no identity before its first goal"
+    );
     assert!(hello.uptime.unwrap().seconds > 0);
+    let again = host.hello().await;
+    assert_eq!((again.boot_id.len(), again.applied_incarnation), (36, 1));
 
     assert_eq!(host.status("web").await.state(), Starting);
     let status = host.status("web").await;
@@ -260,10 +265,11 @@ async fn a_role_that_writes_more_than_can_be_passed_on_is_neither_kept_waiting_n
 async fn the_guest_agent_comes_back_to_a_host_agent_that_died_and_says_everything_again() {
     let (mut host, _) = Host::with_guest(goal([script("web", FOREVER)])).await;
     let pid = ready(&mut host, "web").await;
+    host.forget();
     host.vanish();
     host.serve();
     let hello = host.hello().await;
-    assert_eq!(hello.applied_incarnation, 1);
+    assert_eq!((hello.boot_id.len(), hello.applied_incarnation), (36, 1));
     let status = host.status("web").await;
     assert_eq!(
         (status.state(), status.pid, status.restarts),

@@ -11,5 +11,10 @@ pub const SESSION_PORT: u32 = 1024;
 /// It listens only when the kernel command line says [`FAULTS_ARGUMENT`].
 pub const FAULT_PORT: u32 = 1025;
 
+/// Variable in the environment of a guest's first process, put there by a kernel
+/// command line argument of this name: the guest will become a template. Its agent
+/// does before its first call what a guest that is not copied does after it.
+pub const TEMPLATE_VARIABLE: &str = "fabric_template";
+
 /// Kernel command line argument that opens [`FAULT_PORT`].
 pub const FAULTS_ARGUMENT: &str = "fabric.faults=1";

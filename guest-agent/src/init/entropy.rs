@@ -1,16 +1,19 @@
-//! Random bytes from the host, for the kernel's pool. They are mixed in, not
-//! credited: the kernel's own sources make it ready, the host's bytes make
-//! guests differ that were started from one template.
+//! Random bytes from the host, for the kernel's generator: credited, for they come
+//! from the host's own, and put to use at once. Guests that were made from one
+//! template have the generator's state in common until then, and a kernel that has
+//! seeded it once does so again only after a second and more (random(4)).
 
-use std::{fs::OpenOptions, io, io::Write as _};
+use std::io;
 
-/// Mixes in `bytes`.
+use linux_crng_ioctl::ioctl::{add_randomness_to_kernel, force_kernel_crng_reseed};
+
+/// Mixes in `bytes` and seeds the generator anew from them.
 pub fn mix_in(bytes: &[u8]) -> io::Result<()> {
     if bytes.is_empty() {
         return Ok(());
     }
-    OpenOptions::new()
-        .write(true)
-        .open("/dev/urandom")?
-        .write_all(bytes)
+    let bits = u32::try_from(bytes.len().saturating_mul(8)).unwrap_or(u32::MAX);
+    add_randomness_to_kernel(bytes, bits)
+        .and_then(|()| force_kernel_crng_reseed())
+        .map_err(io::Error::other)
 }

@@ -1,6 +1,6 @@
 //! What waits to be said to the host agent, and in which order it is said.
 //!
-//! Bounded in all of it: one hello, one heartbeat (a newer one replaces it), a
+//! Bounded in all of it: one hello, one heartbeat (a newer one replaces each), a
 //! status a role until it is taken or several if there is room, logs as `logs`
 //! bounds them. What was not taken when a session ends is forgotten, save the
 //! logs: the next session begins by saying everything again.
@@ -63,6 +63,11 @@ impl Outbox {
             outbox: self.clone(),
             session: queue.session,
         }
+    }
+
+    /// Says hello again, before anything else.
+    pub fn hello(&self, hello: Hello) {
+        self.put(|queue| queue.hello = Some(hello));
     }
 
     /// Says that the guest agent is alive.
@@ -273,6 +278,16 @@ mod tests {
             "end",
         ];
         assert_eq!(said(&mut outgoing), order);
+    }
+
+    #[test]
+    fn a_guest_that_has_got_an_identity_says_so_before_anything_of_its_roles() {
+        let outbox = Outbox::default();
+        let mut outgoing = outbox.open(Hello::default());
+        assert_eq!(said(&mut outgoing), ["hello"]);
+        outbox.status(status("web", 1));
+        outbox.hello(Hello::default());
+        assert_eq!(said(&mut outgoing), ["hello", "web 1"]);
     }
 
     #[test]

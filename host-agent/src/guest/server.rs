@@ -20,6 +20,7 @@ use fabric_proto::{
     },
     id::InstanceId,
 };
+use sha2::{Digest as _, Sha256};
 use tokio::{
     net::UnixListener,
     sync::{mpsc, watch},
@@ -92,8 +93,25 @@ impl GuestGoal {
             power: power.into(),
             roles: self.role.iter().map(|role| role.as_ref().clone()).collect(),
             entropy: entropy(),
+            machine_id: machine_id(&self.instance),
         }
     }
+}
+
+/// An instance's machine id: 32 hexadecimal digits that only its name decides, and
+/// that say nothing of it. In the form of a random UUID, as machine-id(5) has it.
+fn machine_id(instance: &InstanceId) -> String {
+    let mut sum = Sha256::new();
+    sum.update(b"fabric machine id\0");
+    sum.update(instance.as_str());
+    let mut id = [0; 16];
+    for (byte, digest) in id.iter_mut().zip(sum.finalize()) {
+        *byte = digest;
+    }
+    // RFC 9562, 5.4: version and variant.
+    id[6] = id[6] & 0x0f | 0x40;
+    id[8] = id[8] & 0x3f | 0x80;
+    id.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn entropy() -> Bytes {
@@ -245,10 +263,7 @@ impl Session {
                 hello.protocol_version
             )));
         }
-        self.pass_on(GuestSaid::Hello {
-            boot_id: cut(&hello.boot_id),
-        })
-        .await?;
+        self.hello(&hello).await?;
         self.link.goal.mark_changed();
         loop {
             tokio::select! {
@@ -296,9 +311,15 @@ impl Session {
                 let reboot = goodbye.reason() == wire::GoodbyeReason::Reboot;
                 self.pass_on(GuestSaid::Goodbye { reboot }).await
             }
-            Some(Report::Hello(_)) => Err(Status::failed_precondition("a second Hello")),
+            // What it says of the guest agent cannot change; the boot id comes late.
+            Some(Report::Hello(hello)) => self.hello(&hello).await,
             None => Ok(()),
         }
+    }
+
+    async fn hello(&mut self, hello: &wire::Hello) -> Result<(), Status> {
+        let boot_id = cut(&hello.boot_id);
+        self.pass_on(GuestSaid::Hello { boot_id }).await
     }
 
     /// A guest has one role; what it says of others is of no interest.
@@ -338,5 +359,21 @@ impl Session {
         if let Err(error) = write() {
             tracing::warn!(%error, "cannot keep a role's output");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_instance_has_one_machine_id_that_looks_like_any_other() {
+        let id = |instance: &str| machine_id(&instance.parse().unwrap());
+        let one = id("shop-web-0");
+        assert_eq!(one, id("shop-web-0"));
+        assert_ne!(one, id("shop-web-1"));
+        assert_eq!(one.len(), 32);
+        assert!(one.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        assert_eq!(one.as_bytes()[12], b'4');
     }
 }

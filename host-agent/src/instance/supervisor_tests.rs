@@ -241,14 +241,19 @@ impl Guest {
             .unwrap();
     }
 
+    /// Says hello, and again with the identity that the goal gave it.
     async fn hello(&mut self) -> wire::Goal {
-        self.say(Report::Hello(wire::Hello {
-            protocol_version: 1,
-            boot_id: "a-boot".to_owned(),
-            ..wire::Hello::default()
-        }))
-        .await;
-        self.goal().await
+        let hello = |boot_id: &str| {
+            Report::Hello(wire::Hello {
+                protocol_version: 1,
+                boot_id: boot_id.to_owned(),
+                ..wire::Hello::default()
+            })
+        };
+        self.say(hello("")).await;
+        let goal = self.goal().await;
+        self.say(hello("a-boot")).await;
+        goal
     }
 
     async fn goal(&mut self) -> wire::Goal {
@@ -290,6 +295,7 @@ async fn a_goal_becomes_a_machine_with_a_ready_role() {
     assert_eq!(goal.roles[0].package_disk_serial, "package");
     assert_eq!(goal.power(), wire::GuestPower::Run);
     assert!(goal.incarnation > 0 && goal.entropy.len() == 64 && goal.wall_clock.is_some());
+    assert_eq!(goal.machine_id.len(), 32);
 
     guest.role(wire::RoleState::Starting, 0).await;
     guest.role(wire::RoleState::Ready, 0).await;

@@ -39,16 +39,21 @@ impl Machine {
             self.boot_to_hello = Some(took);
             self.why.clear();
             self.state = State::Running { heard: now };
-        }
-        if self.boot_id != boot_id {
-            let message = match self.boot_to_hello {
-                Some(took) => format!(
-                    "the guest agent is there, {} ms after start",
-                    took.as_millis()
-                ),
-                None => "the guest agent is there".to_owned(),
-            };
+            let message = format!(
+                "the guest agent is there, {} ms after start",
+                took.as_millis()
+            );
             tell(actions, Reason::GuestHello, &message, false);
+        } else if !self.boot_id.is_empty() && !boot_id.is_empty() && self.boot_id != boot_id {
+            tell(
+                actions,
+                Reason::GuestHello,
+                "the guest agent is there, after another boot",
+                false,
+            );
+        }
+        // A guest without an identity has not read its boot id yet.
+        if !boot_id.is_empty() {
             self.boot_id = boot_id;
         }
     }

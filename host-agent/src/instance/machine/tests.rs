@@ -143,6 +143,24 @@ fn a_goal_leads_to_a_ready_role() {
 }
 
 #[test]
+fn a_guest_is_there_with_its_first_hello_and_known_with_its_second() {
+    let hello = |boot_id: &str| GuestSaid::Hello {
+        boot_id: boot_id.to_owned(),
+    };
+    let mut story = Story::new();
+    story.goal(|_| {}).starts().told();
+    story.after(1).hears(hello(""));
+    assert!(matches!(story.machine.state(), State::Running { .. }));
+    assert_eq!(story.machine.boot_id(), "");
+    story.hears(hello("a"));
+    assert_eq!(story.machine.boot_id(), "a");
+    // It lost its connection, and says all it knows.
+    story.hears(hello("a")).hears(hello(""));
+    assert_eq!(story.machine.boot_id(), "a");
+    assert_eq!(story.told(), [Reason::GuestHello]);
+}
+
+#[test]
 fn a_guest_that_misses_heartbeats_is_killed_and_started_again_at_once() {
     let mut story = Story::new();
     story

@@ -1,0 +1,231 @@
+//! Who this guest is, taken from its first goal before any role is started.
+//!
+//! Guests can be made from one template, in which everything up to the guest
+//! agent's first call has happened already. What they must not share is made new
+//! here, and in this order, for the later steps draw on the earlier: random bytes,
+//! clock, host name, machine id, and the kernel's boot id last. The kernel makes
+//! that one of random bytes when it is first read, so nothing may read it before.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read as _},
+    sync::{Arc, OnceLock},
+    time::SystemTime,
+};
+
+use super::{clock, entropy, report};
+use crate::model::Goal;
+
+/// Where programs look for the machine id (machine-id(5)).
+const MACHINE_ID: &str = "/etc/machine-id";
+/// Where the kernel tells the boot id (random(4)).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// What an identity is given to.
+pub trait Guest {
+    /// Mixes random bytes into the kernel's.
+    fn mix_in(&mut self, bytes: &[u8]) -> io::Result<()>;
+    /// Sets the clock, if it is off.
+    fn follow_clock(&mut self, host: SystemTime) -> io::Result<()>;
+    /// Sets the host name.
+    fn set_hostname(&mut self, name: &str) -> io::Result<()>;
+    /// Sets the machine id.
+    fn set_machine_id(&mut self, id: &str) -> io::Result<()>;
+    /// Reads the boot id, which makes it.
+    fn boot_id(&mut self) -> io::Result<String>;
+}
+
+/// This guest.
+#[derive(Debug)]
+pub struct ThisGuest;
+
+impl Guest for ThisGuest {
+    fn mix_in(&mut self, bytes: &[u8]) -> io::Result<()> {
+        entropy::mix_in(bytes)
+    }
+
+    fn follow_clock(&mut self, host: SystemTime) -> io::Result<()> {
+        clock::follow(host)
+    }
+
+    fn set_hostname(&mut self, name: &str) -> io::Result<()> {
+        Ok(rustix::system::sethostname(name.as_bytes())?)
+    }
+
+    fn set_machine_id(&mut self, id: &str) -> io::Result<()> {
+        fs::write(MACHINE_ID, format!("{id}\n"))
+    }
+
+    fn boot_id(&mut self) -> io::Result<String> {
+        boot_id()
+    }
+}
+
+/// A guest agent outside of a guest: the machine is not its own.
+#[derive(Debug)]
+pub struct NoGuest;
+
+impl Guest for NoGuest {
+    fn mix_in(&mut self, _bytes: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn follow_clock(&mut self, _host: SystemTime) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn set_hostname(&mut self, _name: &str) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn set_machine_id(&mut self, _id: &str) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn boot_id(&mut self) -> io::Result<String> {
+        boot_id()
+    }
+}
+
+/// A UUID and a newline. One read is enough.
+fn boot_id() -> io::Result<String> {
+    let mut text = [0; 64];
+    let read = File::open(BOOT_ID)?.read(&mut text)?;
+    let text = text.get(..read).unwrap_or_default();
+    Ok(String::from_utf8_lossy(text).trim_end().to_owned())
+}
+
+/// Who this guest is, as far as it knows.
+#[derive(Debug, Default)]
+pub struct Identity {
+    hostname: Option<String>,
+    machine_id: Option<String>,
+    boot_id: Arc<OnceLock<String>>,
+}
+
+impl Identity {
+    /// The boot id, for those who tell it; empty until an identity has been taken.
+    pub fn boot_id(&self) -> Arc<OnceLock<String>> {
+        self.boot_id.clone()
+    }
+
+    /// Takes over what a goal says of the guest itself. True if the guest had no
+    /// identity before.
+    pub fn take(&mut self, goal: &Goal, guest: &mut impl Guest) -> bool {
+        report("mix in entropy", guest.mix_in(&goal.entropy));
+        if let Some(time) = goal.wall_clock {
+            report("set the clock", guest.follow_clock(time));
+        }
+        if let Some(name) = changed(&mut self.hostname, &goal.hostname) {
+            report("set the host name", guest.set_hostname(name));
+        }
+        if let Some(id) = changed(&mut self.machine_id, &goal.machine_id) {
+            report("set the machine id", guest.set_machine_id(id));
+        }
+        if self.boot_id.get().is_some() {
+            return false;
+        }
+        let boot_id = guest.boot_id().unwrap_or_else(|error| {
+            report("read the boot id", Err(error));
+            String::new()
+        });
+        self.boot_id.set(boot_id).is_ok()
+    }
+}
+
+/// What is wanted, if it is another than what is.
+fn changed<'a>(is: &'a mut Option<String>, wanted: &Option<String>) -> Option<&'a str> {
+    if wanted.is_none() || is == wanted {
+        return None;
+    }
+    is.clone_from(wanted);
+    is.as_deref()
+}
+
+#[cfg(test)]
+mod tests {
+    use fabric_proto::guest::v1 as wire;
+
+    use super::*;
+
+    /// Writes down what is done to it.
+    #[derive(Default)]
+    struct Recorder(Vec<String>);
+
+    impl Recorder {
+        fn did(&mut self, what: String) -> io::Result<()> {
+            self.0.push(what);
+            Ok(())
+        }
+    }
+
+    impl Guest for Recorder {
+        fn mix_in(&mut self, bytes: &[u8]) -> io::Result<()> {
+            self.did(format!("entropy {bytes:?}"))
+        }
+
+        fn follow_clock(&mut self, _host: SystemTime) -> io::Result<()> {
+            self.did("clock".to_owned())
+        }
+
+        fn set_hostname(&mut self, name: &str) -> io::Result<()> {
+            self.did(format!("host name {name}"))
+        }
+
+        fn set_machine_id(&mut self, id: &str) -> io::Result<()> {
+            self.did(format!("machine id {id}"))
+        }
+
+        fn boot_id(&mut self) -> io::Result<String> {
+            self.did("boot id".to_owned())?;
+            Ok("a-boot".to_owned())
+        }
+    }
+
+    fn goal(hostname: &str) -> Goal {
+        Goal::from(wire::Goal {
+            incarnation: 1,
+            hostname: hostname.to_owned(),
+            machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
+            wall_clock: Some(SystemTime::UNIX_EPOCH.into()),
+            entropy: vec![1, 2, 3].into(),
+            ..wire::Goal::default()
+        })
+    }
+
+    #[test]
+    fn the_boot_id_is_read_last_of_all_and_once() {
+        let (mut identity, mut guest) = (Identity::default(), Recorder::default());
+        let boot_id = identity.boot_id();
+        assert_eq!(boot_id.get(), None);
+        assert!(identity.take(&goal("shop-web-0"), &mut guest));
+        assert_eq!(
+            guest.0,
+            [
+                "entropy [1, 2, 3]",
+                "clock",
+                "host name shop-web-0",
+                "machine id 0123456789abcdef0123456789abcdef",
+                "boot id"
+            ]
+        );
+        assert_eq!(boot_id.get().map(String::as_str), Some("a-boot"));
+
+        guest.0.clear();
+        assert!(!identity.take(&goal("shop-web-0"), &mut guest));
+        assert_eq!(guest.0, ["entropy [1, 2, 3]", "clock"]);
+        guest.0.clear();
+        assert!(!identity.take(&goal("shop-web-1"), &mut guest));
+        assert_eq!(
+            guest.0.last().map(String::as_str),
+            Some("host name shop-web-1")
+        );
+    }
+
+    #[test]
+    fn outside_a_guest_there_is_a_boot_id_all_the_same() {
+        let mut identity = Identity::default();
+        assert!(identity.take(&goal("shop-web-0"), &mut NoGuest));
+        assert_eq!(identity.boot_id().get().map(String::len), Some(36));
+    }
+}
