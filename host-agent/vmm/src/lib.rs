@@ -12,6 +12,7 @@
 //! | [`devices`] | serial port, keyboard controller, virtio block and vsock |
 //! | [`console`] | where the serial port's output goes; the ring and its reader |
 //! | [`control`] | the control socket: protocol, client, server |
+//! | [`snapshot`] | a paused machine as files |
 //! | [`probe`] | whether this host can run machines, and what to do where not |
 //! | [`exit`] | the report at a machine's end |
 //!
@@ -19,7 +20,8 @@
 //! not hot, and the block devices' own. Everything from the guest is hostile:
 //! it can end its own machine, and that is all it can do.
 //!
-//! The host agent uses [`config`], [`exit`], [`console`] and [`control`] only.
+//! The host agent uses [`config`], [`exit`], [`console`], [`control`] and
+//! [`snapshot::verify`] only.
 
 pub mod boot;
 pub mod config;
@@ -32,4 +34,5 @@ pub mod machine;
 pub mod memory;
 pub mod probe;
 pub mod repair;
+pub mod snapshot;
 pub mod vcpu;

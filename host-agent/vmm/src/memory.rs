@@ -13,8 +13,8 @@ use std::os::fd::FromRawFd;
 use std::sync::Arc;
 
 use thiserror::Error;
-use vm_memory::mmap::FromRangesError;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
+use vm_memory::mmap::{FromRangesError, MmapRegionBuilder};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 /// The guest's memory, shared between vCPUs, devices and their threads.
 pub type GuestMemory = Arc<GuestMemoryMmap>;
@@ -73,6 +73,35 @@ pub fn create(mib: u64) -> Result<GuestMemory, MemoryError> {
     }
     let memory = GuestMemoryMmap::from_ranges_with_files(regions)
         .map_err(|source| MemoryError::Map { mib, source })?;
+    Ok(Arc::new(memory))
+}
+
+/// Maps a file of `mib` MiB as memory, copy-on-write: the file is only read.
+///
+/// # Errors
+///
+/// When the host has no room.
+pub fn map_private(file: &Arc<File>, mib: u64) -> Result<GuestMemory, MemoryError> {
+    let map = |start, length: u64, in_file| {
+        let region = MmapRegionBuilder::new(length as usize)
+            .with_file_offset(FileOffset::from_arc(Arc::clone(file), in_file))
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+            .build()
+            .map_err(FromRangesError::MmapRegion)?;
+        GuestRegionMmap::new(region, GuestAddress(start)).ok_or(FromRangesError::InvalidGuestRegion)
+    };
+    let mut in_file = 0;
+    let mut regions = Vec::new();
+    for (start, length) in ranges(mib << 20) {
+        let region = map(start, length, in_file);
+        regions.push(region.map_err(|source| MemoryError::Map { mib, source })?);
+        in_file += length;
+    }
+    let memory = GuestMemoryMmap::from_regions(regions).map_err(|error| MemoryError::Map {
+        mib,
+        source: error.into(),
+    })?;
     Ok(Arc::new(memory))
 }
 

@@ -13,8 +13,12 @@ const BASE: &str = "console=ttyS0 panic=-1 reboot=k nokaslr quiet";
 /// interpreted: no mitigations for a processor it does not run on, no run-time
 /// patching, no areas that are cleared to be given back, fewer files in /sys that
 /// hardly anyone reads, and none of the instructions that would have to be repaired.
-const INTERPRETED: &str = "mitigations=off rodata=off tsc=reliable no_timer_check noreplace-smp \
-    percpu_alloc=page \
+///
+/// The time stamp counter cannot be shifted there, so that a guest that was paused
+/// or restored would see it jump: time is taken from KVM's clock, which goes on
+/// from where it was.
+const INTERPRETED: &str = "mitigations=off rodata=off tsc=reliable clocksource=kvm-clock \
+    no_timer_check noreplace-smp percpu_alloc=page \
     initcall_blacklist=param_sysfs_init,slab_sysfs_init,irq_sysfs_init,perf_event_sysfs_init \
     clearcpuid=popcnt,cx16,smap,smep,erms,fsrm,fsgsbase,pcid,invpcid";
 
@@ -24,8 +28,8 @@ const INTERPRETED: &str = "mitigations=off rodata=off tsc=reliable no_timer_chec
 /// trace every function and every event, which takes minutes, and its watchdog
 /// takes whoever works that long for stuck. Of `clearcpuid` it reads 127 bytes
 /// only; what is built on AVX goes with it, unnamed.
-const INTERPRETED_STOCK: &str = "mitigations=off rodata=off tsc=reliable no_timer_check \
-    noreplace-smp percpu_alloc=page nowatchdog \
+const INTERPRETED_STOCK: &str = "mitigations=off rodata=off tsc=reliable \
+    clocksource=kvm-clock no_timer_check noreplace-smp percpu_alloc=page nowatchdog \
     initcall_blacklist=slab_sysfs_init,irq_sysfs_init,perf_event_sysfs_init,\
     trace_eval_init,tracer_init_tracefs,ftrace_check_for_weak_functions \
     clearcpuid=popcnt,cx16,smap,smep,erms,fsrm,fsgsbase,pcid,invpcid,\

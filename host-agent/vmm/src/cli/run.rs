@@ -101,7 +101,7 @@ pub fn run(args: RunArgs, started: Instant) -> ExitCode {
     };
     if !matches!(
         report.reason,
-        ExitReason::GuestPowerOff | ExitReason::Stopped
+        ExitReason::GuestPowerOff | ExitReason::Stopped | ExitReason::TemplateMade
     ) {
         eprintln!("fabric-vmm: {}: {}", report.name, report.detail);
     }

@@ -4,12 +4,16 @@
 //! {"op":"status"}  {"version":1,"ok":true,"status":{...}}
 //! {"op":"stats"}   {"version":1,"ok":true,"stats":{...}}
 //! {"op":"stop"}    {"version":1,"ok":true}
+//! {"op":"pause"}   {"version":1,"ok":true}
+//! {"op":"resume"}  {"version":1,"ok":true}
+//! {"op":"snapshot","path":"/new/directory"}   {"version":1,"ok":true}
 //! {"op":"dance"}   {"version":1,"ok":false,"error":"unknown variant `dance`, ..."}
 //! ```
 //!
 //! A connection may ask any number of questions; answers come in order.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -21,8 +25,8 @@ pub const VERSION: u32 = 1;
 pub const REQUEST_MAX: usize = 4096;
 
 /// What a machine can be asked or told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "RequestLine", into = "RequestLine")]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "RequestLine", into = "RequestLine")]
 pub enum Request {
     /// What the machine is and since when it runs.
     Status,
@@ -30,6 +34,15 @@ pub enum Request {
     Stats,
     /// End the machine, in order. Its exit report says `stopped`.
     Stop,
+    /// Stop the virtual CPUs and devices, until told to resume.
+    Pause,
+    /// Go on, by the guest's own clock from where it was paused.
+    Resume,
+    /// Write a snapshot; a machine that runs is paused meanwhile.
+    Snapshot {
+        /// The directory. It must not exist.
+        path: PathBuf,
+    },
 }
 
 /// A request as it is written. A field that is not known is refused, for it may
@@ -38,6 +51,8 @@ pub enum Request {
 #[serde(deny_unknown_fields)]
 struct RequestLine {
     op: Op,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    path: Option<PathBuf>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -46,26 +61,39 @@ enum Op {
     Status,
     Stats,
     Stop,
+    Pause,
+    Resume,
+    Snapshot,
 }
 
-impl From<RequestLine> for Request {
-    fn from(line: RequestLine) -> Request {
-        match line.op {
-            Op::Status => Request::Status,
-            Op::Stats => Request::Stats,
-            Op::Stop => Request::Stop,
+impl TryFrom<RequestLine> for Request {
+    type Error = &'static str;
+
+    fn try_from(RequestLine { op, path }: RequestLine) -> Result<Request, &'static str> {
+        match (op, path) {
+            (Op::Snapshot, Some(path)) => Ok(Request::Snapshot { path }),
+            (Op::Snapshot, None) => Err("`path` is missing: the directory for the snapshot"),
+            (_, Some(_)) => Err("`path` belongs to `snapshot` only"),
+            (Op::Status, None) => Ok(Request::Status),
+            (Op::Stats, None) => Ok(Request::Stats),
+            (Op::Stop, None) => Ok(Request::Stop),
+            (Op::Pause, None) => Ok(Request::Pause),
+            (Op::Resume, None) => Ok(Request::Resume),
         }
     }
 }
 
 impl From<Request> for RequestLine {
     fn from(request: Request) -> RequestLine {
-        let op = match request {
-            Request::Status => Op::Status,
-            Request::Stats => Op::Stats,
-            Request::Stop => Op::Stop,
+        let (op, path) = match request {
+            Request::Status => (Op::Status, None),
+            Request::Stats => (Op::Stats, None),
+            Request::Stop => (Op::Stop, None),
+            Request::Pause => (Op::Pause, None),
+            Request::Resume => (Op::Resume, None),
+            Request::Snapshot { path } => (Op::Snapshot, Some(path)),
         };
-        RequestLine { op }
+        RequestLine { op, path }
     }
 }
 
@@ -92,7 +120,7 @@ pub struct Answer {
 pub struct Status {
     /// Its name.
     pub name: String,
-    /// `running` or `stopping`.
+    /// `running`, `paused` or `stopping`.
     pub state: String,
     /// The process.
     pub pid: u32,

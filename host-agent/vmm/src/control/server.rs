@@ -43,10 +43,17 @@ pub trait Answerer: Send {
     fn answer(&mut self, request: Request) -> Answer;
 }
 
-/// The control socket. Its file is removed when this is dropped.
-pub struct ControlServer {
+/// The control socket, to which nobody listens yet. Its file is removed when
+/// this is dropped.
+#[derive(Debug)]
+pub struct ControlListener {
     listener: UnixListener,
     path: PathBuf,
+}
+
+/// The control socket.
+pub struct ControlServer {
+    socket: ControlListener,
     connections: VecDeque<Connection>,
     answerer: Box<dyn Answerer>,
 }
@@ -59,18 +66,18 @@ struct Connection {
 impl std::fmt::Debug for ControlServer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ControlServer")
-            .field("path", &self.path)
+            .field("path", &self.socket.path)
             .finish_non_exhaustive()
     }
 }
 
-impl ControlServer {
+impl ControlListener {
     /// Makes the socket. One that a dead machine left there is replaced.
     ///
     /// # Errors
     ///
     /// When a living machine has it or it cannot be made.
-    pub fn bind(path: &Path, answerer: Box<dyn Answerer>) -> Result<ControlServer, ServerError> {
+    pub fn bind(path: &Path) -> Result<ControlListener, ServerError> {
         let fail = |source| ServerError::Bind {
             path: path.to_owned(),
             source,
@@ -88,17 +95,24 @@ impl ControlServer {
             other => other.map_err(fail)?,
         };
         listener.set_nonblocking(true).map_err(fail)?;
-        let (path, connections) = (path.to_owned(), VecDeque::new());
-        Ok(ControlServer {
-            listener,
-            path,
-            connections,
-            answerer,
-        })
+        let path = path.to_owned();
+        Ok(ControlListener { listener, path })
     }
 
+    /// Listens, for who knows the answers.
+    pub fn serve(self, answerer: Box<dyn Answerer>) -> ControlServer {
+        ControlServer {
+            socket: self,
+            connections: VecDeque::new(),
+            answerer,
+        }
+    }
+}
+
+impl ControlServer {
+
     fn accept(&mut self, ops: &mut EventOps) {
-        let Ok((stream, _)) = self.listener.accept() else {
+        let Ok((stream, _)) = self.socket.listener.accept() else {
             return;
         };
         if stream.set_nonblocking(true).is_err() {
@@ -172,11 +186,11 @@ impl Connection {
 
 impl MutEventSubscriber for ControlServer {
     fn init(&mut self, ops: &mut EventOps) {
-        let _ = ops.add(Events::new(&self.listener, EventSet::IN));
+        let _ = ops.add(Events::new(&self.socket.listener, EventSet::IN));
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        if events.fd() == self.listener.as_raw_fd() {
+        if events.fd() == self.socket.listener.as_raw_fd() {
             self.accept(ops);
         } else {
             self.serve(events.fd(), ops);
@@ -184,7 +198,7 @@ impl MutEventSubscriber for ControlServer {
     }
 }
 
-impl Drop for ControlServer {
+impl Drop for ControlListener {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
     }
@@ -215,7 +229,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control.sock");
         let (sender, receiver) = mpsc::channel();
-        let server = ControlServer::bind(&path, Box::new(Recorder(sender))).unwrap();
+        let server = ControlListener::bind(&path).unwrap();
+        let server = server.serve(Box::new(Recorder(sender)));
         let mut manager = EventManager::<ControlServer>::new().unwrap();
         manager.add_subscriber(server);
         std::thread::scope(|scope| {
@@ -276,12 +291,11 @@ mod tests {
     fn a_dead_machines_socket_is_replaced_and_a_living_ones_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control.sock");
-        let (sender, _receiver) = mpsc::channel();
         let living = UnixListener::bind(&path).unwrap();
-        let error = ControlServer::bind(&path, Box::new(Recorder(sender.clone()))).unwrap_err();
+        let error = ControlListener::bind(&path).unwrap_err();
         assert!(matches!(error, ServerError::InUse { .. }));
         drop(living);
         assert!(path.exists());
-        ControlServer::bind(&path, Box::new(Recorder(sender))).unwrap();
+        ControlListener::bind(&path).unwrap();
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 
 use vm_superio::Trigger;
-use vm_superio::serial::{NoEvents, Serial};
+use vm_superio::serial::{self, NoEvents, Serial, SerialState};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::console::ConsoleSink;
@@ -44,6 +44,26 @@ impl SerialPort {
         SerialPort {
             uart: Serial::new(IrqLine(irq), sink),
         }
+    }
+
+    /// A port that has the state of another.
+    ///
+    /// # Errors
+    ///
+    /// When there is more input in it than fits.
+    pub fn restore(
+        state: &SerialState,
+        irq: EventFd,
+        sink: ConsoleSink,
+    ) -> Result<SerialPort, serial::Error<io::Error>> {
+        Ok(SerialPort {
+            uart: Serial::from_state(state, IrqLine(irq), NoEvents, sink)?,
+        })
+    }
+
+    /// The registers and what has not been read.
+    pub fn state(&self) -> SerialState {
+        self.uart.state()
     }
 
     /// Reads one of the eight registers.

@@ -17,6 +17,8 @@ use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::disks::{self, DiskError};
+use super::keeper::{DiskPart, Parts, SharedTransport, VsockPart};
+use super::restore::{self, RestoreError};
 use crate::boot::layout::{KVM_TSS, MMIO_SIZE, MmioSlot};
 use crate::boot::{self, BootError, BootPlan, CmdlineParts, CmdlineTooLong, KernelError};
 use crate::boot::{LoadedKernel, cmdline};
@@ -29,7 +31,7 @@ use crate::devices::ports::Ports;
 use crate::devices::serial::{self, SerialPort};
 use crate::devices::virtio::mmio::QUEUE_NOTIFY_OFFSET;
 use crate::devices::virtio::{MmioTransport, VirtioDevice};
-use crate::devices::vsock::{Vsock, VsockError};
+use crate::devices::vsock::{Vsock, VsockError, VsockEventHandler};
 use crate::exit::{ExitReason, KvmKind};
 use crate::kvm::{self, KvmError};
 use crate::memory::{self, GuestMemory, MemoryError};
@@ -37,9 +39,13 @@ use crate::repair::counters::RepairCounters;
 use crate::repair::detect::{DetectError, Trial};
 use crate::repair::xstate::Layout;
 use crate::repair::{self, Repair, RepairError};
+use crate::snapshot::state::MachineState;
+use crate::snapshot;
 use crate::vcpu::board::{Ending, Halts};
 use crate::vcpu::counters::ExitCounters;
+use crate::vcpu::gate::Gate;
 use crate::vcpu::setup::{self, SetupError, Start};
+use crate::vcpu::state::{MsrList, VcpuStateError};
 use crate::vcpu::{Board, Vcpu};
 
 /// What the threads that help to assemble may use as their stacks.
@@ -99,6 +105,12 @@ pub enum AssembleError {
     /// A virtual CPU.
     #[error(transparent)]
     Setup(#[from] SetupError),
+    /// The list of a virtual CPU's registers.
+    #[error("KVM does not say of which registers a virtual CPU consists")]
+    Msrs(#[source] VcpuStateError),
+    /// The snapshot.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     /// A call to KVM failed.
     #[error("{call} failed")]
     Call {
@@ -128,6 +140,7 @@ impl AssembleError {
             | AssembleError::NoVerdict
             | AssembleError::Repair(_)
             | AssembleError::Setup(_)
+            | AssembleError::Msrs(_)
             | AssembleError::Overlap(_)
             | AssembleError::Call { .. }
             | AssembleError::Host { .. } => ExitReason::InternalError,
@@ -158,16 +171,16 @@ pub struct Assembled {
     pub repaired: Arc<RepairCounters>,
     /// What was seen on the console.
     pub watch: Arc<Mutex<Watch>>,
-    /// The serial port, for the user's input.
-    pub serial: Arc<Mutex<SerialPort>>,
     /// The vsock device's part in the event loop.
-    pub vsock: Option<crate::devices::vsock::VsockEventHandler>,
+    pub vsock: Option<VsockEventHandler>,
+    /// Written when the guest calls the port at which it becomes a template.
+    pub template_sign: Option<EventFd>,
     /// The user's terminal, if it is one.
     pub terminal: Option<RawTerminal>,
     /// The virtual CPUs, not running yet.
     pub vcpus: Vec<Vcpu>,
-    /// The virtual machine; it lives as long as anything of it.
-    pub vm: VmFd,
+    /// The virtual machine and its devices.
+    pub parts: Parts,
 }
 
 impl std::fmt::Debug for Assembled {
@@ -185,10 +198,12 @@ impl std::fmt::Debug for Assembled {
 /// When anything it needs is missing, wrong or refused.
 pub fn assemble(config: &VmConfig, started: Instant) -> Result<Assembled, AssembleError> {
     let kvm = kvm::open()?;
-    let memory = memory::create(config.memory_mib)?;
     let detected = begin_to_detect(config.repair)?;
-    let (kernel, vm) = load_beside(&memory, config, || create_vm(&kvm, &memory))?;
+    let (origin, memory, vm) = begin(&kvm, config)?;
     let kind = detected.recv().map_err(|_| AssembleError::NoVerdict)??;
+    if let Origin::Snapshot(state) = &origin {
+        restore::check(config, kind, state)?;
+    }
     if kind == KvmKind::Hardware {
         create_timer(&vm)?;
     } else {
@@ -199,20 +214,51 @@ pub fn assemble(config: &VmConfig, started: Instant) -> Result<Assembled, Assemb
     let sink = ConsoleSink::open(&config.console)?;
     let watch = sink.watch();
     let serial_irq = interrupt(&vm, serial::IRQ)?;
-    let serial = Arc::new(Mutex::new(SerialPort::new(serial_irq, sink)));
+    let serial = match &origin {
+        Origin::Kernel(_) => SerialPort::new(serial_irq, sink),
+        Origin::Snapshot(state) => SerialPort::restore(&state.serial.0, serial_irq, sink)
+            .map_err(|_| RestoreError::Serial)?,
+    };
+    let serial = Arc::new(Mutex::new(serial));
     let mut devices = Devices::new(&vm, &memory);
+    let mut disks = Vec::with_capacity(config.disks.len());
     for (index, disk) in config.disks.iter().enumerate() {
         let image = disks::open(index, disk)?;
-        devices.add(Box::new(Block::new(image, &disk.serial, disk.readonly)?))?;
+        let size_bytes = image.size();
+        let block = Block::new(image, &disk.serial, disk.readonly)?;
+        disks.push(DiskPart {
+            serial: disk.serial.clone(),
+            readonly: disk.readonly,
+            size_bytes,
+            transport: devices.add(Box::new(block))?,
+        });
     }
-    let mut vsock_events = None;
+    let (mut vsock_events, mut vsock_part, mut template_sign) = (None, None, None);
     if let Some(vsock) = &config.vsock {
         let device = Vsock::new(u64::from(vsock.cid), &vsock.path)?;
         vsock_events = Some(device.event_handler());
-        devices.add(Box::new(device))?;
+        if let Some(template) = &config.template {
+            let sign = event()?;
+            let ours = sign
+                .try_clone()
+                .map_err(AssembleError::host("event descriptor"))?;
+            device.stop_at_call(template.port, sign);
+            template_sign = Some(ours);
+        }
+        if let Origin::Snapshot(state) = &origin
+            && let Some(former) = &state.vsock
+        {
+            device.restored(u64::from(former.cid));
+        }
+        vsock_part = Some(VsockPart {
+            cid: vsock.cid,
+            transport: devices.add(Box::new(device))?,
+        });
     }
     let Devices { bus, slots, .. } = devices;
-    write_boot_data(config, kind, &memory, &kernel, &slots)?;
+    if let Origin::Kernel(kernel) = &origin {
+        write_boot_data(config, kind, &memory, kernel, &slots)?;
+    }
 
     let board = Arc::new(Board {
         memory: Arc::clone(&memory),
@@ -221,10 +267,25 @@ pub fn assemble(config: &VmConfig, started: Instant) -> Result<Assembled, Assemb
         exits: ExitCounters::default(),
         ending: Ending::new().map_err(AssembleError::host("event descriptor"))?,
         halts: Halts::new(config.vcpus),
+        gate: Gate::new(config.vcpus),
         first_run: OnceLock::new(),
     });
     let repaired = Arc::new(RepairCounters::default());
-    let vcpus = create_vcpus(&kvm, &vm, config, kernel.entry, kind, &board, &repaired)?;
+    let vcpus = create_vcpus(&kvm, &vm, config, &origin, kind, &board, &repaired)?;
+    let parts = Parts {
+        vm,
+        kvm: kind,
+        memory_mib: config.memory_mib,
+        memory,
+        serial,
+        disks,
+        vsock: vsock_part,
+    };
+    if let Origin::Snapshot(state) = &origin {
+        restore::chips(&parts.vm, state)?;
+        restore::devices(&parts, state)?;
+        restore::start_devices(&parts)?;
+    }
     let stdio = config.console == crate::config::ConsoleConfig::Stdio;
     let terminal = if stdio {
         RawTerminal::enter()
@@ -238,12 +299,35 @@ pub fn assemble(config: &VmConfig, started: Instant) -> Result<Assembled, Assemb
         board,
         repaired,
         watch,
-        serial,
         vsock: vsock_events,
+        template_sign,
         terminal: terminal.map_err(AssembleError::Terminal)?,
         vcpus,
-        vm,
+        parts,
     })
+}
+
+/// What a machine starts from.
+enum Origin {
+    /// A kernel, which is in its memory.
+    Kernel(LoadedKernel),
+    /// A snapshot, whose memory is mapped.
+    Snapshot(Box<MachineState>),
+}
+
+/// Makes the virtual machine and fills its memory.
+fn begin(kvm: &Kvm, config: &VmConfig) -> Result<(Origin, GuestMemory, VmFd), AssembleError> {
+    let Some(directory) = &config.restore else {
+        let memory = memory::create(config.memory_mib)?;
+        let (kernel, vm) = load_beside(&memory, config, || create_vm(kvm, &memory))?;
+        return Ok((Origin::Kernel(kernel), memory, vm));
+    };
+    let state = snapshot::read(directory).map_err(RestoreError::from)?;
+    let path = directory.join(snapshot::MEMORY_FILE);
+    let file = snapshot::memory::open(&path, state.memory_mib << 20).map_err(RestoreError::from)?;
+    let memory = memory::map_private(&file, state.memory_mib)?;
+    let vm = create_vm(kvm, &memory)?;
+    Ok((Origin::Snapshot(Box::new(state)), memory, vm))
 }
 
 /// Finds out what kind of KVM this is, in a thread that also takes the time to
@@ -344,10 +428,13 @@ fn create_timer(vm: &VmFd) -> Result<(), AssembleError> {
         .map_err(AssembleError::call("KVM_CREATE_PIT2"))
 }
 
+fn event() -> Result<EventFd, AssembleError> {
+    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(AssembleError::host("event descriptor"))
+}
+
 /// An event that raises interrupt line `line`.
 fn interrupt(vm: &VmFd, line: u32) -> Result<EventFd, AssembleError> {
-    let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
-        .map_err(AssembleError::host("event descriptor"))?;
+    let event = event()?;
     vm.register_irqfd(&event, line)
         .map_err(AssembleError::call("KVM_IRQFD"))?;
     Ok(event)
@@ -371,7 +458,7 @@ impl<'a> Devices<'a> {
         }
     }
 
-    fn add(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), AssembleError> {
+    fn add(&mut self, device: Box<dyn VirtioDevice>) -> Result<SharedTransport, AssembleError> {
         let slot = MmioSlot::nth(self.slots.len()).ok_or(AssembleError::TooManyDevices)?;
         let irq = interrupt(self.vm, slot.irq)?;
         let transport = MmioTransport::new(device, Arc::clone(self.memory), irq);
@@ -381,10 +468,11 @@ impl<'a> Devices<'a> {
                 .register_ioevent(event, &address, queue)
                 .map_err(AssembleError::call("KVM_IOEVENTFD"))?;
         }
+        let transport = Arc::new(Mutex::new(transport));
         self.bus
-            .insert(slot.base, MMIO_SIZE, Arc::new(Mutex::new(transport)))?;
+            .insert(slot.base, MMIO_SIZE, Arc::clone(&transport) as _)?;
         self.slots.push(slot);
-        Ok(())
+        Ok(transport)
     }
 }
 
@@ -422,7 +510,7 @@ fn create_vcpus(
     kvm: &Kvm,
     vm: &VmFd,
     config: &VmConfig,
-    entry: u64,
+    origin: &Origin,
     kind: KvmKind,
     board: &Arc<Board>,
     repaired: &Arc<RepairCounters>,
@@ -431,21 +519,36 @@ fn create_vcpus(
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(AssembleError::call("KVM_GET_SUPPORTED_CPUID"))?;
     let layout = (kind == KvmKind::Interpreted).then(|| Arc::new(Layout::of_host()));
-    let start = Start {
-        entry,
-        vcpus: config.vcpus,
-    };
+    let msrs = Arc::new(MsrList::of(kvm).map_err(AssembleError::Msrs)?);
     (0..config.vcpus)
         .map(|id| {
             let mut fd = vm
                 .create_vcpu(u64::from(id))
                 .map_err(AssembleError::call("KVM_CREATE_VCPU"))?;
-            setup::set_up(&fd, id, &supported, start)?;
-            let repair = layout.as_ref().map(|layout| {
+            let mut repair = layout.as_ref().map(|layout| {
                 let memory = Arc::clone(&board.memory);
                 Repair::new(&mut fd, memory, Arc::clone(repaired), Arc::clone(layout))
             });
-            Ok(Vcpu::new(id, fd, Arc::clone(board), repair))
+            match origin {
+                Origin::Kernel(kernel) => {
+                    let start = Start {
+                        entry: kernel.entry,
+                        vcpus: config.vcpus,
+                    };
+                    setup::set_up(&fd, id, &supported, start)?;
+                }
+                Origin::Snapshot(state) => {
+                    let state = &state.vcpus[usize::from(id)];
+                    restore::vcpu(id, &fd, &supported, state, repair.as_mut())?;
+                }
+            }
+            Ok(Vcpu::new(
+                id,
+                fd,
+                Arc::clone(board),
+                repair,
+                Arc::clone(&msrs),
+            ))
         })
         .collect()
 }

@@ -1,20 +1,43 @@
 //! Opens the disk images of a machine.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use thiserror::Error;
 use vhd::{BlockDevice, OpenOptions, Raw};
 
 use crate::config::{DiskConfig, DiskFormat};
+use crate::devices::block::padded::Padded;
 
-/// A disk image cannot be used; the cause names the file.
+/// Why a disk image cannot be used.
 #[derive(Debug, Error)]
-#[error("cannot use disk {index}{}", named(.serial))]
-pub struct DiskError {
-    index: usize,
-    serial: String,
-    #[source]
-    source: vhd::Error,
+pub enum DiskError {
+    /// It cannot be opened, or is not right; the cause names the file.
+    #[error("cannot use disk {index}{}", named(.serial))]
+    Open {
+        /// Which disk.
+        index: usize,
+        /// Its serial.
+        serial: String,
+        /// Why.
+        #[source]
+        source: vhd::Error,
+    },
+    /// It is larger than the guest is to see.
+    #[error(
+        "`disks[{index}].capacity_bytes` is {capacity}: the image {path} has {size} bytes, \
+        which must not be more"
+    )]
+    Capacity {
+        /// Which disk.
+        index: usize,
+        /// What the guest is to see.
+        capacity: u64,
+        /// The image.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+    },
 }
 
 fn named(serial: &str) -> String {
@@ -32,7 +55,24 @@ fn named(serial: &str) -> String {
 ///
 /// When it cannot be opened or does not check.
 pub fn open(index: usize, disk: &DiskConfig) -> Result<Arc<dyn BlockDevice>, DiskError> {
-    let fail = |source| DiskError {
+    let image = open_image(index, disk)?;
+    let Some(capacity) = disk.capacity_bytes else {
+        return Ok(image);
+    };
+    let size = image.size();
+    match Padded::new(image, capacity) {
+        Some(padded) => Ok(Arc::new(padded)),
+        None => Err(DiskError::Capacity {
+            index,
+            capacity,
+            path: disk.path.clone(),
+            size,
+        }),
+    }
+}
+
+fn open_image(index: usize, disk: &DiskConfig) -> Result<Arc<dyn BlockDevice>, DiskError> {
+    let fail = |source| DiskError::Open {
         index,
         serial: disk.serial.clone(),
         source,

@@ -12,6 +12,9 @@
 //! | [`event_loop`] | runs it: signals, console input, control socket, vsock, halts |
 //! | [`events`] | what wakes the event loop |
 //! | [`halt_check`] | decides when a guest has halted for good |
+//! | [`vcpus`] | the virtual CPUs' threads |
+//! | [`keeper`] | pauses it, lets it go on, takes snapshots |
+//! | [`restore`] | gives a new machine a snapshot's state |
 //! | [`report`] | what is told during the run and at its end |
 
 pub mod assemble;
@@ -19,7 +22,10 @@ pub mod disks;
 pub mod event_loop;
 pub mod events;
 pub mod halt_check;
+pub mod keeper;
 pub mod report;
+pub mod restore;
+pub mod vcpus;
 
 use std::time::Instant;
 

@@ -6,11 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::assemble::Assembled;
+use super::keeper::{self, SharedKeeper};
 use crate::console::Watch;
 use crate::control::protocol::{Answer, Request, Stats, Status};
 use crate::control::server::Answerer;
 use crate::exit::{ExitReason, ExitReport, KvmKind, Timings};
 use crate::repair::counters::RepairCounters;
+use crate::vcpu::fault::chain;
 use crate::vcpu::{Board, Outcome};
 
 /// Knows all that can be told of a machine.
@@ -59,9 +61,11 @@ impl Reporter {
         report
     }
 
-    fn status(&self) -> Status {
+    fn status(&self, paused: bool) -> Status {
         let state = if self.board.ending.has_ended() {
             "stopping"
+        } else if paused {
+            "paused"
         } else {
             "running"
         };
@@ -107,16 +111,38 @@ impl Reporter {
     }
 }
 
-impl Answerer for Reporter {
+/// Answers the control socket.
+#[derive(Debug)]
+pub struct Operator {
+    reporter: Reporter,
+    keeper: SharedKeeper,
+}
+
+impl Operator {
+    /// Tells what the reporter knows, and has the keeper do the rest.
+    pub fn new(reporter: Reporter, keeper: SharedKeeper) -> Operator {
+        Operator { reporter, keeper }
+    }
+}
+
+impl Answerer for Operator {
     fn answer(&mut self, request: Request) -> Answer {
-        match request {
-            Request::Status => Answer::status(self.status()),
-            Request::Stats => Answer::stats(self.stats()),
+        let mut keeper = keeper::lock(&self.keeper);
+        let done = match request {
+            Request::Status => return Answer::status(self.reporter.status(keeper.is_paused())),
+            Request::Stats => return Answer::stats(self.reporter.stats()),
             Request::Stop => {
                 let by = "the control socket".to_owned();
-                self.board.ending.end(Outcome::Stopped { by });
-                Answer::done()
+                self.reporter.board.ending.end(Outcome::Stopped { by });
+                Ok(())
             }
+            Request::Pause => keeper.pause(),
+            Request::Resume => keeper.resume(),
+            Request::Snapshot { path } => keeper.snapshot(&path),
+        };
+        match done {
+            Ok(()) => Answer::done(),
+            Err(error) => Answer::refused(chain(&error)),
         }
     }
 }
@@ -142,6 +168,10 @@ fn explain(outcome: Option<&Outcome>, panic: Option<&str>) -> (ExitReason, Strin
             let detail = format!("vCPU {vcpu} met a triple fault near {rip}");
             guest(ExitReason::TripleFault, &detail)
         }
+        Some(Outcome::TemplateMade { path }) => (
+            ExitReason::TemplateMade,
+            format!("the machine has become template {}", path.display()),
+        ),
         Some(Outcome::Stopped { by }) => (ExitReason::Stopped, format!("stopped by {by}")),
         Some(Outcome::Failed {
             message,

@@ -33,7 +33,7 @@ use iced_x86::Instruction;
 use kvm_bindings::{
     KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_X86_USER_SPACE_MSR, KVM_INTERNAL_ERROR_EMULATION,
     KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, KVM_MSR_EXIT_REASON_FILTER,
-    kvm_enable_cap, kvm_xsave,
+    kvm_enable_cap, kvm_sregs, kvm_xsave,
 };
 use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd};
 use thiserror::Error;
@@ -43,7 +43,7 @@ use counters::{RepairCounters, Repaired};
 use instructions::{Done, ExtendedState, LENGTH_MAX, Undone};
 use paging::{AddressSpace, Fault};
 use state::CpuState;
-use syscall::SyscallRepair;
+use syscall::{SyscallRegisters, SyscallRepair};
 use xstate::{KVM_XSAVE_SIZE, KvmXsave, Layout};
 
 use crate::memory::GuestMemory;
@@ -179,6 +179,26 @@ impl Repair {
             syscall: SyscallRepair::default(),
             text_changes: 0,
         }
+    }
+
+    /// What the guest wrote to the registers of SYSCALL.
+    pub fn syscall_registers(&self) -> SyscallRegisters {
+        self.syscall.registers()
+    }
+
+    /// Goes on with what a guest wrote to the registers of SYSCALL, whose system
+    /// registers are those.
+    ///
+    /// # Errors
+    ///
+    /// When KVM refuses what it has to be given.
+    pub fn restore(
+        &mut self,
+        fd: &VcpuFd,
+        registers: SyscallRegisters,
+        sregs: &kvm_sregs,
+    ) -> Result<(), RepairError> {
+        self.syscall.restore(fd, &self.memory, registers, sregs)
     }
 
     /// What the guest reads from a filtered register.

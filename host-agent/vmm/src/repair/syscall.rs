@@ -21,6 +21,7 @@ use kvm_bindings::{
     Msrs, kvm_guest_debug, kvm_msr_entry, kvm_regs, kvm_sregs,
 };
 use kvm_ioctls::VcpuFd;
+use serde::{Deserialize, Serialize};
 use vm_memory::GuestMemoryMmap;
 
 use super::RepairError;
@@ -91,7 +92,62 @@ impl Default for SyscallRepair {
     }
 }
 
+/// The three registers of SYSCALL, as the guest wrote them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyscallRegisters {
+    /// Segment selectors.
+    pub star: u64,
+    /// The kernel's entry.
+    pub lstar: u64,
+    /// The flags that are cleared.
+    pub fmask: u64,
+}
+
+impl SyscallRegisters {
+    /// Whether a register is one of the three.
+    pub fn has(index: u32) -> bool {
+        [MSR_STAR, MSR_LSTAR, MSR_FMASK].contains(&index)
+    }
+}
+
 impl SyscallRepair {
+    /// What the guest wrote.
+    pub fn registers(&self) -> SyscallRegisters {
+        SyscallRegisters {
+            star: self.star,
+            lstar: self.lstar,
+            fmask: self.fmask,
+        }
+    }
+
+    /// Goes on with what a guest wrote in another virtual CPU, whose system
+    /// registers these are.
+    ///
+    /// # Errors
+    ///
+    /// When KVM refuses what it has to be given.
+    pub fn restore(
+        &mut self,
+        fd: &VcpuFd,
+        memory: &GuestMemoryMmap,
+        registers: SyscallRegisters,
+        sregs: &kvm_sregs,
+    ) -> Result<(), RepairError> {
+        SyscallRegisters {
+            star: self.star,
+            lstar: self.lstar,
+            fmask: self.fmask,
+        } = registers;
+        for (index, value) in [(MSR_STAR, self.star), (MSR_FMASK, self.fmask)] {
+            set_msr(fd, index, value)?;
+        }
+        if self.lstar == 0 {
+            return Ok(());
+        }
+        self.set_hardware_lstar(fd)?;
+        self.arm(fd, memory, sregs)
+    }
+
     /// What the guest reads from one of the three registers.
     pub fn read_msr(&self, index: u32) -> Option<u64> {
         match index {
@@ -135,7 +191,11 @@ impl SyscallRepair {
                 });
             }
         }
-        self.arm(fd, memory)
+        if self.lstar == 0 {
+            return Ok(());
+        }
+        let sregs = CpuState::new(fd).sregs();
+        self.arm(fd, memory, &sregs)
     }
 
     /// The value that SYSCALL finds in LSTAR.
@@ -155,15 +215,15 @@ impl SyscallRepair {
     }
 
     /// Puts the breakpoint on the first instruction of the fault's handler.
-    fn arm(&mut self, fd: &mut VcpuFd, memory: &GuestMemoryMmap) -> Result<(), RepairError> {
-        if self.lstar == 0 {
-            return Ok(());
-        }
-        let state = CpuState::new(fd);
-        let sregs = state.sregs();
+    fn arm(
+        &mut self,
+        fd: &VcpuFd,
+        memory: &GuestMemoryMmap,
+        sregs: &kvm_sregs,
+    ) -> Result<(), RepairError> {
         let handler = gate_target(
-            &AddressSpace::new(memory, &sregs),
-            &sregs,
+            &AddressSpace::new(memory, sregs),
+            sregs,
             self.trap.vector(),
         )
         .ok_or(RepairError::NoHandler {

@@ -1,5 +1,6 @@
 //! What the virtual CPUs share with each other and with the event loop.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
@@ -7,6 +8,7 @@ use std::time::Instant;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::counters::ExitCounters;
+use super::gate::Gate;
 use crate::devices::bus::Bus;
 use crate::devices::ports::Ports;
 use crate::exit::CpuFault;
@@ -21,6 +23,11 @@ pub enum Outcome {
     Reset,
     /// A virtual CPU shut down on a triple fault.
     TripleFault(Box<CpuFault>),
+    /// The machine has become a template.
+    TemplateMade {
+        /// The snapshot's directory.
+        path: PathBuf,
+    },
     /// The host asked for it.
     Stopped {
         /// By what.
@@ -50,6 +57,8 @@ pub struct Board {
     pub ending: Ending,
     /// Which virtual CPUs are halted for good.
     pub halts: Halts,
+    /// Where virtual CPUs wait while the machine is paused.
+    pub gate: Gate,
     /// When the guest was first entered.
     pub first_run: OnceLock<Instant>,
 }

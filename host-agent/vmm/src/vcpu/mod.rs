@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`setup`] | the state in which a kernel expects them |
 //! | [`cpuid`] | what CPUID tells the guest |
+//! | [`state`] | all of its registers, for snapshots |
+//! | [`gate`] | where they wait while the machine is paused |
 //! | [`board`] | what all of them share: devices, counters, the machine's end |
 //! | [`fault`] | the registers of one that cannot go on, for the report |
 //! | [`counters`] | exits by kind |
@@ -16,7 +18,9 @@ pub mod board;
 pub mod counters;
 pub mod cpuid;
 pub mod fault;
+pub mod gate;
 pub mod setup;
+pub mod state;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -30,6 +34,8 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 pub use board::{Board, Outcome};
 use counters::ExitKind;
 
+use state::{MsrList, VcpuState};
+
 use crate::devices::ports::PortEffect;
 use crate::repair::{Repair, RepairError};
 
@@ -42,6 +48,7 @@ pub struct Vcpu {
     fd: VcpuFd,
     board: Arc<Board>,
     repair: Option<Repair>,
+    msrs: Arc<MsrList>,
 }
 
 /// What an exit asks for once its borrow of the virtual CPU has ended.
@@ -66,12 +73,19 @@ enum Next {
 
 impl Vcpu {
     /// Virtual CPU `id`, set up; with its repairs where KVM needs them.
-    pub fn new(id: u8, fd: VcpuFd, board: Arc<Board>, repair: Option<Repair>) -> Vcpu {
+    pub fn new(
+        id: u8,
+        fd: VcpuFd,
+        board: Arc<Board>,
+        repair: Option<Repair>,
+        msrs: Arc<MsrList>,
+    ) -> Vcpu {
         Vcpu {
             id,
             fd,
             board,
             repair,
+            msrs,
         }
     }
 
@@ -81,15 +95,43 @@ impl Vcpu {
             self.board.first_run.get_or_init(Instant::now);
         }
         while !self.board.ending.has_ended() {
-            if let Some(outcome) = self.run_once() {
+            let outcome = if self.board.gate.is_closed() {
+                self.park()
+            } else {
+                let next = self.enter();
+                self.follow(next)
+            };
+            if let Some(outcome) = outcome {
                 self.board.ending.end(outcome);
             }
         }
     }
 
-    /// Enters the guest once and does what its exit asks for.
-    fn run_once(&mut self) -> Option<Outcome> {
-        match self.enter() {
+    /// Finishes what the last exit has left to do, and waits at the gate.
+    fn park(&mut self) -> Option<Outcome> {
+        self.fd.set_kvm_immediate_exit(1);
+        let settled = loop {
+            match self.enter() {
+                Next::Interrupted => break None,
+                next => {
+                    if let Some(outcome) = self.follow(next) {
+                        break Some(outcome);
+                    }
+                }
+            }
+        };
+        self.fd.set_kvm_immediate_exit(0);
+        if settled.is_none() {
+            let syscall = self.repair.as_ref().map(Repair::syscall_registers);
+            let state = VcpuState::take(&self.fd, &self.msrs, syscall);
+            self.board.gate.park(self.id, state.map(Arc::new));
+        }
+        settled
+    }
+
+    /// Does what an exit asks for.
+    fn follow(&mut self, next: Next) -> Option<Outcome> {
+        match next {
             Next::Run => None,
             Next::WriteMsr { index, value } => self.write_msr(index, value),
             Next::Debug => self.repair("debug exit", Repair::debug_exit),

@@ -1,7 +1,6 @@
 //! The block device behind its transport.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
 use thiserror::Error;
@@ -16,10 +15,10 @@ use vmm_sys_util::eventfd::EventFd;
 use super::executor::Executor;
 use super::request::{Limits, MAX_SEGMENT_SECTORS, MAX_SEGMENTS};
 use super::stats::BlockStats;
-use super::worker::Worker;
+use super::worker::{Orders, Worker};
 use crate::devices::virtio::device::read_config_bytes;
 use crate::devices::virtio::{
-    ActivateError, Activation, QUEUE_SIZE_MAX, QueueError, VirtioDevice, feature,
+    ActivateError, Activation, QUEUE_SIZE_MAX, QueueError, VirtioDevice, Virtqueue, feature,
 };
 
 /// The length of a serial number as a driver sees it; shorter ones end in NULs.
@@ -65,8 +64,8 @@ pub struct Block {
 
 /// The device's thread and how to end it.
 struct Running {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
+    orders: Arc<Orders>,
+    thread: JoinHandle<Option<Virtqueue>>,
 }
 
 impl Block {
@@ -107,6 +106,19 @@ impl Block {
         Arc::clone(&self.stats)
     }
 
+    /// Stops the thread, and returns what it leaves.
+    fn stop(&mut self, order: impl FnOnce(&Orders)) -> Option<Option<Virtqueue>> {
+        let Running { orders, thread } = self.running.take()?;
+        order(&orders);
+        // Fails only when the counter is full, and then the thread wakes as well.
+        let _ = self.events[0].write(1);
+        let left = thread.join();
+        if left.is_err() {
+            eprintln!("fabric-vmm: disk {}: its thread panicked", self.serial);
+        }
+        left.ok()
+    }
+
     fn worker(&self, activation: Activation) -> Result<Worker, ActivateError> {
         let Activation {
             queues,
@@ -128,7 +140,7 @@ impl Block {
             })?;
         let mut serial = [0; SERIAL_LEN];
         serial[..self.serial.len()].copy_from_slice(self.serial.as_bytes());
-        let stop = Arc::new(AtomicBool::new(false));
+        let orders = Arc::new(Orders::default());
         let has = |bit| features & feature(bit) != 0;
         let limits = Limits {
             size: self.disk.size(),
@@ -141,7 +153,7 @@ impl Block {
             memory.clone(),
             serial,
             !has(VIRTIO_BLK_F_FLUSH),
-            Arc::clone(&stop),
+            Arc::clone(&orders),
         );
         Ok(Worker {
             name: self.serial.clone(),
@@ -151,7 +163,7 @@ impl Block {
             memory,
             limits,
             executor,
-            stop,
+            orders,
             stats: Arc::clone(&self.stats),
         })
     }
@@ -187,7 +199,7 @@ impl VirtioDevice for Block {
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let worker = self.worker(activation)?;
-        let stop = Arc::clone(&worker.stop);
+        let orders = Arc::clone(&worker.orders);
         let thread = thread::Builder::new()
             .name(format!("disk-{}", self.serial))
             .stack_size(STACK_SIZE)
@@ -196,20 +208,20 @@ impl VirtioDevice for Block {
                 what: "thread",
                 source,
             })?;
-        self.running = Some(Running { stop, thread });
+        self.running = Some(Running { orders, thread });
         Ok(())
     }
 
-    fn reset(&mut self) {
-        let Some(Running { stop, thread }) = self.running.take() else {
-            return;
-        };
-        stop.store(true, Ordering::Release);
-        // Fails only when the counter is full, and then the thread wakes as well.
-        let _ = self.events[0].write(1);
-        if thread.join().is_err() {
-            eprintln!("fabric-vmm: disk {}: its thread panicked", self.serial);
+    fn suspend(&mut self) -> Option<Vec<Virtqueue>> {
+        let queue = self.stop(Orders::finish)??;
+        if let Err(error) = self.disk.flush() {
+            eprintln!("fabric-vmm: disk {}: flush failed: {error}", self.serial);
         }
+        Some(vec![queue])
+    }
+
+    fn reset(&mut self) {
+        self.stop(Orders::abandon);
     }
 }
 

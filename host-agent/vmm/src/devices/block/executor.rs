@@ -5,19 +5,19 @@
 //! chunks when the device is reset.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use thiserror::Error;
 use vhd::BlockDevice;
 
 use super::device::SERIAL_LEN;
 use super::request::{Range, Request};
+use super::worker::Orders;
 use crate::devices::virtio::GuestBuffer;
 use crate::memory::GuestMemory;
 
 /// How much passes through the buffer at a time.
 pub const CHUNK: usize = 64 << 10;
-/// How much is discarded or zeroed between two looks at the stop flag.
+/// How much is discarded or zeroed between two looks at the orders.
 const RANGE_CHUNK: u64 = 8 << 20;
 
 /// Why a request was not carried out.
@@ -46,7 +46,7 @@ pub struct Executor {
     memory: GuestMemory,
     serial: [u8; SERIAL_LEN],
     write_through: bool,
-    stop: Arc<AtomicBool>,
+    orders: Arc<Orders>,
     chunk: Box<[u8]>,
 }
 
@@ -58,7 +58,7 @@ impl Executor {
         memory: GuestMemory,
         serial: [u8; SERIAL_LEN],
         write_through: bool,
-        stop: Arc<AtomicBool>,
+        orders: Arc<Orders>,
     ) -> Executor {
         let chunk = vec![0; CHUNK].into_boxed_slice();
         Executor {
@@ -66,7 +66,7 @@ impl Executor {
             memory,
             serial,
             write_through,
-            stop,
+            orders,
             chunk,
         }
     }
@@ -145,7 +145,7 @@ impl Executor {
     }
 
     fn check_stop(&self) -> Result<(), ExecuteError> {
-        if self.stop.load(Ordering::Relaxed) {
+        if self.orders.is_to_abandon() {
             Err(ExecuteError::Stopped)
         } else {
             Ok(())

@@ -12,6 +12,7 @@
 //! | [`request`] | from a descriptor chain to a typed [`Request`](request::Request), or a refusal |
 //! | [`executor`] | carries a `Request` out; knows disks and guest memory, no queue |
 //! | [`worker`] | the thread of one disk: queue in, executor, queue out |
+//! | [`padded`] | a disk that looks larger than its image |
 //! | [`stats`] | what a disk has done |
 //!
 //! One thread per disk, so that no vCPU and no other device ever waits for a
@@ -20,6 +21,7 @@
 
 pub mod device;
 pub mod executor;
+pub mod padded;
 pub mod request;
 pub mod stats;
 pub mod worker;

@@ -26,6 +26,36 @@ const BATCH: usize = 16;
 /// is only counted.
 const REPORTED_FAILURES: u64 = 10;
 
+/// What the thread is told: nothing, or to stop in one of two ways.
+#[derive(Debug, Default)]
+pub struct Orders {
+    stop: AtomicBool,
+    abandon: AtomicBool,
+}
+
+impl Orders {
+    /// Finish the request that is being carried out, then stop.
+    pub fn finish(&self) {
+        self.stop.store(true, Ordering::Release);
+    }
+
+    /// Stop as soon as the request that is being carried out can be left.
+    pub fn abandon(&self) {
+        self.abandon.store(true, Ordering::Release);
+        self.finish();
+    }
+
+    /// Whether to stop after this request.
+    pub fn is_to_stop(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    /// Whether to leave a request half done.
+    pub fn is_to_abandon(&self) -> bool {
+        self.abandon.load(Ordering::Relaxed)
+    }
+}
+
 /// Everything the thread owns while the device runs.
 pub struct Worker {
     /// The device's name in messages.
@@ -42,41 +72,48 @@ pub struct Worker {
     pub limits: Limits,
     /// What carries them out.
     pub executor: Executor,
-    /// Set to stop the thread.
-    pub stop: Arc<AtomicBool>,
+    /// What the thread is told.
+    pub orders: Arc<Orders>,
     /// What is counted.
     pub stats: Arc<BlockStats>,
 }
 
 /// A thread that dies of an error of its own leaves a device that says so.
-impl Drop for Worker {
+struct LastWill(Interrupt);
+
+impl Drop for LastWill {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.interrupt.signal_needs_reset();
+            self.0.signal_needs_reset();
         }
     }
 }
 
 impl Worker {
-    /// Serves the queue until told to stop, or until the ring breaks: then the
-    /// driver is told that the device needs a reset.
-    pub fn run(mut self) {
+    /// Serves the queue until told to stop, and returns it; or until the ring
+    /// breaks: then the driver is told that the device needs a reset.
+    pub fn run(mut self) -> Option<Virtqueue> {
+        let _last_will = LastWill(self.interrupt.clone());
         while !self.stopped() {
             if self.serve().is_err() {
                 self.interrupt.signal_needs_reset();
-                return;
+                return None;
             }
             match self.event.read() {
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 // A bad descriptor, which would come back for ever.
-                Err(_) => return self.interrupt.signal_needs_reset(),
+                Err(_) => {
+                    self.interrupt.signal_needs_reset();
+                    return None;
+                }
             }
         }
+        Some(self.queue)
     }
 
     fn stopped(&self) -> bool {
-        self.stop.load(Ordering::Acquire)
+        self.orders.is_to_stop()
     }
 
     /// Serves everything that is in the queue.

@@ -90,6 +90,13 @@ pub trait VirtioDevice: Send {
     /// The device stays inactive; the transport reports `DEVICE_NEEDS_RESET`.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
 
+    /// Finishes what it is doing and stops, and gives back the queues it was
+    /// started with; nothing if it was not started, or has broken.
+    ///
+    /// When this returns, the device no longer reads or writes guest memory. It
+    /// can be [started](VirtioDevice::activate) again with the same queues.
+    fn suspend(&mut self) -> Option<Vec<Virtqueue>>;
+
     /// Stops the device and forgets what it was doing.
     ///
     /// When this returns, the device no longer reads or writes guest memory.

@@ -66,6 +66,17 @@ impl Interrupt {
         self.line.status.fetch_and(!bits, Ordering::SeqCst);
     }
 
+    /// Goes on with the bits of a device that was restored. If there are any, the
+    /// line is raised, for who knows whether the driver has heard of them.
+    pub fn restore(&self, status: u32, needs_reset: bool) {
+        let known = VIRTIO_MMIO_INT_VRING | VIRTIO_MMIO_INT_CONFIG;
+        self.line.needs_reset.store(needs_reset, Ordering::SeqCst);
+        self.line.status.store(status & known, Ordering::SeqCst);
+        if status & known != 0 {
+            let _ = self.line.irq.write(1);
+        }
+    }
+
     /// Forgets everything, as a device reset does.
     pub fn reset(&self) {
         self.line.needs_reset.store(false, Ordering::SeqCst);

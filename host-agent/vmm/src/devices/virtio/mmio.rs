@@ -9,6 +9,8 @@
 //! change any more in `DriverOk`. A write that does not belong to the phase
 //! changes nothing.
 
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_mmio as register;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
@@ -16,7 +18,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{ActivateError, Activation, VirtioDevice};
 use super::interrupt::Interrupt;
-use super::queue::QueueConfig;
+use super::queue::{QueueConfig, QueuePosition, Virtqueue};
 use super::status::{NEEDS_RESET, Phase};
 use super::{RING_FEATURES, feature};
 use crate::devices::bus::MmioDevice;
@@ -47,6 +49,49 @@ pub struct MmioTransport {
     driver_features_select: u32,
     queue_select: u32,
     queues: Vec<QueueConfig>,
+    suspended: Option<Vec<Virtqueue>>,
+}
+
+/// What driver and device have agreed on and how far they have come, while the
+/// device is suspended.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TransportState {
+    device_type: u32,
+    phase: Phase,
+    driver_features: u64,
+    device_features_select: u32,
+    driver_features_select: u32,
+    queue_select: u32,
+    queues: Vec<QueueConfig>,
+    interrupt_status: u32,
+    needs_reset: bool,
+    /// Where the queues stand, if the device runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    positions: Option<Vec<QueuePosition>>,
+}
+
+/// A state that does not fit the device.
+#[derive(Debug, Error)]
+pub enum TransportStateError {
+    /// It is of another device, or of one that can do more.
+    #[error("the snapshot's device is of type {theirs} with features {features:#x}: not this one")]
+    OtherDevice {
+        /// The snapshot's type of device.
+        theirs: u32,
+        /// The features that its driver uses.
+        features: u64,
+    },
+    /// It has another number of queues.
+    #[error("the snapshot's device has {theirs} queues: this has {ours}")]
+    Queues {
+        /// The snapshot's.
+        theirs: usize,
+        /// This device's.
+        ours: usize,
+    },
+    /// The device does not start.
+    #[error("the device does not start again")]
+    Activate(#[from] ActivateError),
 }
 
 impl std::fmt::Debug for MmioTransport {
@@ -73,7 +118,86 @@ impl MmioTransport {
             driver_features_select: 0,
             queue_select: 0,
             queues,
+            suspended: None,
         }
+    }
+
+    /// Suspends the device and tells its state.
+    pub fn suspend(&mut self) -> TransportState {
+        if self.suspended.is_none() {
+            self.suspended = self.device.suspend();
+        }
+        let positions = self
+            .suspended
+            .as_ref()
+            .map(|queues| queues.iter().map(Virtqueue::position).collect());
+        TransportState {
+            device_type: self.device.device_type(),
+            phase: self.phase,
+            driver_features: self.driver_features,
+            device_features_select: self.device_features_select,
+            driver_features_select: self.driver_features_select,
+            queue_select: self.queue_select,
+            queues: self.queues.clone(),
+            interrupt_status: self.interrupt.status(),
+            needs_reset: self.interrupt.needs_reset(),
+            positions,
+        }
+    }
+
+    /// Lets a suspended device go on.
+    ///
+    /// # Errors
+    ///
+    /// The host gives it no thread; the driver is told that it needs a reset.
+    pub fn resume(&mut self) -> Result<(), ActivateError> {
+        let Some(queues) = self.suspended.take() else {
+            return Ok(());
+        };
+        self.start(queues)
+            .inspect_err(|_| self.interrupt.signal_needs_reset())
+    }
+
+    /// Makes a fresh device one that has the state of another. It is suspended
+    /// then. The state is checked as what a driver writes is.
+    ///
+    /// # Errors
+    ///
+    /// When it does not fit the device.
+    pub fn restore(&mut self, state: &TransportState) -> Result<(), TransportStateError> {
+        let offered = self.offered_features();
+        if state.device_type != self.device.device_type() || state.driver_features & !offered != 0 {
+            return Err(TransportStateError::OtherDevice {
+                theirs: state.device_type,
+                features: state.driver_features,
+            });
+        }
+        let (theirs, ours) = (state.queues.len(), self.queues.len());
+        let positions = state.positions.as_ref().map_or(ours, Vec::len);
+        if theirs != ours || positions != ours {
+            return Err(TransportStateError::Queues { theirs, ours });
+        }
+        self.phase = state.phase;
+        self.driver_features = state.driver_features;
+        self.device_features_select = state.device_features_select;
+        self.driver_features_select = state.driver_features_select;
+        self.queue_select = state.queue_select;
+        for (queue, config) in self.queues.iter_mut().zip(&state.queues) {
+            *queue = QueueConfig {
+                max_size: queue.max_size,
+                ..config.clone()
+            };
+        }
+        if let Some(positions) = &state.positions {
+            let mut queues = self.build_queues()?;
+            for (queue, position) in queues.iter_mut().zip(positions) {
+                queue.set_position(*position);
+            }
+            self.suspended = Some(queues);
+        }
+        self.interrupt
+            .restore(state.interrupt_status, state.needs_reset);
+        Ok(())
     }
 
     /// One event per queue, to be bound as ioeventfds at
@@ -216,6 +340,11 @@ impl MmioTransport {
     }
 
     fn activate(&mut self) -> Result<(), ActivateError> {
+        let queues = self.build_queues()?;
+        self.start(queues)
+    }
+
+    fn build_queues(&self) -> Result<Vec<Virtqueue>, ActivateError> {
         let event_idx = self.driver_features & feature(VIRTIO_RING_F_EVENT_IDX) != 0;
         let mut queues = Vec::with_capacity(self.queues.len());
         for (index, config) in self.queues.iter().enumerate() {
@@ -224,6 +353,10 @@ impl MmioTransport {
                 .map_err(|source| ActivateError::Queue { index, source })?;
             queues.push(queue);
         }
+        Ok(queues)
+    }
+
+    fn start(&mut self, queues: Vec<Virtqueue>) -> Result<(), ActivateError> {
         self.device.activate(Activation {
             queues,
             memory: self.memory.clone(),
@@ -235,6 +368,7 @@ impl MmioTransport {
     fn reset(&mut self) {
         // First the device, which may still raise the interrupt until it has
         // stopped.
+        self.suspended = None;
         self.device.reset();
         self.interrupt.reset();
         self.phase = Phase::Reset;

@@ -5,6 +5,7 @@
 
 use std::sync::atomic::Ordering;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -15,7 +16,7 @@ use super::{Interrupt, QUEUE_SIZE_MAX};
 use crate::memory::GuestMemory;
 
 /// What the driver has said about a queue so far.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct QueueConfig {
     /// The largest size that the device offers (`QueueNumMax`).
     pub max_size: u16,
@@ -29,6 +30,15 @@ pub struct QueueConfig {
     pub available: u64,
     /// Where the used ring is (`QueueDevice`).
     pub used: u64,
+}
+
+/// How far a device has come with a queue: counters that wrap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueuePosition {
+    /// The next entry of the available ring that it reads.
+    pub available: u16,
+    /// The next entry of the used ring that it writes.
+    pub used: u16,
 }
 
 /// A ring that cannot be used, or no longer. The device needs a reset.
@@ -128,6 +138,30 @@ pub struct Virtqueue {
 }
 
 impl Virtqueue {
+    /// How far the device has come.
+    pub fn position(&self) -> QueuePosition {
+        QueuePosition {
+            available: self.queue.next_avail(),
+            used: self.queue.next_used(),
+        }
+    }
+
+    /// How many chains the driver has made available in all, wrapping.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError`] if the ring cannot be read.
+    pub fn available_index(&self) -> Result<u16, QueueError> {
+        let index = self.queue.avail_idx(&*self.memory, Ordering::Acquire);
+        Ok(index.map_err(QueueError::Ring)?.0)
+    }
+
+    /// Goes on from where another device was.
+    pub fn set_position(&mut self, position: QueuePosition) {
+        self.queue.set_next_avail(position.available);
+        self.queue.set_next_used(position.used);
+    }
+
     /// The next chain that the driver made available, if there is one.
     ///
     /// # Errors

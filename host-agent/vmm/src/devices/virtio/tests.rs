@@ -33,6 +33,11 @@ impl NoteTaker {
 }
 
 impl VirtioDevice for NoteTaker {
+    fn suspend(&mut self) -> Option<Vec<Virtqueue>> {
+        let activation = self.notes.lock().unwrap().activations.pop();
+        activation.map(|activation| activation.queues)
+    }
+
     fn device_type(&self) -> u32 {
         42
     }

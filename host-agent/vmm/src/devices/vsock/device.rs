@@ -16,7 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::event_handler::VsockEventHandler;
 use super::host::ListenError;
 use super::muxer::{MAX_CALLERS, MAX_CONNECTIONS, Muxer};
-use super::packet::{HEADER_LEN, Header, MAX_PAYLOAD};
+use super::packet::{HEADER_LEN, Header, MAX_PAYLOAD, Op};
 use crate::devices::virtio::device::read_config_bytes;
 use crate::devices::virtio::{
     ActivateError, Activation, Chain, Interrupt, QUEUE_SIZE_MAX, QueueError, VirtioDevice,
@@ -26,6 +26,8 @@ use crate::memory::GuestMemory;
 
 /// `VIRTIO_VSOCK_F_STREAM` (5.10.3).
 const F_STREAM: u32 = 0;
+/// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` (5.10.6.7).
+const EVENT_TRANSPORT_RESET: u32 = 0;
 /// The smallest address that a guest may have; those below are reserved.
 const FIRST_GUEST_CID: u64 = 3;
 /// How many packets are moved in each direction before others get a turn.
@@ -83,12 +85,29 @@ impl Vsock {
             muxer: Muxer::new(cid, path)?,
             running: None,
             payload: vec![0; MAX_PAYLOAD].into_boxed_slice(),
+            held_call: None,
+            rebirth: Rebirth::Known,
         };
         Ok(Vsock {
             cid,
             events,
             engine: Arc::new(Mutex::new(engine)),
         })
+    }
+
+    /// Takes the guest's first call to a host port for the sign to write to an
+    /// event: it gets no answer, and the guest is not listened to any more.
+    pub fn stop_at_call(&self, port: u32, sign: EventFd) {
+        lock(&self.engine).held_call = Some(HeldCall { port, sign });
+    }
+
+    /// Tells the guest, when it goes on, that it is another machine now: its
+    /// connections are gone and its address is the one that it finds here
+    /// (5.10.6.7). It is listened to once it has taken note of that.
+    pub fn restored(&self, former_cid: u64) {
+        let mut engine = lock(&self.engine);
+        engine.muxer.set_former_cid(former_cid);
+        engine.rebirth = Rebirth::Untold;
     }
 
     /// The device's part of the event loop; one, for one loop.
@@ -146,17 +165,22 @@ impl VirtioDevice for Vsock {
         engine.running = Some(Running {
             rx,
             tx,
-            _event: event,
+            event,
             memory,
             interrupt,
             tx_waits: false,
         });
         engine.muxer.set_accepting(true);
         // Whatever the driver made available before it was ready is seen now.
-        for event in [RX, TX] {
-            let _ = self.events[event].write(1);
+        for event in &*self.events {
+            let _ = event.write(1);
         }
         Ok(())
+    }
+
+    fn suspend(&mut self) -> Option<Vec<Virtqueue>> {
+        let Running { rx, tx, event, .. } = lock(&self.engine).running.take()?;
+        Some(vec![rx, tx, event])
     }
 
     fn reset(&mut self) {
@@ -173,15 +197,36 @@ pub(super) struct Engine {
     pub(super) muxer: Muxer,
     running: Option<Running>,
     payload: Box<[u8]>,
+    held_call: Option<HeldCall>,
+    rebirth: Rebirth,
+}
+
+/// A call at which the machine stops.
+struct HeldCall {
+    port: u32,
+    sign: EventFd,
+}
+
+/// Whether the guest knows that it was restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rebirth {
+    /// It does, or there is nothing to know.
+    Known,
+    /// It has to be told.
+    Untold,
+    /// It has been told, when the event queue's available index was this.
+    Told {
+        /// The index.
+        available: u16,
+    },
 }
 
 /// What exists only while the driver runs.
 struct Running {
     rx: Virtqueue,
     tx: Virtqueue,
-    /// Unused until guests are restored from snapshots: then the guest is told
-    /// there that its connections are gone (5.10.6.7).
-    _event: Virtqueue,
+    /// A guest that was restored is told there that its connections are gone.
+    event: Virtqueue,
     memory: GuestMemory,
     interrupt: Interrupt,
     /// The guest is not listened to until it has taken the answers that wait.
@@ -234,14 +279,23 @@ impl Engine {
             muxer,
             running: Some(running),
             payload,
+            held_call,
+            rebirth,
         } = self
         else {
             return Ok(Leftover::default());
         };
         let now = Instant::now();
         let mut leftover = Leftover::default();
+        if *rebirth != Rebirth::Known {
+            *rebirth = running.tell_of_rebirth(*rebirth)?;
+            if *rebirth != Rebirth::Known {
+                return Ok(leftover);
+            }
+            leftover.tx = true;
+        }
         if listen {
-            leftover.tx = running.drain_tx(muxer, payload, now)?;
+            leftover.tx = running.drain_tx(muxer, payload, held_call, now)?;
         }
         leftover.rx = running.fill_rx(muxer, payload, now)?;
         if running.tx_waits && !muxer.is_congested() {
@@ -259,6 +313,7 @@ impl Running {
         &mut self,
         muxer: &mut Muxer,
         payload: &mut [u8],
+        held_call: &mut Option<HeldCall>,
         now: Instant,
     ) -> Result<bool, QueueError> {
         self.tx.disable_notification()?;
@@ -269,6 +324,13 @@ impl Running {
             }
             let head = match self.tx.pop()? {
                 Some(Ok(chain)) => {
+                    if let Some(held) = held_call
+                        && self.is_call(&chain, held.port)
+                    {
+                        self.tx.undo_pop();
+                        let _ = held.sign.write(1);
+                        return Ok(false);
+                    }
                     self.receive(muxer, &chain, payload, now);
                     chain.head
                 }
@@ -279,6 +341,40 @@ impl Running {
             self.tx.push_used(head, 0)?;
         }
         Ok(true)
+    }
+
+    fn is_call(&self, chain: &Chain, port: u32) -> bool {
+        let mut bytes = [0; HEADER_LEN];
+        let read = chain.readable.read_at(&self.memory, 0, &mut bytes);
+        let header = Header::from_bytes(&bytes);
+        read.is_ok() && Op::from_number(header.op) == Some(Op::Request) && header.dst_port == port
+    }
+
+    /// Tells the guest once, and waits until it has read it: then it makes the
+    /// buffer available again. A driver that offers no buffer is left to find out.
+    fn tell_of_rebirth(&mut self, rebirth: Rebirth) -> Result<Rebirth, QueueError> {
+        if let Rebirth::Told { available } = rebirth {
+            let same = self.event.available_index()? == available;
+            return Ok(if same { rebirth } else { Rebirth::Known });
+        }
+        let Some(popped) = self.event.pop()? else {
+            return Ok(Rebirth::Known);
+        };
+        let (head, written) = match popped {
+            Ok(chain) => {
+                let event = EVENT_TRANSPORT_RESET.to_le_bytes();
+                let written = chain.writable.write_at(&self.memory, 0, &event).is_ok();
+                (chain.head, if written { event.len() } else { 0 })
+            }
+            Err(bad) => (bad.head, 0),
+        };
+        let available = self.event.available_index()?;
+        self.event.push_used(head, written)?;
+        self.event.enable_notification()?;
+        if self.event.wants_interrupt()? {
+            self.interrupt.signal_used_buffer();
+        }
+        Ok(Rebirth::Told { available })
     }
 
     fn receive(&self, muxer: &mut Muxer, chain: &Chain, payload: &mut [u8], now: Instant) {

@@ -48,6 +48,9 @@ struct Entry {
 /// The connections of one guest.
 pub struct Muxer {
     guest_cid: u64,
+    /// The address that a guest had before it was restored as another; what it
+    /// had said by then is still in its queue.
+    former_cid: u64,
     path: PathBuf,
     listener: Listener,
     epoll: Epoll,
@@ -86,6 +89,7 @@ impl Muxer {
         watch(&epoll, deadlines.timer_fd(), EventSet::IN, TIMER).map_err(failed)?;
         Ok(Muxer {
             guest_cid,
+            former_cid: guest_cid,
             path: path.to_owned(),
             listener,
             epoll,
@@ -126,6 +130,12 @@ impl Muxer {
         self.accepting = accepting;
     }
 
+    /// Takes the guest's word as well if it comes from the address that it had
+    /// before it was restored.
+    pub fn set_former_cid(&mut self, cid: u64) {
+        self.former_cid = cid;
+    }
+
     /// Ends all connections without a word to the guest.
     pub fn reset(&mut self) {
         self.accepting = false;
@@ -152,7 +162,7 @@ impl Muxer {
     /// Takes a packet from the guest.
     pub fn receive(&mut self, header: &Header, payload: &[u8], now: Instant) {
         // A guest can only speak for itself, and only to its host.
-        if header.src_cid != self.guest_cid || header.dst_cid != HOST_CID {
+        if !self.is_from_guest(header) {
             return;
         }
         let ports = header.ports_from_guest();
@@ -172,7 +182,7 @@ impl Muxer {
 
     /// Takes a packet whose payload is not what its header says.
     pub fn receive_malformed(&mut self, header: &Header, now: Instant) {
-        if header.src_cid != self.guest_cid || header.dst_cid != HOST_CID {
+        if !self.is_from_guest(header) {
             return;
         }
         match self.ids.get(&header.ports_from_guest()).copied() {
@@ -228,6 +238,10 @@ impl Muxer {
         }
         self.deadlines.arm(now);
         Ok(())
+    }
+
+    fn is_from_guest(&self, header: &Header) -> bool {
+        [self.guest_cid, self.former_cid].contains(&header.src_cid) && header.dst_cid == HOST_CID
     }
 
     fn guest_calls(&mut self, request: &Header, now: Instant) {
