@@ -25,6 +25,9 @@ Examples:
     fabric-vmm run --kernel vmlinux --memory 256MiB --vcpus 2 \\
         --disk os.vhd,serial=os,parent=base.vhd --vsock-cid 3 --vsock vsock.sock
 
+  A machine that goes on from a snapshot, which its control socket was asked for:
+    fabric-vmm run --restore snapshot --disk os.vhd,serial=os,parent=base.vhd
+
   All of it from a file:
     fabric-vmm run --config vm.json
 
@@ -48,8 +51,13 @@ pub struct RunArgs {
     #[arg(long, default_value = "vm")]
     name: String,
     /// The kernel: an ELF vmlinux or a bzImage.
-    #[arg(long, value_name = "FILE", required_unless_present = "config")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["config", "restore"])]
     kernel: Option<PathBuf>,
+    /// Go on from the snapshot in this directory instead of booting a kernel.
+    /// Memory, virtual CPUs and disks must be as they were; the snapshot is only
+    /// read, and any number of machines can go on from it.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initrd", "cmdline", "root"])]
+    restore: Option<PathBuf>,
     /// An initial RAM disk.
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
@@ -84,7 +92,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = parse_console)]
     console: ConsoleConfig,
     /// Answer questions on this unix socket, one JSON object a line:
-    /// {"op":"status"}, {"op":"stats"}, {"op":"stop"}.
+    /// {"op":"status"}, {"op":"stats"}, {"op":"pause"}, {"op":"resume"},
+    /// {"op":"snapshot","path":DIR}, {"op":"stop"}.
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
     /// Whether to repair a KVM that interprets guest kernels: auto, on or off.
@@ -131,6 +140,7 @@ impl RunArgs {
         }
         let config = VmConfig {
             name: self.name,
+            restore: self.restore,
             initrd: self.initrd,
             cmdline: self.cmdline,
             root: self.root,

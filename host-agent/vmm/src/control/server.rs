@@ -110,7 +110,6 @@ impl ControlListener {
 }
 
 impl ControlServer {
-
     fn accept(&mut self, ops: &mut EventOps) {
         let Ok((stream, _)) = self.socket.listener.accept() else {
             return;

@@ -39,8 +39,8 @@ use crate::repair::counters::RepairCounters;
 use crate::repair::detect::{DetectError, Trial};
 use crate::repair::xstate::Layout;
 use crate::repair::{self, Repair, RepairError};
-use crate::snapshot::state::MachineState;
 use crate::snapshot;
+use crate::snapshot::state::MachineState;
 use crate::vcpu::board::{Ending, Halts};
 use crate::vcpu::counters::ExitCounters;
 use crate::vcpu::gate::Gate;
@@ -284,7 +284,6 @@ pub fn assemble(config: &VmConfig, started: Instant) -> Result<Assembled, Assemb
     if let Origin::Snapshot(state) = &origin {
         restore::chips(&parts.vm, state)?;
         restore::devices(&parts, state)?;
-        restore::start_devices(&parts)?;
     }
     let stdio = config.console == crate::config::ConsoleConfig::Stdio;
     let terminal = if stdio {

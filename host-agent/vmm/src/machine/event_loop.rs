@@ -11,6 +11,7 @@ use super::events::{Input, Signals, Wake};
 use super::halt_check::HaltCheck;
 use super::keeper::{Keeper, TemplateMaker};
 use super::report::{Operator, Reporter};
+use super::restore;
 use super::vcpus::Threads;
 use crate::config::ConsoleConfig;
 use crate::control::server::ControlListener;
@@ -72,6 +73,8 @@ fn run_to_end(
         Some(path) => Some(ControlListener::bind(path)?),
         None => None,
     };
+    // Here, where the signals are blocked, for disks have threads of their own.
+    restore::start_devices(&parts)?;
     let threads = Arc::new(Threads::start(vcpus, &board)?);
     let keeper = Keeper::new(parts, Arc::clone(&board), Arc::clone(&threads));
     if let Some(listener) = listener {

@@ -161,7 +161,7 @@ pub fn chips(vm: &VmFd, state: &MachineState) -> Result<(), RestoreError> {
     keeper::restore_chips(vm, &state.chips).map_err(RestoreError::Chips)
 }
 
-/// Lets the devices go on.
+/// Lets the devices that were restored go on.
 ///
 /// # Errors
 ///

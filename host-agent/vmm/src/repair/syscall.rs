@@ -221,14 +221,10 @@ impl SyscallRepair {
         memory: &GuestMemoryMmap,
         sregs: &kvm_sregs,
     ) -> Result<(), RepairError> {
-        let handler = gate_target(
-            &AddressSpace::new(memory, sregs),
-            sregs,
-            self.trap.vector(),
-        )
-        .ok_or(RepairError::NoHandler {
-            vector: self.trap.vector(),
-        })?;
+        let handler = gate_target(&AddressSpace::new(memory, sregs), sregs, self.trap.vector())
+            .ok_or(RepairError::NoHandler {
+                vector: self.trap.vector(),
+            })?;
         if self.breakpoint == Some(handler) {
             return Ok(());
         }

@@ -249,12 +249,11 @@ pub fn read(directory: &Path) -> Result<MachineState, SnapshotError> {
 /// Those of [`read`], but of files.
 pub fn parse(text: &str, path: &Path) -> Result<MachineState, SnapshotError> {
     let path = || path.to_owned();
-    let envelope: Envelope<'_> = serde_json::from_str(text).map_err(|source| {
-        SnapshotError::Parse {
+    let envelope: Envelope<'_> =
+        serde_json::from_str(text).map_err(|source| SnapshotError::Parse {
             path: path(),
             source,
-        }
-    })?;
+        })?;
     if envelope.format != FORMAT {
         return Err(SnapshotError::Format {
             path: path(),

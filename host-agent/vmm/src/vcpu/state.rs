@@ -294,7 +294,11 @@ fn set_msr(fd: &VcpuFd, entry: kvm_msr_entry) -> bool {
 fn signature(cpuid: &[kvm_cpuid_entry2]) -> String {
     let leaf = |function| cpuid.iter().find(|entry| entry.function == function);
     let vendor: Vec<u8> = leaf(0)
-        .map(|leaf| [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat())
+        .map(|leaf| {
+            [leaf.ebx, leaf.edx, leaf.ecx]
+                .map(u32::to_le_bytes)
+                .concat()
+        })
         .unwrap_or_default();
     let version = leaf(1).map_or(0, |leaf| leaf.eax);
     format!("{} {version:#x}", String::from_utf8_lossy(&vendor))

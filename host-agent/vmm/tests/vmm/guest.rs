@@ -62,6 +62,18 @@ impl Bench {
         command
     }
 
+    /// The command that goes on from a snapshot in the folder.
+    pub fn restore(&self, snapshot: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fabric-vmm"));
+        command.current_dir(self.folder.path()).stdin(Stdio::null());
+        command
+            .args(["run", "--restore", snapshot, "--memory", "32MiB"])
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
     /// Runs the machine to its end.
     pub fn run(&self, arguments: &[&str]) -> Ended {
         let child = self.start(arguments);

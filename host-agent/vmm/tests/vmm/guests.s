@@ -39,6 +39,31 @@ waiting_begin:
     jmp 2b
 waiting_end:
 
+# Says numbers, four hexadecimal digits a line, counting up from 0.
+    .globl counting_begin, counting_end
+counting_begin:
+    xor ebx, ebx
+2:  mov esi, 4
+    mov edi, ebx
+3:  rol di, 4
+    mov eax, edi
+    and al, 15
+    cmp al, 10
+    jb 4f
+    add al, 39
+4:  add al, 48
+    mov dx, 0x3f8
+    out dx, al
+    dec esi
+    jnz 3b
+    say 10
+    inc ebx
+    mov ecx, 5000
+5:  dec ecx
+    jnz 5b
+    jmp 2b
+counting_end:
+
     .globl falling_begin, falling_end
 falling_begin:
     push 0

@@ -7,3 +7,4 @@ mod endings;
 mod guest;
 mod refusals;
 mod repairs;
+mod snapshots;

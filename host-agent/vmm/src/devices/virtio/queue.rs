@@ -156,6 +156,21 @@ impl Virtqueue {
         Ok(index.map_err(QueueError::Ring)?.0)
     }
 
+    /// Asks the driver to notify the device of the next chain that it makes
+    /// available, though there may be some that are not taken; returns how many
+    /// it has made available so far, wrapping.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError`] if the rings cannot be accessed.
+    pub fn enable_notification_of_more(&mut self) -> Result<u16, QueueError> {
+        let (next, available) = (self.queue.next_avail(), self.available_index()?);
+        self.queue.set_next_avail(available);
+        let asked = self.enable_notification();
+        self.queue.set_next_avail(next);
+        asked.map(|_| available)
+    }
+
     /// Goes on from where another device was.
     pub fn set_position(&mut self, position: QueuePosition) {
         self.queue.set_next_avail(position.available);

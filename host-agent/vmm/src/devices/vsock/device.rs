@@ -368,9 +368,8 @@ impl Running {
             }
             Err(bad) => (bad.head, 0),
         };
-        let available = self.event.available_index()?;
+        let available = self.event.enable_notification_of_more()?;
         self.event.push_used(head, written)?;
-        self.event.enable_notification()?;
         if self.event.wants_interrupt()? {
             self.interrupt.signal_used_buffer();
         }
