@@ -16,9 +16,10 @@ const BASE: &str = "console=ttyS0 panic=-1 reboot=k nokaslr quiet";
 ///
 /// The time stamp counter cannot be shifted there, so that a guest that was paused
 /// or restored would see it jump: time is taken from KVM's clock, which goes on
-/// from where it was.
+/// from where it was. Pages that come asynchronously are news to all tasks of a
+/// guest that is restored, and so are done without.
 const INTERPRETED: &str = "mitigations=off rodata=off tsc=reliable clocksource=kvm-clock \
-    no_timer_check noreplace-smp percpu_alloc=page \
+    no-kvmapf no_timer_check noreplace-smp percpu_alloc=page \
     initcall_blacklist=param_sysfs_init,slab_sysfs_init,irq_sysfs_init,perf_event_sysfs_init \
     clearcpuid=popcnt,cx16,smap,smep,erms,fsrm,fsgsbase,pcid,invpcid";
 
@@ -29,7 +30,7 @@ const INTERPRETED: &str = "mitigations=off rodata=off tsc=reliable clocksource=k
 /// takes whoever works that long for stuck. Of `clearcpuid` it reads 127 bytes
 /// only; what is built on AVX goes with it, unnamed.
 const INTERPRETED_STOCK: &str = "mitigations=off rodata=off tsc=reliable \
-    clocksource=kvm-clock no_timer_check noreplace-smp percpu_alloc=page nowatchdog \
+    clocksource=kvm-clock no-kvmapf no_timer_check noreplace-smp percpu_alloc=page nowatchdog \
     initcall_blacklist=slab_sysfs_init,irq_sysfs_init,perf_event_sysfs_init,\
     trace_eval_init,tracer_init_tracefs,ftrace_check_for_weak_functions \
     clearcpuid=popcnt,cx16,smap,smep,erms,fsrm,fsgsbase,pcid,invpcid,\
