@@ -9,12 +9,14 @@ use std::{
 };
 
 use anyhow::Context as _;
+use bytesize::ByteSize;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use fabric_proto::id::NodeId;
 
 use crate::{
     preflight::{self, Finding, Preflight},
     serve::{self, Listen, Options},
+    template::prune::Keep,
 };
 
 /// Drives one node's virtual machines to what the controller wants of them.
@@ -100,6 +102,20 @@ struct Serve {
     /// [default: unix:DATA_DIR/host-agent.sock].
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<Listen>,
+    /// Whether web and worker instances are copied from templates: guests that were
+    /// booted once, and wait where their agent first calls. Off, each instance boots.
+    #[arg(long, value_enum, value_name = "WHETHER", default_value = "on")]
+    templates: Switch,
+    /// Where templates are kept; several host agents of this machine can share it
+    /// [default: DATA_DIR/templates].
+    #[arg(long, value_name = "DIR")]
+    template_dir: Option<PathBuf>,
+    /// Removes a template that no instance has been made from for so long.
+    #[arg(long, value_name = "TIME", default_value = "7days", value_parser = humantime::parse_duration)]
+    template_max_age: Duration,
+    /// Removes the templates used longest ago when they have more than this together.
+    #[arg(long, value_name = "SIZE", default_value = "4GiB")]
+    template_max_size: ByteSize,
     /// Stops all virtual machines gracefully before ending on SIGTERM or SIGINT.
     #[arg(long)]
     stop_vms_on_exit: bool,
@@ -113,6 +129,14 @@ struct Check {
     /// How to print it.
     #[arg(long, value_enum, default_value = "table")]
     output: Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    /// Yes.
+    On,
+    /// No.
+    Off,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -196,6 +220,12 @@ impl Serve {
             labels: self.labels.into_iter().collect::<BTreeMap<_, _>>(),
             listen: self.listen,
             stop_vms_on_exit: self.stop_vms_on_exit,
+            templates: self.templates == Switch::On,
+            template_dir: self.template_dir,
+            template_keep: Keep {
+                longest: self.template_max_age,
+                most_bytes: self.template_max_size.as_u64(),
+            },
         })
     }
 }

@@ -50,6 +50,9 @@ pub enum Reason {
     InstanceRemoved,
     GuestPoweredOff,
     GoalRefused,
+    TemplateMade,
+    TemplateFailed,
+    TemplateRefused,
 }
 
 /// Something that happened.

@@ -1,10 +1,14 @@
 //! Files that are either there as a whole or not at all.
 
 use std::{
-    fs::{self, File},
-    io::{self, Write as _},
-    path::Path,
+    fs::{self, DirBuilder, File, Permissions},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
 };
+
+use fabric_proto::id::Digest;
+use sha2::{Digest as _, Sha256};
 
 /// Writes a file so that after a crash at any moment either its old or its new
 /// content is there.
@@ -41,6 +45,47 @@ pub fn remove_if_there(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+/// A directory for us alone, made if it is not there; its full path.
+///
+/// # Errors
+///
+/// What the file system says.
+pub fn private_directory(path: &Path) -> io::Result<PathBuf> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    fs::set_permissions(path, Permissions::from_mode(0o700))?;
+    fs::canonicalize(path)
+}
+
+/// Digest of a file.
+///
+/// # Errors
+///
+/// What the file system says.
+pub fn sha256(path: &Path) -> io::Result<Digest> {
+    let mut file = File::open(path)?;
+    let mut sum = Sha256::new();
+    let mut buffer = vec![0; 256 * 1024];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(Digest::of_sha256(&sum.finalize().into())),
+            count => sum.update(&buffer[..count]),
+        }
+    }
+}
+
+/// Gives a file a second name, or where that cannot be, makes a copy.
+///
+/// # Errors
+///
+/// What the file system says.
+pub fn link_or_copy(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::hard_link(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(error),
+        Err(_) => fs::copy(from, to).map(drop),
+        Ok(()) => Ok(()),
     }
 }
 

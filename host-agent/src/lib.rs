@@ -19,6 +19,7 @@
 //! | [`hypervisor`] | the border to what runs virtual machines |
 //! | [`guest`] | the border to what runs in them |
 //! | [`blobs`] | images and packages by digest |
+//! | [`template`] | guests that were booted once, for instances to be copied from |
 //! | [`events`] | what happened, until the controller has it |
 //! | [`output`] | role logs and consoles |
 
@@ -40,3 +41,4 @@ pub mod policy;
 pub mod preflight;
 pub mod serve;
 pub mod session;
+pub mod template;

@@ -124,6 +124,7 @@ fn open(data: &TempDir, hypervisor: &FakeHypervisor, shelf: &Arc<Shelf>) -> Node
     let workshop = Workshop {
         blobs: BlobCache::open(data.path().join("blobs"), Arc::clone(shelf) as _).unwrap(),
         events: Arc::new(EventLog::open(&data.path().join("journal")).unwrap()),
+        templates: None,
     };
     let lent = Lent {
         hypervisor: Arc::new(hypervisor.clone()),

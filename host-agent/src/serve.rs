@@ -2,10 +2,9 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, DirBuilder, File, Permissions, TryLockError},
+    fs::{self, File, TryLockError},
     io,
     net::SocketAddr,
-    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -32,12 +31,17 @@ use crate::{
     output::stream::send_outputs,
     preflight,
     session::{self, ControllerBlobs, Identity, Link},
+    template::{self, Templates, host::Host, prune::Keep},
 };
 
 /// Name of our own socket in the data directory.
 pub const SOCKET: &str = "host-agent.sock";
 /// Name of the lock in the data directory.
 const LOCK: &str = "lock";
+/// Name of the templates' directory in the data directory.
+const TEMPLATES: &str = "templates";
+/// How often templates are looked through for what is not to be kept.
+const TIDY: Duration = Duration::from_secs(3600);
 /// How long stopping every virtual machine may take.
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -68,6 +72,12 @@ pub struct Options {
     pub listen: Option<Listen>,
     /// Whether to stop the virtual machines on the way out.
     pub stop_vms_on_exit: bool,
+    /// Whether instances are copied from templates.
+    pub templates: bool,
+    /// Where those are kept, unless in the data directory.
+    pub template_dir: Option<PathBuf>,
+    /// How many are kept.
+    pub template_keep: Keep,
 }
 
 /// Where to listen.
@@ -133,17 +143,23 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
     let source = Arc::new(ControllerBlobs {
         client: client.clone(),
     });
+    let host_boot_id = clock::host_boot_id().context("cannot read this machine's boot id")?;
+    let hypervisor = Arc::new(hypervisor(&options)?);
+    let templates = Arc::new(templates(&options, &data, &hypervisor, &found.kvm_kind)?);
+    // Where KVM cannot be used there is nothing to make one with.
+    let usable = options.templates && !found.kvm_kind.is_empty();
     let workshop = Arc::new(Workshop {
         blobs: BlobCache::open(data.join("blobs"), source)?,
         events: Arc::new(events),
+        templates: usable.then(|| Arc::clone(&templates)),
     });
     let board = Arc::new(Board::default());
     let lent = Lent {
-        hypervisor: Arc::new(hypervisor(&options)?),
+        hypervisor,
         workshop: Arc::clone(&workshop),
         board: Arc::clone(&board),
         clock: Clock::system(),
-        host_boot_id: clock::host_boot_id().context("cannot read this machine's boot id")?,
+        host_boot_id,
         limits: Arc::new(Limits {
             heartbeat: options.guest_heartbeat,
             boot: options.boot_deadline,
@@ -158,6 +174,13 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
 
     let socket = data.join(SOCKET);
     let served = tokio::spawn(serve_health(listener(&options, &data)?));
+    let tidying = tokio::spawn(async move {
+        let mut times = tokio::time::interval(TIDY);
+        loop {
+            times.tick().await;
+            templates.tidy().await;
+        }
+    });
     let outputs = tokio::spawn(send_outputs(node.view(), client.clone()));
     let (goals, mut taken) = mpsc::channel(4);
     let identity = Identity {
@@ -186,6 +209,7 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
     }
     link.abort();
     outputs.abort();
+    tidying.abort();
     served.abort();
     if options.listen.is_none() {
         files::remove_if_there(&socket).context("cannot remove our socket")?;
@@ -209,14 +233,39 @@ fn hypervisor(options: &Options) -> anyhow::Result<ProcessHypervisor> {
     })
 }
 
+fn templates(
+    options: &Options,
+    data: &Path,
+    hypervisor: &Arc<ProcessHypervisor>,
+    kvm_kind: &str,
+) -> anyhow::Result<Templates> {
+    let directory = match &options.template_dir {
+        Some(directory) => directory.clone(),
+        None => data.join(TEMPLATES),
+    };
+    let ProcessHypervisor {
+        vmm,
+        kernel,
+        cmdline,
+    } = hypervisor.as_ref();
+    let templates = Templates::open(
+        &directory,
+        Arc::clone(hypervisor) as _,
+        Host::look(vmm, kernel, cmdline, kvm_kind),
+        clock::host_boot_id().context("cannot read this machine's boot id")?,
+        template::Limits {
+            boot: options.boot_deadline,
+            wait: options.boot_deadline.saturating_mul(2),
+            keep: options.template_keep,
+        },
+    );
+    templates.context("there can be no templates; --template-dir names another directory")
+}
+
 /// The data directory, for us alone.
 fn open_data(path: &Path) -> anyhow::Result<PathBuf> {
-    let open = || {
-        DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-        fs::set_permissions(path, Permissions::from_mode(0o700))?;
-        fs::canonicalize(path)
-    };
-    open().with_context(|| format!("cannot use {} as the data directory", path.display()))
+    files::private_directory(path)
+        .with_context(|| format!("cannot use {} as the data directory", path.display()))
 }
 
 /// One host agent per data directory.

@@ -41,6 +41,8 @@ pub struct Options {
     pub controller_dir: Option<PathBuf>,
     /// Another data directory for the host agent.
     pub node_dir: Option<PathBuf>,
+    /// Whether it makes templates of its own, and shares no other cluster's.
+    pub own_templates: bool,
 }
 
 /// One controller and one host agent, on unix sockets in a temporary directory.
@@ -100,6 +102,13 @@ impl Cluster {
         host_agent.extend(["--kernel".into(), kernel.display().to_string()]);
         host_agent.extend(["--boot-deadline".into(), "120s".into()]);
         host_agent.extend(["--fault-injection".into(), "--stop-vms-on-exit".into()]);
+        host_agent.extend(["--templates".into(), "on".into()]);
+        if !options.own_templates {
+            host_agent.extend([
+                "--template-dir".into(),
+                place.templates.display().to_string(),
+            ]);
+        }
         host_agent.extend(options.host_agent);
 
         let channel = Endpoint::from_shared(format!("unix:{}", at("api.sock")))?.connect_lazy();
@@ -151,6 +160,12 @@ impl Cluster {
     #[must_use]
     pub fn instance_dir(&self, instance: &str) -> PathBuf {
         self.node_dir.join("instances").join(instance)
+    }
+
+    /// The directory of the node's own templates.
+    #[must_use]
+    pub fn own_templates(&self) -> PathBuf {
+        self.node_dir.join("templates")
     }
 
     /// Runs `fabctl` against this cluster, whatever comes of it.
@@ -396,22 +411,23 @@ impl Drop for Cluster {
         // The agent first: it stops its virtual machines. Then whatever is left of
         // them, if it was killed and did not come back.
         self.host_agent.end();
-        for vmm in vmms_in(&self.node_dir.join("instances")) {
+        for vmm in vmms_in(&self.node_dir) {
             let _ = kill(Pid::from_raw(vmm), nix::sys::signal::Signal::SIGKILL);
         }
         self.controller.end();
     }
 }
 
-/// Virtual machine monitors that run in these instances' directories.
-fn vmms_in(instances: &Path) -> Vec<i32> {
+/// Virtual machine monitors that run in a directory or below.
+#[must_use]
+pub fn vmms_in(directory: &Path) -> Vec<i32> {
     let Ok(processes) = fs::read_dir("/proc") else {
         return Vec::new();
     };
     processes
         .flatten()
         .filter(|process| {
-            fs::read_link(process.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(instances))
+            fs::read_link(process.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(directory))
         })
         .filter_map(|process| process.file_name().to_str()?.parse().ok())
         .collect()

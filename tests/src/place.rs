@@ -17,6 +17,8 @@ pub struct Place {
     pub kernel: PathBuf,
     /// The guest OS image.
     pub guest_os: PathBuf,
+    /// Templates, which all clusters share that are not about them.
+    pub templates: PathBuf,
 }
 
 impl Place {
@@ -37,6 +39,7 @@ impl Place {
             kernel: given("FABRIC_KERNEL").unwrap_or(cache.join("kernel/current/vmlinux")),
             guest_os: given("FABRIC_GUEST_OS")
                 .unwrap_or(cache.join("guest-os/current/guest-os.vhd")),
+            templates: cache.join("templates"),
         };
         for file in [&place.kernel, &place.guest_os, &place.program("host-agent")] {
             ensure!(

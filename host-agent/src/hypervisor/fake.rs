@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    io,
+    fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
 };
@@ -11,11 +11,17 @@ use std::{
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-use super::{Hypervisor, LaunchError, Vm, VmRecord, VmSpec};
-use crate::instance::{
-    directory::InstanceDirectory,
-    state::{Exit, ExitKind},
+use super::{Hypervisor, LaunchError, Origin, Vm, VmRecord, VmSpec};
+use crate::{
+    instance::{
+        directory::InstanceDirectory,
+        state::{Exit, ExitKind},
+    },
+    template::SNAPSHOT,
 };
+
+/// What the parts of each snapshot hold.
+const PART: &str = "all that a guest believes";
 
 /// Runs nothing.
 #[derive(Debug, Clone, Default)]
@@ -29,6 +35,9 @@ struct Table {
     last_exits: BTreeMap<PathBuf, Exit>,
     launched: u32,
     refusing: bool,
+    templates: u32,
+    /// Guests that should become templates do not.
+    stubborn: bool,
 }
 
 /// A machine that does not exist.
@@ -65,6 +74,16 @@ impl FakeHypervisor {
         self.lock().refusing = refusing;
     }
 
+    /// How many guests were started to become templates.
+    pub fn templates(&self) -> u32 {
+        self.lock().templates
+    }
+
+    /// From now on, guests that should become templates hang, or do not again.
+    pub fn hang_templates(&self, stubborn: bool) {
+        self.lock().stubborn = stubborn;
+    }
+
     /// How many run.
     pub fn running(&self) -> usize {
         self.lock().machines.len()
@@ -72,6 +91,11 @@ impl FakeHypervisor {
 }
 
 impl FakeVm {
+    /// Where it runs.
+    pub fn place(&self) -> &Path {
+        &self.place
+    }
+
     /// Ends it.
     pub fn end(&self, kind: ExitKind, detail: &str) {
         let exit = Exit {
@@ -106,8 +130,13 @@ impl Hypervisor for FakeHypervisor {
             !table.machines.contains_key(directory.path()),
             "two machines in one directory"
         );
-        table.launched += 1;
-        let pid = 1000 + table.launched;
+        let becomes_template = spec.origin == Origin::BecomeTemplate;
+        if becomes_template {
+            table.templates += 1;
+        } else {
+            table.launched += 1;
+        }
+        let pid = 1000 + table.launched + 10_000 * table.templates;
         let vm = FakeVm {
             record: VmRecord {
                 pid,
@@ -122,6 +151,16 @@ impl Hypervisor for FakeHypervisor {
         table
             .machines
             .insert(directory.path().to_owned(), vm.clone());
+        let stubborn = table.stubborn;
+        drop(table);
+        if becomes_template && !stubborn {
+            let snapshot = directory.file(SNAPSHOT);
+            fs::create_dir(&snapshot).unwrap();
+            for part in ["state.json", "memory"] {
+                fs::write(snapshot.join(part), PART).unwrap();
+            }
+            vm.end(ExitKind::TemplateMade, "");
+        }
         Ok(Arc::new(vm))
     }
 
@@ -158,6 +197,23 @@ impl Hypervisor for FakeHypervisor {
             vm.kill();
         }
         strays.len()
+    }
+
+    async fn end_all_in(&self, directory: &Path) -> usize {
+        let machines = self.lock().machines.clone();
+        let inside = machines
+            .into_values()
+            .filter(|vm| vm.place.starts_with(directory));
+        inside.map(|vm| vm.kill()).count()
+    }
+
+    fn verify_snapshot(&self, snapshot: &Path) -> Result<(), String> {
+        for part in ["state.json", "memory"] {
+            if fs::read_to_string(snapshot.join(part)).ok().as_deref() != Some(PART) {
+                return Err(format!("{part} is not what was written"));
+            }
+        }
+        Ok(())
     }
 }
 

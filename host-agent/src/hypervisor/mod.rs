@@ -52,9 +52,31 @@ pub struct VmSpec {
     /// Its parents, nearest first.
     pub os_parents: Vec<PathBuf>,
     /// The role's package.
-    pub package: Option<PathBuf>,
+    pub package: Option<PackageDisk>,
     /// Context id on the VMBus.
     pub cid: u32,
+    /// What it starts from.
+    pub origin: Origin,
+}
+
+/// The disk with a role's package.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PackageDisk {
+    /// A package.
+    Image(PathBuf),
+    /// Zeroes, where instances that are copied from this one have a package.
+    Placeholder(PathBuf),
+}
+
+/// What a virtual machine starts from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// From nothing: its kernel boots.
+    Boot,
+    /// The same; when its guest agent first calls, it becomes a template and ends.
+    BecomeTemplate,
+    /// From what another one was: the directory of its snapshot.
+    Template(PathBuf),
 }
 
 /// Which process a virtual machine is. Two processes never have the same record.
@@ -93,6 +115,16 @@ pub trait Hypervisor: fmt::Debug + Send + Sync {
     /// Ends all that run in directories below `instances` that are not there any
     /// longer; returns how many.
     async fn end_strays(&self, instances: &Path) -> usize;
+
+    /// Ends all that run in `directory` or below; returns how many.
+    async fn end_all_in(&self, directory: &Path) -> usize;
+
+    /// Whether a snapshot is what was written; reads all of it, and blocks.
+    ///
+    /// # Errors
+    ///
+    /// Says what is wrong with it.
+    fn verify_snapshot(&self, snapshot: &Path) -> Result<(), String>;
 }
 
 /// A virtual machine that was started.

@@ -16,8 +16,11 @@ use std::{
 };
 
 use async_trait::async_trait;
+use fabric_proto::vmbus::{SESSION_PORT, TEMPLATE_VARIABLE};
 use fabric_vmm::{
-    config::{ConsoleConfig, DiskConfig, DiskFormat, RingConfig, VmConfig, VsockConfig},
+    config::{
+        ConsoleConfig, DiskConfig, DiskFormat, RingConfig, TemplateConfig, VmConfig, VsockConfig,
+    },
     control::{self, Request},
     exit::{ExitReason, ExitReport},
 };
@@ -28,14 +31,15 @@ use rustix::process::{
 use tokio::io::unix::AsyncFd;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Hypervisor, LaunchError, Vm, VmRecord, VmSpec, proc};
+use super::{Hypervisor, LaunchError, Origin, PackageDisk, Vm, VmRecord, VmSpec, proc};
 use crate::{
     clock, files,
     instance::{
         directory::{CONFIGURATION, CONSOLE, CONTROL, InstanceDirectory, VMBUS, VMM_ERR, VMM_OUT},
-        disks::{PACKAGE_SERIAL, chain},
+        disks::{PACKAGE_CAPACITY, PACKAGE_SERIAL, chain},
         state::{Exit, ExitKind},
     },
+    template::SNAPSHOT,
 };
 
 /// What every VMM is started with, and known by.
@@ -118,22 +122,35 @@ impl Hypervisor for ProcessHypervisor {
         let Ok(found) = proc::working_below(&instances) else {
             return 0;
         };
-        let mut ended = 0;
-        for (pid, place) in found {
-            if place.exists() || !is_vmm(pid) {
-                continue;
-            }
-            let Some(process) = open(pid) else { continue };
-            // Whoever has this number now is still the one that was looked at.
-            if proc::working_directory(pid).is_some_and(|now| now == place)
-                && pidfd_send_signal(&process, Signal::KILL).is_ok()
-            {
-                tracing::warn!(pid, place = %place.display(), "ended a VMM without an instance");
-                ended += 1;
-            }
-        }
-        ended
+        let strays = found.into_iter().filter(|(_, place)| !place.exists());
+        strays.filter(|(pid, place)| end(*pid, place)).count()
     }
+
+    async fn end_all_in(&self, directory: &Path) -> usize {
+        let found = fs::canonicalize(directory).and_then(|place| proc::working_below(&place));
+        let found = found.unwrap_or_default().into_iter();
+        found.filter(|(pid, place)| end(*pid, place)).count()
+    }
+
+    fn verify_snapshot(&self, snapshot: &Path) -> Result<(), String> {
+        fabric_vmm::snapshot::verify(snapshot)
+            .map(drop)
+            .map_err(|error| chain(&error))
+    }
+}
+
+/// Kills a VMM that works in `place`; false if there is none.
+fn end(pid: u32, place: &Path) -> bool {
+    let Some(process) = is_vmm(pid).then(|| open(pid)).flatten() else {
+        return false;
+    };
+    // Whoever has this number now is still the one that was looked at.
+    let same = proc::working_directory(pid).is_some_and(|now| now == place);
+    let ended = same && pidfd_send_signal(&process, Signal::KILL).is_ok();
+    if ended {
+        tracing::warn!(pid, place = %place.display(), "ended a VMM that nobody owns");
+    }
+    ended
 }
 
 impl ProcessHypervisor {
@@ -158,17 +175,41 @@ impl ProcessHypervisor {
             parents: spec.os_parents.clone(),
             capacity_bytes: None,
         };
-        let package = spec.package.as_ref().map(|package| DiskConfig {
-            path: package.clone(),
-            format: DiskFormat::Vhd,
-            serial: PACKAGE_SERIAL.to_owned(),
-            readonly: true,
-            parents: Vec::new(),
-            capacity_bytes: None,
+        let package = spec.package.as_ref().map(|package| {
+            let (path, format) = match package {
+                PackageDisk::Image(path) => (path, DiskFormat::Vhd),
+                PackageDisk::Placeholder(path) => (path, DiskFormat::Raw),
+            };
+            DiskConfig {
+                path: path.clone(),
+                format,
+                serial: PACKAGE_SERIAL.to_owned(),
+                readonly: true,
+                parents: Vec::new(),
+                // The same for every package, so that a guest cannot tell them apart
+                // before it reads them.
+                capacity_bytes: Some(PACKAGE_CAPACITY),
+            }
         });
+        let (mut cmdline, mut template, mut restore) = (self.cmdline.clone(), None, None);
+        match &spec.origin {
+            Origin::Boot => {}
+            Origin::BecomeTemplate => {
+                cmdline = format!("{cmdline} {TEMPLATE_VARIABLE}=1")
+                    .trim_start()
+                    .to_owned();
+                template = Some(TemplateConfig {
+                    port: SESSION_PORT,
+                    path: SNAPSHOT.into(),
+                });
+            }
+            Origin::Template(snapshot) => restore = Some(snapshot.clone()),
+        }
         VmConfig {
             name: spec.name.clone(),
-            cmdline: self.cmdline.clone(),
+            cmdline,
+            template,
+            restore,
             memory_mib: spec.memory_mib.into(),
             vcpus: spec.vcpus,
             disks: std::iter::once(os).chain(package).collect(),
@@ -388,7 +429,8 @@ fn judge(report: &ExitReport) -> Exit {
         // A kernel that panics resets the machine.
         ExitReason::GuestReset if panic.is_some() => ExitKind::KernelPanic,
         ExitReason::GuestReset => ExitKind::GuestReset,
-        ExitReason::Stopped | ExitReason::TemplateMade => ExitKind::Stopped,
+        ExitReason::Stopped => ExitKind::Stopped,
+        ExitReason::TemplateMade => ExitKind::TemplateMade,
         ExitReason::TripleFault
         | ExitReason::Killed
         | ExitReason::ConfigError

@@ -47,8 +47,9 @@ impl Stage {
             memory_mib: 128,
             os_disk: OS_DISK,
             os_parents: vec!["/blobs/image".into()],
-            package: Some("/blobs/package".into()),
+            package: Some(PackageDisk::Image("/blobs/package".into())),
             cid: 3,
+            origin: Origin::Boot,
         };
         self.hypervisor
             .launch(&self.directory, &spec)
@@ -175,6 +176,7 @@ async fn a_vmm_that_is_not_there_is_named() {
         os_parents: Vec::new(),
         package: None,
         cid: 3,
+        origin: Origin::Boot,
     };
     let error = stage
         .hypervisor

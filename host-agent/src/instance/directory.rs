@@ -18,6 +18,8 @@ pub const MANIFEST: &str = "manifest.json";
 pub const CONFIGURATION: &str = "vm.json";
 /// The differencing disk.
 pub const OS_DISK: &str = "os.vhd";
+/// The template's disk, where the differencing disk stands on one.
+pub const TEMPLATE_DISK: &str = "template.vhd";
 /// The VMBus; a guest's connection to port N arrives at this name, `_` and N.
 pub const VMBUS: &str = "vsock.sock";
 /// Where the VMM takes orders.

@@ -1,10 +1,25 @@
 //! Makes ready what a virtual machine is started from: its image and package
-//! from the cache, its differencing disk, the description of the machine.
+//! from the cache, a template, its differencing disk, the description of the machine.
+//!
+//! ```text
+//! a copy:  os.vhd ──▶ template.vhd, a link to the template's disk ──▶ image
+//! a boot:  os.vhd ──────────────────────────────────────────────────▶ image
+//! ```
+//!
+//! Memory and disk belong together: a guest goes on from a template only on a disk
+//! that was made from that template just now. On a disk that is there it boots.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use fabric_proto::guest::v1::RoleKind;
+use vhd::BlockDevice as _;
 
 use super::{
-    directory::{InstanceDirectory, OS_DISK},
+    directory::{InstanceDirectory, OS_DISK, TEMPLATE_DISK},
     state::Unprepared,
 };
 use crate::{
@@ -12,11 +27,14 @@ use crate::{
     events::{EventLog, Reason},
     files,
     goal::{BlobRef, InstanceGoal},
-    hypervisor::VmSpec,
+    hypervisor::{Origin, PackageDisk, VmSpec},
+    template::{Template, Templates, Wanted, key::Key},
 };
 
 /// Serial of the disk with the role's package, by which the guest finds it.
 pub const PACKAGE_SERIAL: &str = "package";
+/// What that disk has room for, as the guest sees it, whatever the package's size.
+pub const PACKAGE_CAPACITY: u64 = 64 << 30;
 
 /// Why an instance cannot be made ready.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +45,17 @@ pub enum PrepareError {
     /// Its package is not to be had.
     #[error("its package cannot be used")]
     Package(#[source] BlobError),
+    /// Its package is larger than the disk that a guest is shown.
+    #[error(
+        "its package {digest} is a disk of {bytes} bytes, must be {PACKAGE_CAPACITY} at most; \
+         build a smaller one"
+    )]
+    PackageSize {
+        /// Which package.
+        digest: fabric_proto::id::Digest,
+        /// Its size as a disk.
+        bytes: u64,
+    },
     /// Its disk cannot be made.
     #[error("cannot make its disk {path}")]
     Disk {
@@ -54,6 +83,7 @@ impl PrepareError {
     fn may_pass(&self) -> bool {
         match self {
             Self::Image(error) | Self::Package(error) => error.may_pass(),
+            Self::PackageSize { .. } => false,
             Self::Disk { .. } | Self::OldDisk { .. } | Self::Task(_) => true,
         }
     }
@@ -88,6 +118,28 @@ pub struct Workshop {
     pub blobs: BlobCache,
     /// What happens is told here.
     pub events: Arc<EventLog>,
+    /// What instances are copied from, if they are.
+    pub templates: Option<Arc<Templates>>,
+}
+
+/// An instance that is ready to be started.
+#[derive(Debug)]
+pub struct Prepared {
+    /// What is to be run.
+    pub spec: VmSpec,
+    /// The template that it goes on from.
+    pub template: Option<Key>,
+}
+
+/// How an instance is made ready.
+#[derive(Debug, Clone, Copy)]
+pub struct How {
+    /// Context id on the VMBus.
+    pub cid: u32,
+    /// On a fresh disk, whatever is there.
+    pub fresh: bool,
+    /// Without a template, whatever there is.
+    pub cold: bool,
 }
 
 /// Makes an instance ready. A disk that is there stays, unless a fresh one is
@@ -100,9 +152,8 @@ pub async fn prepare(
     workshop: &Workshop,
     directory: &InstanceDirectory,
     goal: &InstanceGoal,
-    cid: u32,
-    fresh: bool,
-) -> Result<VmSpec, PrepareError> {
+    how: How,
+) -> Result<Prepared, PrepareError> {
     let image = workshop
         .have(goal, &goal.image, Reason::ImageFetched)
         .await
@@ -112,41 +163,147 @@ pub async fn prepare(
             workshop
                 .have(goal, package, Reason::PackageFetched)
                 .await
-                .map_err(PrepareError::Package)?,
+                .map_err(PrepareError::Package)
+                .and_then(|path| check_size(package, path))?,
         ),
         None => None,
     };
     let disk = directory.file(OS_DISK);
-    if fresh {
-        files::remove_if_there(&disk).map_err(|source| PrepareError::OldDisk {
-            path: disk.clone(),
-            source,
-        })?;
+    if how.fresh {
+        remove_old(&disk)?;
     }
-    if !disk.exists() {
-        vhd::create_differencing(&disk, &image, &vhd::DifferencingOptions::default()).map_err(
-            |source| PrepareError::Disk {
-                path: disk.clone(),
-                source: Box::new(source),
-            },
-        )?;
-        let message = format!("a fresh disk on {}", goal.image.digest);
+    let template = if disk.exists() {
+        None
+    } else {
+        let stand_on = directory.file(TEMPLATE_DISK);
+        remove_old(&stand_on)?;
+        let template = match &workshop.templates {
+            Some(templates) if !how.cold && can_be_copied(goal) => {
+                workshop.template(templates, goal, &image, &stand_on).await
+            }
+            _ => None,
+        };
+        let parent = template.as_ref().map_or(&image, |_| &stand_on);
+        make_disk(&disk, parent)?;
+        let on = template.as_ref().map_or_else(String::new, |template| {
+            format!(" and template {}", template.key)
+        });
+        let message = format!("a fresh disk on {}{on}", goal.image.digest);
         workshop
             .events
             .tell(goal.id.as_str(), Reason::DiskCreated, &message, false);
-    }
-    Ok(VmSpec {
+        template
+    };
+    // The disk stands on a template's disk if there is one beside it.
+    let stand_on = directory.file(TEMPLATE_DISK);
+    let stand_on = stand_on.exists().then(|| PathBuf::from(TEMPLATE_DISK));
+    let origin = match &template {
+        Some(template) => Origin::Template(template.snapshot.clone()),
+        None => Origin::Boot,
+    };
+    let spec = VmSpec {
         name: goal.id.to_string(),
         vcpus: goal.vcpus,
         memory_mib: goal.memory_mib,
         os_disk: OS_DISK,
-        os_parents: vec![image],
-        package,
-        cid,
+        os_parents: stand_on.into_iter().chain([image]).collect(),
+        package: package.map(PackageDisk::Image),
+        cid: how.cid,
+        origin,
+    };
+    Ok(Prepared {
+        spec,
+        template: template.map(|template| template.key),
+    })
+}
+
+/// A role of kind vm is the machine itself: its boot is part of it.
+fn can_be_copied(goal: &InstanceGoal) -> bool {
+    matches!(goal.role.kind(), RoleKind::Web | RoleKind::Worker)
+}
+
+fn check_size(package: &BlobRef, path: PathBuf) -> Result<PathBuf, PrepareError> {
+    let disk = vhd::open(&path, &vhd::OpenOptions::read_only()).map_err(|source| {
+        PrepareError::Package(BlobError::NotADisk {
+            digest: package.digest.clone(),
+            source: Box::new(source),
+        })
+    })?;
+    match disk.size() {
+        bytes if bytes > PACKAGE_CAPACITY => Err(PrepareError::PackageSize {
+            digest: package.digest.clone(),
+            bytes,
+        }),
+        _ => Ok(path),
+    }
+}
+
+fn remove_old(disk: &Path) -> Result<(), PrepareError> {
+    files::remove_if_there(disk).map_err(|source| PrepareError::OldDisk {
+        path: disk.to_owned(),
+        source,
+    })
+}
+
+fn make_disk(disk: &Path, parent: &Path) -> Result<(), PrepareError> {
+    vhd::create_differencing(disk, parent, &vhd::DifferencingOptions::default()).map_err(|source| {
+        PrepareError::Disk {
+            path: disk.to_owned(),
+            source: Box::new(source),
+        }
     })
 }
 
 impl Workshop {
+    /// The template that an instance can be copied from, its disk linked to
+    /// `stand_on`; none if there is none to be had, which is told.
+    async fn template(
+        &self,
+        templates: &Templates,
+        goal: &InstanceGoal,
+        image: &Path,
+        stand_on: &Path,
+    ) -> Option<Template> {
+        let tell = |reason, message: &str, warning| {
+            self.events.tell(goal.id.as_str(), reason, message, warning);
+        };
+        let wanted = Wanted {
+            image: image.to_owned(),
+            digest: goal.image.digest.clone(),
+            memory_mib: goal.memory_mib,
+            vcpus: goal.vcpus,
+            package: goal.package.is_some(),
+        };
+        let template = match templates.ensure(&wanted).await {
+            Ok(template) => template,
+            Err(error) => {
+                let message = format!("{}; it boots instead", chain(&error));
+                tell(error.reason(), &message, true);
+                return None;
+            }
+        };
+        if let Some(made) = template.made {
+            let message = format!(
+                "template {} of {} was made in {} ms, {} on disk",
+                template.key,
+                wanted.digest,
+                made.took.as_millis(),
+                bytesize::ByteSize::b(made.bytes),
+            );
+            tell(Reason::TemplateMade, &message, false);
+        }
+        match files::link_or_copy(&template.disk, stand_on) {
+            Ok(()) => Some(template),
+            Err(error) => {
+                let (key, disk) = (&template.key, template.disk.display());
+                let message =
+                    format!("cannot link {disk} of template {key}: {error}; it boots instead");
+                tell(Reason::TemplateFailed, &message, true);
+                None
+            }
+        }
+    }
+
     async fn have(
         &self,
         goal: &InstanceGoal,

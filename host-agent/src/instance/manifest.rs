@@ -6,7 +6,7 @@ use std::{fs, io, path::Path, time::SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::machine::Machine;
-use crate::{files, hypervisor::VmRecord};
+use crate::{files, hypervisor::VmRecord, template::key::Key};
 
 /// Format of the manifest.
 const FORMAT: u32 = 1;
@@ -43,6 +43,9 @@ pub struct Manifest {
     pub host_boot_id: String,
     /// Number of the last goal that its guest may have seen.
     pub guest_incarnation: u64,
+    /// The template that its machine was started from last, if it was.
+    #[serde(default)]
+    pub template: Option<Key>,
     /// Last words of its last VMM.
     pub last_exit: String,
 }
@@ -60,6 +63,7 @@ impl Manifest {
             process: None,
             host_boot_id,
             guest_incarnation: 0,
+            template: None,
             last_exit: String::new(),
         }
     }

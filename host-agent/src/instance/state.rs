@@ -55,6 +55,9 @@ pub struct Start {
     pub fresh: bool,
     /// To recover it, rather than because someone wants it.
     pub recovery: bool,
+    /// Without a template, whatever there is.
+    #[serde(default)]
+    pub cold: bool,
 }
 
 /// Where an instance is. Times are those of the node's boot-time clock.
@@ -165,13 +168,22 @@ pub enum Input {
     /// Disks are there, or cannot be made.
     Prepared(Result<(), Unprepared>),
     /// The VMM has been spawned, or could not be.
-    Launched(Result<(), String>),
+    Launched(Result<Launch, String>),
     /// The VMM has ended.
     Exited(Exit),
     /// The guest agent said something.
     Guest(GuestSaid),
     /// A deadline has passed.
     Tick,
+}
+
+/// What a VMM that was spawned begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Launch {
+    /// The guest's kernel boots.
+    Boot,
+    /// The guest goes on from a template, in which its agent is about to say hello.
+    Template,
 }
 
 /// Why disks could not be made.
@@ -224,6 +236,8 @@ pub enum ExitKind {
     KernelPanic,
     /// It was told to stop.
     Stopped,
+    /// The guest has become a template.
+    TemplateMade,
     /// Anything else: the VMM failed or was killed.
     Failed,
 }
@@ -235,6 +249,7 @@ impl fmt::Display for ExitKind {
             Self::GuestReset => "the guest rebooted",
             Self::KernelPanic => "the guest's kernel panicked",
             Self::Stopped => "the virtual machine was stopped",
+            Self::TemplateMade => "the virtual machine became a template",
             Self::Failed => "the virtual machine failed",
         })
     }
@@ -247,6 +262,8 @@ pub enum Action {
     Prepare {
         /// Throw away a disk that is there.
         fresh: bool,
+        /// Use no template.
+        cold: bool,
     },
     /// Spawn the VMM.
     Launch,
@@ -254,6 +271,11 @@ pub enum Action {
     OrderStop,
     /// Kill the VMM.
     Kill,
+    /// Have the template thrown away that it was started from.
+    RefuseTemplate {
+        /// What went wrong with it.
+        why: String,
+    },
     /// Remove the directory and everything in it.
     Remove,
     /// Tell operators.

@@ -18,10 +18,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     directory::{InstanceDirectory, MANIFEST},
-    disks::{PrepareError, Workshop, chain, prepare},
+    disks::{How, PrepareError, Prepared, Workshop, chain, prepare},
     machine::{Limits, Machine},
     manifest::Manifest,
-    state::{Action, Exit, GuestSaid, Input, Presence, Scope, State, Wanted},
+    state::{Action, Exit, GuestSaid, Input, Launch, Presence, Scope, State, Wanted},
     status::{self, Board},
 };
 use crate::{
@@ -29,7 +29,7 @@ use crate::{
     events::Reason,
     goal::InstanceGoal,
     guest::server::{GuestGoal, GuestLink, GuestServer, Heard},
-    hypervisor::{Hypervisor, Vm, VmSpec},
+    hypervisor::{Hypervisor, Origin, Vm, VmSpec},
     output::role_log::RoleLog,
     policy::rate::Rate,
 };
@@ -75,7 +75,7 @@ pub struct Supervisor {
     goal: Option<InstanceGoal>,
     spec: Option<VmSpec>,
     vm: Option<Arc<dyn Vm>>,
-    preparing: Option<AbortOnDropHandle<Result<VmSpec, PrepareError>>>,
+    preparing: Option<AbortOnDropHandle<Result<Prepared, PrepareError>>>,
     server: Option<GuestServer>,
     guest_goal: watch::Sender<Option<GuestGoal>>,
     /// What a guest may cause to be told.
@@ -100,7 +100,7 @@ pub struct Beginning {
 /// What happens to a supervisor.
 enum Happening {
     Order,
-    Prepared(Result<VmSpec, PrepareError>),
+    Prepared(Result<Prepared, PrepareError>),
     Exited(Exit),
     Heard(Heard),
     Deadline,
@@ -260,11 +260,12 @@ impl Supervisor {
         }
     }
 
-    async fn prepared(&mut self, result: Result<VmSpec, PrepareError>) {
+    async fn prepared(&mut self, result: Result<Prepared, PrepareError>) {
         self.preparing = None;
-        let result = result
-            .map(|spec| self.spec = Some(spec))
-            .map_err(Into::into);
+        let result = result.map_err(Into::into).map(|prepared| {
+            self.manifest.template = prepared.template;
+            self.spec = Some(prepared.spec);
+        });
         self.step(Input::Prepared(result)).await;
     }
 
@@ -326,7 +327,7 @@ impl Supervisor {
                     let events = &self.node.workshop.events;
                     events.tell(self.id.as_str(), note.reason, &note.message, note.warning);
                 }
-                Action::Prepare { fresh } => self.prepare(fresh),
+                Action::Prepare { fresh, cold } => self.prepare(fresh, cold),
                 Action::Launch => todo.extend(self.launch().await),
                 Action::OrderStop => self.order_stop(),
                 Action::Kill => {
@@ -334,6 +335,7 @@ impl Supervisor {
                         vm.kill();
                     }
                 }
+                Action::RefuseTemplate { why } => self.refuse_template(&why),
                 Action::Remove => self.remove(),
             }
         }
@@ -410,16 +412,19 @@ impl Supervisor {
         }
     }
 
-    fn prepare(&mut self, fresh: bool) {
+    fn prepare(&mut self, fresh: bool, cold: bool) {
         let Some(goal) = self.goal.clone() else {
             // It is about to go; the order to do so is next.
             tracing::debug!(instance = %self.id, "nothing is known of its image");
             return;
         };
         let (workshop, directory) = (Arc::clone(&self.node.workshop), Arc::clone(&self.directory));
-        let cid = self.manifest.cid;
-        let task =
-            tokio::spawn(async move { prepare(&workshop, &directory, &goal, cid, fresh).await });
+        let how = How {
+            cid: self.manifest.cid,
+            fresh,
+            cold,
+        };
+        let task = tokio::spawn(async move { prepare(&workshop, &directory, &goal, how).await });
         self.preparing = Some(AbortOnDropHandle::new(task));
     }
 
@@ -432,12 +437,19 @@ impl Supervisor {
             (_, None) => Err("it was not made ready".to_owned()),
             (Some(_), Some(spec)) => {
                 let launched = self.node.hypervisor.launch(&self.directory, &spec).await;
-                launched.map_err(|error| chain(&error))
+                let launch = match spec.origin {
+                    Origin::Template(_) => Launch::Template,
+                    Origin::Boot | Origin::BecomeTemplate => Launch::Boot,
+                };
+                launched
+                    .map(|vm| (vm, launch))
+                    .map_err(|error| chain(&error))
             }
         };
-        let result = result.map(|vm| {
+        let result = result.map(|(vm, launch)| {
             self.manifest.process = Some(vm.record().clone());
             self.vm = Some(vm);
+            launch
         });
         let (now, limits) = (self.node.clock.now(), Arc::clone(&self.node.limits));
         let actions = self
@@ -451,6 +463,21 @@ impl Supervisor {
     fn order_stop(&self) {
         if let Some(vm) = self.vm.clone() {
             tokio::spawn(async move { vm.order_stop().await });
+        }
+    }
+
+    fn refuse_template(&self, why: &str) {
+        let Some(key) = self.manifest.template.clone() else {
+            return;
+        };
+        let message = format!("template {key} was refused: {why}; it boots instead");
+        let workshop = &self.node.workshop;
+        workshop
+            .events
+            .tell(self.id.as_str(), Reason::TemplateRefused, &message, true);
+        if let Some(templates) = workshop.templates.clone() {
+            let why = why.to_owned();
+            tokio::spawn(async move { templates.refuse(key, &why).await });
         }
     }
 
@@ -490,8 +517,8 @@ async fn ended(vm: Option<Arc<dyn Vm>>) -> Exit {
 }
 
 async fn finished(
-    task: &mut Option<AbortOnDropHandle<Result<VmSpec, PrepareError>>>,
-) -> Result<VmSpec, PrepareError> {
+    task: &mut Option<AbortOnDropHandle<Result<Prepared, PrepareError>>>,
+) -> Result<Prepared, PrepareError> {
     let Some(task) = task else {
         return std::future::pending().await;
     };

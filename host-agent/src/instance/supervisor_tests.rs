@@ -17,8 +17,12 @@ use crate::{
     blobs::{BlobCache, source::tests::Shelf},
     events::EventLog,
     goal::{NodeGoal, tests::instance},
-    hypervisor::fake::{FakeHypervisor, FakeVm},
-    instance::state::ExitKind,
+    hypervisor::{
+        PackageDisk,
+        fake::{FakeHypervisor, FakeVm},
+    },
+    instance::{directory::TEMPLATE_DISK, state::ExitKind},
+    template::{self, Templates, host::Host, prune::Keep},
 };
 
 const ID: &str = "shop-web-0";
@@ -54,6 +58,7 @@ impl Stage {
         let workshop = Workshop {
             blobs: BlobCache::open(data.path().join("blobs"), Arc::clone(&shelf) as _).unwrap(),
             events: Arc::new(EventLog::open(data.path()).unwrap()),
+            templates: None,
         };
         let node = Node {
             hypervisor: Arc::new(hypervisor.clone()),
@@ -71,6 +76,34 @@ impl Stage {
             shelf,
             running: None,
         }
+    }
+
+    /// Instances are copied from templates from now on.
+    fn with_templates(mut self) -> Self {
+        let path = |name: &str| self.data.path().join(name);
+        for program in ["vmm", "kernel"] {
+            std::fs::write(path(program), program).unwrap();
+        }
+        let host = Host::look(&path("vmm"), &path("kernel"), "", "hardware");
+        let limits = template::Limits {
+            boot: Duration::from_millis(200),
+            wait: PATIENCE,
+            keep: Keep::default(),
+        };
+        let templates = Templates::open(
+            &path("templates"),
+            Arc::new(self.hypervisor.clone()),
+            host,
+            "boot".to_owned(),
+            limits,
+        );
+        self.node.workshop = Arc::new(Workshop {
+            blobs: BlobCache::open(path("blobs"), Arc::clone(&self.shelf) as _).unwrap(),
+            events: Arc::clone(&self.node.workshop.events),
+            templates: Some(Arc::new(templates.unwrap())),
+        });
+        self.goal.role.as_mut().unwrap().kind = wire::RoleKind::Web.into();
+        self
     }
 
     fn limits(&mut self, change: impl FnOnce(&mut Limits)) {
@@ -287,7 +320,8 @@ async fn a_goal_becomes_a_machine_with_a_ready_role() {
     stage.until_state(node_wire::VmState::Booting).await;
     let spec = stage.vm().spec;
     assert!(stage.directory().join(spec.os_disk).exists());
-    assert_eq!(spec.package.as_ref(), spec.os_parents.first());
+    let package = spec.os_parents.first().cloned().map(PackageDisk::Image);
+    assert_eq!(spec.package, package);
 
     let mut guest = stage.guest().await;
     let goal = guest.hello().await;
@@ -582,4 +616,121 @@ async fn a_newer_session_ends_the_one_before() {
         .await
         .expect("it ends");
     assert!(end.is_none_or(|end| end.is_err()));
+}
+
+/// Whether a machine goes on from a template.
+fn is_copy(vm: &FakeVm) -> bool {
+    let copy = matches!(vm.spec.origin, Origin::Template(_));
+    let parents = if vm.place().join(TEMPLATE_DISK).exists() {
+        2
+    } else {
+        1
+    };
+    assert_eq!(vm.spec.os_parents.len(), parents, "{:?}", vm.spec);
+    copy
+}
+
+#[tokio::test]
+async fn an_instance_is_copied_restarted_on_its_disk_and_copied_again_when_reimaged() {
+    let mut stage = Stage::new().with_templates();
+    stage.start();
+    let _guest = stage.ready().await;
+    assert!(is_copy(&stage.vm()));
+    assert_eq!(
+        stage.told(),
+        [
+            Reason::ImageFetched,
+            Reason::TemplateMade,
+            Reason::DiskCreated,
+            Reason::VmmStarted,
+            Reason::GuestHello,
+            Reason::RoleReady,
+        ]
+    );
+
+    stage.vm().kill();
+    stage.until("restarted", |report| report.boots == 2).await;
+    let _guest = stage.ready().await;
+    assert!(!is_copy(&stage.vm()), "its memory would not know its disk");
+    assert_eq!(stage.vm().spec.os_parents.len(), 2);
+
+    stage.follow(|goal| {
+        goal.restart_generation += 1;
+        goal.restart_scope = node_wire::RestartScope::Reimage.into();
+    });
+    stage.until("reimaged", |report| report.boots == 3).await;
+    let _guest = stage.ready().await;
+    assert!(is_copy(&stage.vm()));
+    assert_eq!(stage.hypervisor.templates(), 1);
+}
+
+#[tokio::test]
+async fn a_virtual_machine_of_its_own_is_not_copied() {
+    let mut stage = Stage::new().with_templates();
+    stage.goal.role.as_mut().unwrap().kind = wire::RoleKind::Vm.into();
+    stage.start();
+    let _guest = stage.ready().await;
+    assert!(!is_copy(&stage.vm()));
+    assert_eq!(stage.hypervisor.templates(), 0);
+}
+
+#[tokio::test]
+async fn an_instance_boots_when_there_can_be_no_template() {
+    let mut stage = Stage::new().with_templates();
+    stage.hypervisor.hang_templates(true);
+    stage.start();
+    let _guest = stage.ready().await;
+    assert!(!is_copy(&stage.vm()));
+    assert!(stage.told().contains(&Reason::TemplateFailed));
+    assert_eq!(
+        stage.hypervisor.running(),
+        1,
+        "the template's guest is ended"
+    );
+}
+
+#[tokio::test]
+async fn an_instance_boots_when_its_template_is_damaged() {
+    let mut stage = Stage::new().with_templates();
+    stage.start();
+    let _guest = stage.ready().await;
+    let Origin::Template(snapshot) = stage.vm().spec.origin else {
+        panic!("not copied");
+    };
+    let memory = snapshot.join("memory");
+    std::fs::remove_file(&memory).unwrap();
+    std::fs::write(&memory, "something else").unwrap();
+    stage.follow(|goal| {
+        goal.restart_generation += 1;
+        goal.restart_scope = node_wire::RestartScope::Reimage.into();
+    });
+    stage.until("reimaged", |report| report.boots == 2).await;
+    let _guest = stage.ready().await;
+    assert!(!is_copy(&stage.vm()));
+    assert!(stage.told().contains(&Reason::TemplateRefused));
+}
+
+#[tokio::test]
+async fn an_instance_boots_on_a_fresh_disk_when_the_vmm_refuses_its_template() {
+    let mut stage = Stage::new().with_templates();
+    stage.start();
+    stage.until_state(node_wire::VmState::Booting).await;
+    assert!(is_copy(&stage.vm()));
+    stage
+        .vm()
+        .end(ExitKind::Failed, "`vcpus` is 1: the snapshot has 2");
+    stage.until("booting", |report| report.boots == 2).await;
+    let _guest = stage.ready().await;
+    assert!(!is_copy(&stage.vm()));
+    assert_eq!(stage.vm().spec.os_parents.len(), 1);
+    let events = stage.node.workshop.events.after(0);
+    let refusal = events
+        .iter()
+        .find(|event| event.reason == Reason::TemplateRefused)
+        .unwrap();
+    assert!(
+        refusal.message.contains("`vcpus` is 1"),
+        "{}",
+        refusal.message
+    );
 }

@@ -145,6 +145,7 @@ impl Stage {
         let workshop = Arc::new(Workshop {
             blobs: BlobCache::open(data.path().join("blobs"), source).unwrap(),
             events: Arc::new(EventLog::open(data.path()).unwrap()),
+            templates: None,
         });
         let board = Arc::new(Board::default());
         let (applied, applied_view) = tokio::sync::watch::channel(7);

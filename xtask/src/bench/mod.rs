@@ -95,7 +95,7 @@ pub fn run(project: &Project, options: &Options) -> Result<()> {
     preflight::before_building(project)?;
     let images = prepare.run(project)?;
     let machine = Machine::look(preflight::with_programs(project)?);
-    let mut fabric = Fabric::start(project, "bench", &images.kernel)?;
+    let mut fabric = Fabric::start(project, "bench", &images.kernel, None)?;
     service::upload(project, &fabric, &images.guest_os)?;
 
     let mut samples = Vec::new();

@@ -85,7 +85,8 @@ pub fn run(project: &Project, options: &Options) -> Result<()> {
     let kvm = preflight::with_programs(project)?;
 
     let work = Work::begin("Starting controller and host agent");
-    let mut fabric = Fabric::start(project, "demo", &images.kernel)?;
+    let templates = project.cache_dir("templates")?;
+    let mut fabric = Fabric::start(project, "demo", &images.kernel, Some(&templates))?;
     work.done(&fabric.dir().display().to_string());
     let work = Work::begin("Uploading guest OS image and package");
     service::upload(project, &fabric, &images.guest_os)?;

@@ -60,7 +60,13 @@ impl Drop for Run {
 
 impl Fabric {
     /// Starts one whose guests run a kernel, and waits until its node is there.
-    pub fn start(project: &Project, purpose: &str, kernel: &Path) -> Result<Self> {
+    /// Guests boot, unless there is a folder for templates.
+    pub fn start(
+        project: &Project,
+        purpose: &str,
+        kernel: &Path,
+        templates: Option<&Path>,
+    ) -> Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix(&format!("fabric-{purpose}-"))
             .tempdir()
@@ -106,6 +112,10 @@ impl Fabric {
             .arg(path.join("node"))
             .arg("--kernel")
             .arg(kernel);
+        match templates {
+            Some(folder) => command.arg("--template-dir").arg(folder),
+            None => command.args(["--templates", "off"]),
+        };
         let host_agent = start_server(&mut command, &path.join("host-agent.log"))?;
         let bin_dir = project.bin_dir();
         let mut fabric = Self {

@@ -6,7 +6,8 @@ use super::{Actions, Limits, Machine, tell};
 use crate::{
     events::Reason,
     instance::state::{
-        Action, Exit, ExitKind, Presence, Start, State, StoppedBy, Stopping, Then, Unprepared,
+        Action, Exit, ExitKind, Launch, Presence, Start, State, StoppedBy, Stopping, Then,
+        Unprepared,
     },
     policy::ladder::Decision,
 };
@@ -42,7 +43,7 @@ impl Machine {
     pub(super) fn on_launched(
         &mut self,
         now: Duration,
-        result: Result<(), String>,
+        result: Result<Launch, String>,
         limits: &Limits,
         actions: &mut Actions,
     ) {
@@ -50,18 +51,22 @@ impl Machine {
             return;
         }
         match result {
-            Ok(()) => {
+            Ok(launch) => {
                 self.why.clear();
+                self.from_template = launch == Launch::Template;
+                let patience = match launch {
+                    Launch::Boot => limits.boot,
+                    Launch::Template => limits.boot.min(limits.from_template),
+                };
                 self.state = State::Booting {
                     launched: now,
-                    deadline: now + limits.boot,
+                    deadline: now + patience,
                 };
-                tell(
-                    actions,
-                    Reason::VmmStarted,
-                    "the virtual machine was started",
-                    false,
-                );
+                let message = match launch {
+                    Launch::Boot => "the virtual machine was started",
+                    Launch::Template => "the virtual machine was started from a template",
+                };
+                tell(actions, Reason::VmmStarted, message, false);
                 self.converge(now, None, limits, actions);
             }
             Err(why) if self.wants() == Presence::Run => {
@@ -100,7 +105,16 @@ impl Machine {
             State::Booting { .. } | State::Running { .. } | State::Leaving { .. } => {
                 let expected = exit.kind == ExitKind::GuestPowerOff;
                 tell(actions, Reason::VmmExited, &describe(exit), !expected);
-                if self.wants() == Presence::Run {
+                // One that says nothing was killed from outside.
+                let says_why = !exit.json.is_empty();
+                if self.from_template && says_why {
+                    let start = self.blames_template(&describe(exit), actions);
+                    if self.wants() == Presence::Run {
+                        self.begin(start, actions);
+                    } else {
+                        self.rest(actions);
+                    }
+                } else if self.wants() == Presence::Run {
                     self.after_own_end(now, exit, limits, actions);
                 } else {
                     self.rest(actions);
@@ -137,7 +151,10 @@ impl Machine {
                 }
             }
             ExitKind::GuestReset => self.start_without_blame(now, exit.kind, limits, actions),
-            ExitKind::KernelPanic | ExitKind::Stopped | ExitKind::Failed => {
+            ExitKind::KernelPanic
+            | ExitKind::Stopped
+            | ExitKind::TemplateMade
+            | ExitKind::Failed => {
                 self.recover(now, describe(exit), limits, actions);
             }
         }
@@ -162,8 +179,8 @@ impl Machine {
             now,
             wait,
             Start {
-                fresh: false,
                 recovery: true,
+                ..Start::default()
             },
             actions,
         );
@@ -204,6 +221,7 @@ impl Machine {
                     Start {
                         fresh,
                         recovery: true,
+                        ..Start::default()
                     },
                     actions,
                 );
@@ -219,6 +237,7 @@ impl Machine {
                     Start {
                         fresh: true,
                         recovery: true,
+                        ..Start::default()
                     },
                     actions,
                 );

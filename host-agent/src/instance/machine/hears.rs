@@ -21,14 +21,21 @@ impl Machine {
             *heard = now.max(*heard);
         }
         match said {
-            GuestSaid::Hello { boot_id } => self.on_hello(now, boot_id, actions),
+            GuestSaid::Hello { boot_id } => self.on_hello(now, boot_id, limits, actions),
             GuestSaid::Heartbeat => {}
             GuestSaid::Goodbye { reboot } => self.on_goodbye(now, reboot, limits),
             GuestSaid::Role(report) => self.on_role(now, report, limits, actions),
         }
     }
 
-    fn on_hello(&mut self, now: Duration, boot_id: String, actions: &mut Actions) {
+    fn on_hello(&mut self, now: Duration, boot_id: String, limits: &Limits, actions: &mut Actions) {
+        if std::mem::take(&mut self.from_template) && !boot_id.is_empty() {
+            // Every guest of that template would have this boot id.
+            let why = "its guest agent had an identity before it was given one";
+            let then = Then::Start(self.blames_template(why, actions));
+            self.put_down(now, why, then, limits, actions);
+            return;
+        }
         if let State::Leaving { .. } = self.state {
             // It has changed its mind.
             self.why.clear();

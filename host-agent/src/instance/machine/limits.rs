@@ -9,6 +9,8 @@ use crate::policy::ladder::LadderLimits;
 pub struct Limits {
     /// From the VMM's start to the guest agent's hello.
     pub boot: Duration,
+    /// The same where the guest goes on from a template.
+    pub from_template: Duration,
     /// Between two heartbeats.
     pub heartbeat: Duration,
     /// So many periods without one, and the guest is taken for hung.
@@ -31,6 +33,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             boot: Duration::from_secs(60),
+            from_template: Duration::from_secs(20),
             heartbeat: Duration::from_secs(2),
             heartbeats_missed: 3,
             reconnect: Duration::from_secs(30),

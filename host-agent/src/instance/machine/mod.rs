@@ -25,6 +25,10 @@
 //! | `ends` | what follows a step's success, its failure, or the machine's end |
 //! | `hears` | what follows from what the guest agent says |
 //! | `waits` | what follows when time has passed |
+//!
+//! A guest that goes on from a template has nothing of its role's in it before it
+//! says hello: what goes wrong until then is the template's fault. The instance gets
+//! a fresh disk and boots on that, and no blame ([`Machine::blames_template`]).
 
 mod ends;
 mod hears;
@@ -61,6 +65,9 @@ pub struct Machine {
     reimages: u32,
     boot_id: String,
     boot_to_hello: Option<Duration>,
+    /// Whether it goes on from a template, and has not proved yet that it can.
+    #[serde(default)]
+    from_template: bool,
     role: Option<RoleReport>,
 }
 
@@ -84,6 +91,7 @@ impl Default for Machine {
             reimages: 0,
             boot_id: String::new(),
             boot_to_hello: None,
+            from_template: false,
             role: None,
         }
     }
@@ -210,6 +218,8 @@ impl Machine {
     #[must_use]
     pub fn resume(&mut self, now: Duration, vm: bool, same_boot: bool, limits: &Limits) -> Actions {
         let mut actions = Actions::new();
+        // Whatever it does from here on may have other causes.
+        self.from_template = false;
         if !same_boot {
             self.ladder.reset();
         }
@@ -242,13 +252,7 @@ impl Machine {
                 };
             }
             (State::Launching, false) => {
-                self.begin(
-                    Start {
-                        fresh: false,
-                        recovery: false,
-                    },
-                    &mut actions,
-                );
+                self.begin(Start::default(), &mut actions);
             }
             (State::Booting { .. } | State::Running { .. } | State::Leaving { .. }, false)
                 if !same_boot =>
@@ -256,8 +260,8 @@ impl Machine {
                 self.why = "the node was restarted".to_owned();
                 self.begin(
                     Start {
-                        fresh: false,
                         recovery: true,
+                        ..Start::default()
                     },
                     &mut actions,
                 );
@@ -283,6 +287,20 @@ impl Machine {
         actions
     }
 
+    /// Takes a template for the cause of what went wrong, and says how to start
+    /// without it.
+    fn blames_template(&mut self, why: &str, actions: &mut Actions) -> Start {
+        self.from_template = false;
+        actions.push(Action::RefuseTemplate {
+            why: why.to_owned(),
+        });
+        Start {
+            fresh: true,
+            recovery: false,
+            cold: true,
+        }
+    }
+
     fn wants(&self) -> Presence {
         self.wanted
             .as_ref()
@@ -296,7 +314,10 @@ impl Machine {
             shape: wanted.shape.clone(),
         });
         self.state = State::Preparing { start };
-        actions.push(Action::Prepare { fresh: start.fresh });
+        actions.push(Action::Prepare {
+            fresh: start.fresh,
+            cold: start.cold,
+        });
     }
 }
 

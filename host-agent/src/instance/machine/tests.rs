@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     guest::report::RoleCondition,
-    instance::state::{Exit, ExitKind, GuestSaid, StoppedBy, Unprepared},
+    instance::state::{Exit, ExitKind, GuestSaid, Launch, StoppedBy, Unprepared},
 };
 
 /// A machine and what it did, for stories.
@@ -60,7 +60,7 @@ impl Story {
 
     fn starts(&mut self) -> &mut Self {
         self.happens(Input::Prepared(Ok(())))
-            .happens(Input::Launched(Ok(())))
+            .happens(Input::Launched(Ok(Launch::Boot)))
     }
 
     /// From nothing, or from just having been started again, to a ready role.
@@ -120,8 +120,18 @@ impl Story {
     }
 }
 
-const KEEP: Action = Action::Prepare { fresh: false };
-const FRESH: Action = Action::Prepare { fresh: true };
+const KEEP: Action = Action::Prepare {
+    fresh: false,
+    cold: false,
+};
+const FRESH: Action = Action::Prepare {
+    fresh: true,
+    cold: false,
+};
+const COLD: Action = Action::Prepare {
+    fresh: true,
+    cold: true,
+};
 
 #[test]
 fn a_goal_leads_to_a_ready_role() {
@@ -140,6 +150,87 @@ fn a_goal_leads_to_a_ready_role() {
     );
     assert_eq!(story.machine.boot_to_hello(), Some(Duration::from_secs(7)));
     assert_eq!((story.machine.boots(), story.machine.vm_restarts()), (1, 0));
+}
+
+/// A machine that has been started from a template and said nothing yet.
+fn copied() -> Story {
+    let mut story = Story::new();
+    story
+        .goal(|_| {})
+        .happens(Input::Prepared(Ok(())))
+        .happens(Input::Launched(Ok(Launch::Template)));
+    story.did();
+    story
+}
+
+fn refused(did: &[Action]) -> bool {
+    matches!(did.first(), Some(Action::RefuseTemplate { .. }))
+}
+
+#[test]
+fn a_template_that_cannot_be_started_from_costs_a_boot_and_no_blame() {
+    let mut story = copied();
+    let exit = Exit {
+        kind: ExitKind::Failed,
+        detail: "`memory_mib` is 64: the snapshot has 128".to_owned(),
+        json: "{}".to_owned(),
+    };
+    let did = story.happens(Input::Exited(exit)).did();
+    assert!(refused(&did), "{did:?}");
+    assert_eq!(did[1..], [COLD]);
+    story.becomes_ready();
+    assert_eq!(story.machine.vm_restarts(), 0);
+}
+
+#[test]
+fn a_template_whose_guest_says_nothing_is_not_waited_for_as_long_as_a_boot() {
+    let mut story = copied();
+    let began = story.now;
+    let did = story.waits().did();
+    assert_eq!(story.now - began, story.limits.from_template);
+    assert!(refused(&did), "{did:?}");
+    assert_eq!(did[1..], [Action::Kill]);
+    assert_eq!(story.exits(ExitKind::Failed).did(), [COLD]);
+    story.becomes_ready();
+    assert_eq!(story.machine.vm_restarts(), 0);
+}
+
+#[test]
+fn a_template_whose_guests_would_all_be_the_same_is_not_used() {
+    let mut story = copied();
+    let did = story
+        .hears(GuestSaid::Hello {
+            boot_id: "everyone's".to_owned(),
+        })
+        .did();
+    assert!(refused(&did), "{did:?}");
+    assert_eq!(did[1..], [Action::Kill]);
+    assert_eq!(story.machine.boot_id(), "");
+    assert_eq!(story.exits(ExitKind::Failed).did(), [COLD]);
+}
+
+#[test]
+fn a_template_is_not_to_blame_for_what_comes_after_hello_or_from_outside() {
+    let hello = |boot_id: &str| GuestSaid::Hello {
+        boot_id: boot_id.to_owned(),
+    };
+    let mut story = copied();
+    story
+        .hears(hello(""))
+        .hears(hello("a"))
+        .exits(ExitKind::KernelPanic);
+    assert_eq!(story.did(), [KEEP]);
+
+    // Killed: it said nothing.
+    let mut story = copied();
+    assert_eq!(story.exits(ExitKind::Failed).did(), [KEEP]);
+
+    // Taken over by another process of the host agent.
+    let mut story = copied();
+    let (now, limits) = (story.now, story.limits.clone());
+    _ = story.machine.resume(now, true, true, &limits);
+    assert_eq!(story.hears(hello("a")).did(), []);
+    assert_eq!(story.machine.boot_id(), "a");
 }
 
 #[test]
@@ -403,7 +494,7 @@ fn a_stop_while_it_is_being_launched_is_carried_out_once_it_runs() {
     story.goal(|_| {}).happens(Input::Prepared(Ok(())));
     story.goal(|wanted| wanted.presence = Presence::Stop).did();
     assert_eq!(
-        story.happens(Input::Launched(Ok(()))).did(),
+        story.happens(Input::Launched(Ok(Launch::Boot))).did(),
         [Action::OrderStop]
     );
     story.exits(ExitKind::Stopped);
@@ -521,7 +612,7 @@ fn after_a_restart_of_the_node_everything_starts_again_without_blame() {
 enum Move {
     Goal(Presence, u64, u8, bool),
     Prepared(bool, bool),
-    Launched(bool),
+    Launched(bool, bool),
     Exited(u8),
     Hello,
     Heartbeat,
@@ -540,7 +631,7 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
             (presence, 0u64..4, 0u8..3, any::<bool>())
                 .prop_map(|(p, generation, disk, on)| Move::Goal(p, generation, disk, on)),
             (any::<bool>(), any::<bool>()).prop_map(|(ok, passes)| Move::Prepared(ok, passes)),
-            any::<bool>().prop_map(Move::Launched),
+            (any::<bool>(), any::<bool>()).prop_map(|(ok, copied)| Move::Launched(ok, copied)),
             (0u8..5).prop_map(Move::Exited),
             Just(Move::Hello),
             Just(Move::Heartbeat),
@@ -579,7 +670,7 @@ impl World {
                     self.removed = true;
                 }
                 Action::OrderStop | Action::Kill => assert!(self.vm, "nothing to stop"),
-                Action::Tell(_) => {}
+                Action::Tell(_) | Action::RefuseTemplate { .. } => {}
             }
         }
     }
@@ -614,10 +705,11 @@ proptest! {
                     let unprepared = Unprepared { reason: "no".to_owned(), may_pass };
                     story.happens(Input::Prepared(ok.then_some(()).ok_or(unprepared)));
                 }
-                Move::Launched(ok) if world.launching => {
+                Move::Launched(ok, copied) if world.launching => {
                     world.launching = false;
                     world.vm = ok;
-                    story.happens(Input::Launched(ok.then_some(()).ok_or("no".to_owned())));
+                    let launch = if copied { Launch::Template } else { Launch::Boot };
+                    story.happens(Input::Launched(ok.then_some(launch).ok_or("no".to_owned())));
                 }
                 Move::Exited(kind) if world.vm => {
                     world.vm = false;
@@ -688,8 +780,9 @@ proptest! {
                     let unprepared = Unprepared { reason: "no".to_owned(), may_pass };
                     story.happens(Input::Prepared(ok.then_some(()).ok_or(unprepared)));
                 }
-                Move::Launched(ok) => {
-                    story.happens(Input::Launched(ok.then_some(()).ok_or("no".to_owned())));
+                Move::Launched(ok, copied) => {
+                    let launch = if copied { Launch::Template } else { Launch::Boot };
+                    story.happens(Input::Launched(ok.then_some(launch).ok_or("no".to_owned())));
                 }
                 Move::Exited(_) => { story.exits(ExitKind::Failed); }
                 Move::Hello => { story.hears(GuestSaid::Hello { boot_id: "x".to_owned() }); }

@@ -52,7 +52,7 @@ impl Machine {
         let fresh = asked == Some(Scope::Reimage) || stale == Some(Scope::Reimage);
         let start = Start {
             fresh,
-            recovery: false,
+            ..Start::default()
         };
         match &mut self.state {
             State::Pending
@@ -75,7 +75,7 @@ impl Machine {
             State::Backoff { start: next, .. } if asked.is_some() || stale.is_some() => {
                 let start = Start {
                     fresh: fresh || next.fresh,
-                    recovery: false,
+                    ..Start::default()
                 };
                 self.why.clear();
                 self.begin(start, actions);

@@ -14,13 +14,18 @@ impl Machine {
             return;
         };
         match self.state.clone() {
-            State::Booting { .. } => {
+            State::Booting { launched, .. } => {
                 let why = format!(
                     "the guest agent did not say hello within {}",
-                    humantime::format_duration(limits.boot)
+                    humantime::format_duration(deadline.saturating_sub(launched))
                 );
                 tell(actions, Reason::HeartbeatsMissed, &why, true);
-                self.put_down(now, why, limits, actions);
+                let then = if self.from_template {
+                    Then::Start(self.blames_template(&why, actions))
+                } else {
+                    Then::Recover { why: why.clone() }
+                };
+                self.put_down(now, &why, then, limits, actions);
             }
             State::Running { .. } if now > deadline + limits.heartbeat => {
                 // It was this process that did not run: what the guest said in the
@@ -31,7 +36,8 @@ impl Machine {
             State::Running { .. } => {
                 let why = format!("{} heartbeats missed", limits.heartbeats_missed);
                 tell(actions, Reason::HeartbeatsMissed, &why, true);
-                self.put_down(now, why, limits, actions);
+                let then = Then::Recover { why: why.clone() };
+                self.put_down(now, &why, then, limits, actions);
             }
             State::Leaving { reboot, .. } => {
                 // It was on its way out; no blame that it needs help.
@@ -63,6 +69,7 @@ impl Machine {
                     Start {
                         fresh: true,
                         recovery: true,
+                        ..Start::default()
                     },
                     actions,
                 );
@@ -72,13 +79,20 @@ impl Machine {
     }
 
     /// Ends a machine that does not answer.
-    fn put_down(&mut self, now: Duration, why: String, limits: &Limits, actions: &mut Actions) {
+    pub(super) fn put_down(
+        &mut self,
+        now: Duration,
+        why: &str,
+        then: Then,
+        limits: &Limits,
+        actions: &mut Actions,
+    ) {
         actions.push(Action::Kill);
-        self.why.clone_from(&why);
+        why.clone_into(&mut self.why);
         self.state = State::Stopping {
             how: Stopping::Killing,
             deadline: now + limits.order,
-            then: Then::Recover { why },
+            then,
         };
     }
 }

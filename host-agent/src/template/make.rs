@@ -1,0 +1,184 @@
+//! Makes a template: boots a guest that nobody will use, in a directory of its own,
+//! and keeps what it has become.
+
+use std::{
+    fs::{self, Permissions},
+    io,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    sync::Arc,
+    time::SystemTime,
+};
+
+use tempfile::TempDir;
+use tokio::time::Instant;
+
+use super::{
+    DISK, MAKING, Made, SNAPSHOT, TemplateError, Templates, Wanted, blocking, check, digest_of,
+    key::{Inputs, Key},
+    record::{Record, Verified, bytes_on_disk},
+};
+use crate::{
+    files,
+    hypervisor::{Hypervisor, Origin, PackageDisk, Vm, VmSpec},
+    instance::{directory::InstanceDirectory, state::ExitKind},
+};
+
+/// What stands where an instance has its package.
+const PLACEHOLDER: &str = "package.raw";
+/// It is of the smallest size that a disk can have.
+const PLACEHOLDER_BYTES: usize = 512;
+/// Context id of a template's guest; each instance has its own.
+const CID: u32 = 3;
+
+impl Templates {
+    /// Makes a template. We have the lock.
+    pub(super) async fn make(
+        &self,
+        key: &Key,
+        inputs: Inputs,
+        wanted: &Wanted,
+    ) -> Result<Made, TemplateError> {
+        let start = Instant::now();
+        let place = tempfile::Builder::new()
+            .prefix(MAKING)
+            .tempdir_in(&self.directory)
+            .map_err(TemplateError::io("make a directory in", &self.directory))?;
+        self.boot(key, place.path(), wanted).await?;
+
+        let work = Finish {
+            place,
+            target: self.path(key),
+            key: key.clone(),
+            inputs,
+            start,
+            host_boot_id: self.host_boot_id.clone(),
+            hypervisor: Arc::clone(&self.hypervisor),
+        };
+        blocking(move || Ok(work.finish()))
+            .await
+            .map_err(TemplateError::io("make a template in", &self.directory))?
+    }
+
+    /// Boots the guest of a template, which ends when it calls.
+    async fn boot(&self, key: &Key, place: &Path, wanted: &Wanted) -> Result<(), TemplateError> {
+        let directory =
+            InstanceDirectory::open(place.to_owned()).map_err(TemplateError::io("open", place))?;
+        let disk = directory.file(DISK);
+        vhd::create_differencing(&disk, &wanted.image, &vhd::DifferencingOptions::default())
+            .map_err(|source| TemplateError::Disk {
+                path: disk,
+                source: Box::new(source),
+            })?;
+        let package = directory.file(PLACEHOLDER);
+        fs::write(&package, [0; PLACEHOLDER_BYTES])
+            .map_err(TemplateError::io("write", &package))?;
+        let spec = VmSpec {
+            name: format!("template-{key}"),
+            vcpus: wanted.vcpus,
+            memory_mib: wanted.memory_mib,
+            os_disk: DISK,
+            os_parents: vec![wanted.image.clone()],
+            package: wanted
+                .package
+                .then(|| PackageDisk::Placeholder(PLACEHOLDER.into())),
+            cid: CID,
+            origin: Origin::BecomeTemplate,
+        };
+        let vm = self.hypervisor.launch(&directory, &spec).await;
+        let vm = ThrowAway(vm.map_err(|source| TemplateError::Launch {
+            key: key.clone(),
+            source,
+        })?);
+        let patience = self.limits.boot;
+        match tokio::time::timeout(patience, vm.0.exited()).await {
+            Ok(exit) if exit.kind == ExitKind::TemplateMade => Ok(()),
+            Ok(exit) => Err(TemplateError::Ended {
+                key: key.clone(),
+                exit,
+            }),
+            Err(_) => Err(TemplateError::Silent {
+                key: key.clone(),
+                patience,
+            }),
+        }
+    }
+}
+
+/// A virtual machine that ends when it is dropped, whatever happens.
+#[derive(Debug)]
+struct ThrowAway(Arc<dyn Vm>);
+
+impl Drop for ThrowAway {
+    fn drop(&mut self) {
+        self.0.kill();
+        // Its status is collected, so that no zombie stays.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let vm = Arc::clone(&self.0);
+            runtime.spawn(async move { vm.exited().await });
+        }
+    }
+}
+
+/// What is left to do when the guest has become a template.
+struct Finish {
+    place: TempDir,
+    target: std::path::PathBuf,
+    key: Key,
+    inputs: Inputs,
+    start: Instant,
+    host_boot_id: String,
+    hypervisor: Arc<dyn Hypervisor>,
+}
+
+impl Finish {
+    /// Keeps what is needed of it, verifies that, and gives it its name.
+    fn finish(self) -> Result<Made, TemplateError> {
+        let place = self.place.path();
+        let failed = |error| TemplateError::io("keep the template in", place)(error);
+        let unsound = |why| TemplateError::Unsound {
+            key: self.key.clone(),
+            why,
+        };
+        keep_only(place).map_err(failed)?;
+        let disk = digest_of(&place.join(DISK)).map_err(unsound)?;
+        let verified = Verified::now(place, &self.host_boot_id).map_err(failed)?;
+        check(self.hypervisor.as_ref(), place, &disk).map_err(unsound)?;
+        let bytes = bytes_on_disk(place).map_err(failed)?;
+        let took = self.start.elapsed();
+        let record = Record {
+            inputs: self.inputs,
+            made: SystemTime::now(),
+            took_ms: took.as_millis().try_into().unwrap_or(u64::MAX),
+            bytes,
+            disk,
+            verified,
+        };
+        record.save(place).map_err(failed)?;
+        fs::rename(place, &self.target).map_err(TemplateError::io("name", &self.target))?;
+        // There is nothing left to remove under the old name.
+        _ = self.place.keep();
+        if let Some(parent) = self.target.parent() {
+            files::sync_directory(parent).map_err(TemplateError::io("keep", parent))?;
+        }
+        Ok(Made { took, bytes })
+    }
+}
+
+/// Removes what only its guest needed, and lets nothing be written any more.
+fn keep_only(place: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(place)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name == SNAPSHOT {
+            for file in fs::read_dir(entry.path())? {
+                fs::set_permissions(file?.path(), Permissions::from_mode(0o444))?;
+            }
+        } else if name == DISK {
+            fs::set_permissions(entry.path(), Permissions::from_mode(0o444))?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
