@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::vmm;
+use super::telling;
 use crate::{
     build::Images, demo::service::Size, interrupt, process, process::Process, project::Project,
 };
@@ -50,7 +50,7 @@ pub fn measure(project: &Project, images: &Images, size: &Size) -> Result<f64> {
             bail!("fabric-vmm has ended before its kernel's first line: {status}");
         }
         // Its socket takes a moment to be there.
-        let first_line = vmm::stats(&control)
+        let first_line = telling::stats(&control)
             .ok()
             .and_then(|stats| stats.timings.first_line_ms);
         if let Some(first_line) = first_line {

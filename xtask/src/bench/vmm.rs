@@ -1,110 +1,302 @@
-//! What a running VMM tells: by its control socket, and by its memory map.
+//! `cargo xtask bench vmm`: what starting, keeping and copying guests costs.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
-    io::{BufRead as _, BufReader, Write as _},
-    os::unix::net::UnixStream,
     path::Path,
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
-use serde::Deserialize;
+use anyhow::{Context, Result};
+use serde::Serialize;
+use serde_json::json;
 
-/// How long the VMM may take to answer.
-const ANSWER: Duration = Duration::from_secs(10);
-/// Name of the mapping that is the guest's memory, in `/proc/PID/smaps`.
-const GUEST_MEMORY: &str = "/memfd:guest-memory";
+use super::{PATIENCE, median, telling};
+use crate::{
+    build::{Images, Prepare},
+    demo::service::{self, INSTANCE, SERVICE, Size},
+    fabric::{Fabric, Instance, Seen},
+    machine::Machine,
+    preflight,
+    progress::Work,
+    project::Project,
+    table::table,
+};
 
-/// What the VMM has counted, by its control socket.
-#[derive(Debug, Deserialize)]
-pub struct Stats {
-    /// When things first happened.
-    pub timings: Timings,
-    /// Exits from the guest by kind.
-    pub exits: BTreeMap<String, f64>,
-    /// What was repaired.
-    pub repair: Repair,
+/// How long an idle guest is watched.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// The last line on standard output: medians, but for what is measured once.
+#[derive(Debug, Serialize)]
+struct Figures {
+    bench: &'static str,
+    machine: Machine,
+    runs: u32,
+    vcpus: u32,
+    memory: String,
+    /// Start of the process to the first KVM_RUN, booted cold.
+    first_run_ms: f64,
+    /// The same, from a template.
+    template_first_run_ms: f64,
+    /// Memory of the VMM beyond the guest's.
+    vmm_pss_kib: f64,
+    /// Start of the process to the guest agent's hello, booted cold.
+    cold_hello_ms: f64,
+    /// Create call to role Ready, booted cold.
+    cold_ready_ms: f64,
+    /// Create call to role Ready, when the template has to be made first.
+    template_made_ready_ms: f64,
+    /// Start of the process to the guest agent's hello, from a template.
+    template_hello_ms: f64,
+    /// Create call to role Ready, from a template.
+    template_ready_ms: f64,
+    clones: u32,
+    /// Create call of all clones to the last hello.
+    clones_hello_ms: f64,
+    /// Create call of all clones to the last role Ready.
+    clones_ready_ms: f64,
+    /// Guest memory that a clone has for itself alone, once its role is Ready.
+    clone_ready_private_kib: f64,
+    pause_ms: f64,
+    resume_ms: f64,
+    snapshot_ms: f64,
+    snapshot_kib: f64,
+    /// Of one core, by a guest whose role is Ready and does nothing but answer its
+    /// probes.
+    idle_core_percent: f64,
 }
 
-/// When things first happened, in milliseconds from the start of the process.
-#[derive(Debug, Deserialize)]
-pub struct Timings {
-    /// The first entry into the guest.
-    pub first_run_ms: Option<f64>,
-    /// The first whole line on the console.
-    pub first_line_ms: Option<f64>,
+/// One start of one instance.
+#[derive(Debug, Default)]
+struct Sample {
+    first_run_ms: f64,
+    hello_ms: f64,
+    ready_ms: f64,
+    pss_kib: f64,
 }
 
-/// What was repaired, where KVM interprets guest kernels.
-#[derive(Debug, Deserialize)]
-pub struct Repair {
-    /// System calls.
-    pub syscalls: f64,
-    /// Instructions by name.
-    pub instructions: BTreeMap<String, f64>,
+/// Runs the benchmark.
+pub fn run(
+    project: &Project,
+    runs: u32,
+    clones: u32,
+    size: &Size,
+    prepare: &Prepare,
+) -> Result<()> {
+    preflight::before_building(project)?;
+    let images = prepare.run(project)?;
+    let machine = Machine::look(preflight::with_programs(project)?);
+
+    let mut fabric = start(project, &images, None)?;
+    let cold = starts(&mut fabric, size, runs, "cold boots")?;
+    fabric.end()?;
+
+    let templates = tempfile::tempdir().context("making a folder for templates")?;
+    let mut fabric = start(project, &images, Some(templates.path()))?;
+    let first = starts(&mut fabric, size, 1, "start that makes the template")?;
+    let warm = starts(&mut fabric, size, runs, "starts from the template")?;
+    let kept = keep(&mut fabric, size, runs)?;
+    let many = many(&mut fabric, size, clones)?;
+    fabric.end()?;
+
+    let of = |samples: &[Sample], figure: fn(&Sample) -> f64| {
+        median(samples.iter().map(figure).collect())
+    };
+    let figures = Figures {
+        bench: "vmm",
+        machine,
+        runs,
+        vcpus: size.vcpus,
+        memory: size.memory.clone(),
+        first_run_ms: of(&cold, |sample| sample.first_run_ms),
+        template_first_run_ms: of(&warm, |sample| sample.first_run_ms),
+        vmm_pss_kib: of(&warm, |sample| sample.pss_kib),
+        cold_hello_ms: of(&cold, |sample| sample.hello_ms),
+        cold_ready_ms: of(&cold, |sample| sample.ready_ms),
+        template_made_ready_ms: of(&first, |sample| sample.ready_ms),
+        template_hello_ms: of(&warm, |sample| sample.hello_ms),
+        template_ready_ms: of(&warm, |sample| sample.ready_ms),
+        clones,
+        clones_hello_ms: many.hello_ms,
+        clones_ready_ms: many.ready_ms,
+        clone_ready_private_kib: many.private_kib,
+        pause_ms: kept.pause_ms,
+        resume_ms: kept.resume_ms,
+        snapshot_ms: kept.snapshot_ms,
+        snapshot_kib: kept.snapshot_kib,
+        idle_core_percent: kept.idle_core_percent,
+    };
+    show(&figures)?;
+    println!("{}", serde_json::to_string(&figures)?);
+    Ok(())
 }
 
-#[derive(Debug, Deserialize)]
-struct Answer {
-    stats: Option<Stats>,
+fn start(project: &Project, images: &Images, templates: Option<&Path>) -> Result<Fabric> {
+    let fabric = Fabric::start(project, "bench", &images.kernel, templates)?;
+    service::upload(project, &fabric, &images.guest_os)?;
+    Ok(fabric)
 }
 
-/// Asks a VMM what it has counted.
-pub fn stats(control: &Path) -> Result<Stats> {
-    let mut stream =
-        UnixStream::connect(control).context("connecting to the VMM's control socket")?;
-    stream.set_read_timeout(Some(ANSWER))?;
-    stream.write_all(b"{\"op\":\"stats\"}\n")?;
-    let mut line = String::new();
-    BufReader::new(stream)
-        .read_line(&mut line)
-        .context("asking the VMM for its statistics")?;
-    let answer: Answer =
-        serde_json::from_str(&line).with_context(|| format!("the VMM has answered {line:?}"))?;
-    answer
-        .stats
-        .with_context(|| format!("the VMM has answered {line:?}"))
+/// Starts one instance so many times, each on a fresh disk.
+fn starts(fabric: &mut Fabric, size: &Size, runs: u32, what: &str) -> Result<Vec<Sample>> {
+    let mut work = Work::begin(format!("Measuring {runs} {what}"));
+    let mut samples = Vec::new();
+    for run in 1..=runs {
+        let begun = Instant::now();
+        service::apply(fabric, size)?;
+        let instance = until_ready(fabric).with_context(|| format!("{what}: {run}"))?;
+        let ready_ms = millis(begun);
+        let control = fabric.instance_dir(INSTANCE).join("control.sock");
+        samples.push(Sample {
+            first_run_ms: telling::stats(&control)?
+                .timings
+                .first_run_ms
+                .context("no time of the first KVM_RUN")?,
+            hello_ms: instance
+                .boot_to_hello_ms
+                .context("the time of the guest agent's hello is not known")?,
+            ready_ms,
+            pss_kib: telling::pss_beyond_guest(instance.vmm_pid)?,
+        });
+        work.now(format!("{run}: Ready after {ready_ms:.0} ms"));
+        fabric.fabctl(&["service", "delete", SERVICE, "--wait"])?;
+    }
+    work.done("done");
+    Ok(samples)
 }
 
-/// Proportional set size of a VMM beside its guest's memory, in KiB.
-pub fn pss_beyond_guest(pid: u32) -> Result<f64> {
-    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))
-        .with_context(|| format!("reading the memory map of the VMM, process {pid}"))?;
-    let (own, guest) = pss(&smaps);
-    ensure!(guest > 0.0, "process {pid} has no mapping {GUEST_MEMORY}");
-    Ok(own)
-}
-
-/// Sums of an smaps file: of all mappings but the guest's memory, and of that.
-fn pss(smaps: &str) -> (f64, f64) {
-    let (mut own, mut guest, mut in_guest) = (0.0, 0.0, false);
-    for line in smaps.lines() {
-        let first = line.split_whitespace().next().unwrap_or_default();
-        if first.contains('-') && !first.ends_with(':') {
-            in_guest = line.contains(GUEST_MEMORY);
-        } else if first == "Pss:" {
-            let kib: f64 = line
-                .split_whitespace()
-                .nth(1)
-                .and_then(|kib| kib.parse().ok())
-                .unwrap_or(0.0);
-            if in_guest { guest += kib } else { own += kib }
+fn until_ready(fabric: &mut Fabric) -> Result<Instance> {
+    fabric.wait("the role to be Ready", PATIENCE, |seen| match seen {
+        Seen::Instance(now) if now.instance_id == INSTANCE && now.is_ready() => {
+            Some(Instance::clone(now))
         }
-    }
-    (own, guest)
+        _ => None,
+    })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+#[derive(Debug, Default)]
+struct Kept {
+    pause_ms: f64,
+    resume_ms: f64,
+    snapshot_ms: f64,
+    snapshot_kib: f64,
+    idle_core_percent: f64,
+}
 
-    #[test]
-    fn the_guests_memory_is_told_from_the_vmms() {
-        let smaps = "5600-5700 r-xp 0 08:01 1 /usr/bin/fabric-vmm\nPss:  100 kB\nPss_Dirty: 7 kB\n\
-                     7f00-7f99 rw-s 0 00:01 2 /memfd:guest-memory (deleted)\nPss: 4000 kB\n\
-                     7fa0-7fa1 rw-p 0 00:00 0 [stack]\nPss: 20 kB\n";
-        assert_eq!(pss(smaps), (120.0, 4000.0));
+/// What is done to a guest that runs.
+fn keep(fabric: &mut Fabric, size: &Size, runs: u32) -> Result<Kept> {
+    let mut work = Work::begin("Measuring a running guest");
+    service::apply(fabric, size)?;
+    let instance = until_ready(fabric)?;
+    let control = fabric.instance_dir(INSTANCE).join("control.sock");
+    work.now("idle");
+    let before = telling::cpu_seconds(instance.vmm_pid)?;
+    thread::sleep(IDLE);
+    let used = telling::cpu_seconds(instance.vmm_pid)? - before;
+    let (mut pauses, mut resumes, mut snapshots) = (Vec::new(), Vec::new(), Vec::new());
+    let mut snapshot_kib = 0.0;
+    for run in 1..=runs {
+        work.now(format!("snapshot {run}"));
+        pauses.push(telling::tell(&control, &json!({"op": "pause"}))?);
+        resumes.push(telling::tell(&control, &json!({"op": "resume"}))?);
+        let path = fabric.dir().join(format!("snapshot-{run}"));
+        let request = json!({"op": "snapshot", "path": path});
+        snapshots.push(telling::tell(&control, &request)?);
+        snapshot_kib = disk_kib(&path)?;
+        fs::remove_dir_all(&path).context("removing a snapshot")?;
     }
+    fabric.fabctl(&["service", "delete", SERVICE, "--wait"])?;
+    work.done("done");
+    Ok(Kept {
+        pause_ms: median(pauses),
+        resume_ms: median(resumes),
+        snapshot_ms: median(snapshots),
+        snapshot_kib,
+        idle_core_percent: (used / IDLE.as_secs_f64() * 1000.0).round() / 10.0,
+    })
+}
+
+/// What the files in a folder take on the disk, in KiB.
+fn disk_kib(folder: &Path) -> Result<f64> {
+    use std::os::unix::fs::MetadataExt as _;
+    let mut blocks = 0;
+    for entry in fs::read_dir(folder).context("looking into a snapshot")? {
+        blocks += entry?.metadata()?.blocks();
+    }
+    Ok(blocks as f64 / 2.0)
+}
+
+#[derive(Debug, Default)]
+struct Many {
+    hello_ms: f64,
+    ready_ms: f64,
+    private_kib: f64,
+}
+
+/// Creates so many instances at once.
+fn many(fabric: &mut Fabric, size: &Size, clones: u32) -> Result<Many> {
+    let work = Work::begin(format!("Creating {clones} instances at once"));
+    let begun = Instant::now();
+    service::apply_many(fabric, size, clones)?;
+    let mut waiting: BTreeSet<String> = (0..clones)
+        .map(|number| format!("{SERVICE}-web-{number}"))
+        .collect();
+    let mut silent = waiting.clone();
+    let mut hello_ms = 0.0;
+    let mut pids = BTreeMap::new();
+    fabric.wait("all roles to be Ready", PATIENCE, |seen| {
+        match seen {
+            Seen::Event(event) if event.reason == "GuestHello" => {
+                if silent.remove(&event.subject) && silent.is_empty() {
+                    hello_ms = millis(begun);
+                }
+            }
+            Seen::Instance(now) if now.is_ready() => {
+                if waiting.remove(&now.instance_id) {
+                    pids.insert(now.instance_id.clone(), now.vmm_pid);
+                }
+            }
+            _ => {}
+        }
+        (waiting.is_empty() && silent.is_empty()).then_some(())
+    })?;
+    let ready_ms = millis(begun);
+    let private: Result<Vec<f64>> = pids
+        .into_values()
+        .map(telling::private_guest_memory)
+        .collect();
+    let private_kib = median(private?);
+    fabric.fabctl(&["service", "delete", SERVICE, "--wait"])?;
+    work.done("done");
+    Ok(Many {
+        hello_ms,
+        ready_ms,
+        private_kib,
+    })
+}
+
+fn millis(begun: Instant) -> f64 {
+    (begun.elapsed().as_secs_f64() * 10_000.0).round() / 10.0
+}
+
+/// Prints every figure by its name, which says its unit.
+fn show(figures: &Figures) -> Result<()> {
+    let figures = serde_json::to_value(figures)?;
+    let rows = figures
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(_, value)| value.is_f64())
+        .map(|(name, value)| {
+            let (what, unit) = name.rsplit_once('_').unwrap_or((name, ""));
+            let unit = if unit == "percent" { "%" } else { unit };
+            [
+                what.replace('_', " "),
+                format!("{:.1} {unit}", value.as_f64().unwrap_or_default()),
+            ]
+        })
+        .collect();
+    println!("\n{}", table(["figure", "median"], rows, true));
+    Ok(())
 }

@@ -8,7 +8,7 @@ use crate::{fabric::Fabric, project::Project};
 
 /// The service's name.
 pub const SERVICE: &str = "demo";
-/// The id of its only instance.
+/// The id of its only instance, or its first.
 pub const INSTANCE: &str = "demo-web-0";
 
 /// Size of the guest.
@@ -44,10 +44,16 @@ pub fn upload(project: &Project, fabric: &Fabric, guest_os: &Path) -> Result<()>
     Ok(())
 }
 
-/// Applies the service.
+/// Applies the service with one instance.
 pub fn apply(fabric: &Fabric, size: &Size) -> Result<()> {
+    apply_many(fabric, size, 1)
+}
+
+/// Applies the service with so many instances.
+pub fn apply_many(fabric: &Fabric, size: &Size, instances: u32) -> Result<()> {
     let definition = include_str!("demo.toml")
         .replace("vcpus = 1", &format!("vcpus = {}", size.vcpus))
+        .replace("instances = 1", &format!("instances = {instances}"))
         .replace("128MiB", &size.memory);
     let file = fabric.dir().join("demo.toml");
     fs::write(&file, definition).context("writing the service file")?;

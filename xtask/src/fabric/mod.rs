@@ -24,6 +24,8 @@ use self::watch::Watch;
 pub use self::watch::{Instance, Seen};
 use crate::{interrupt, leftovers, process, process::Process, project::Project};
 
+/// Guests that mostly wait share processors.
+const VCPUS_PER_CPU: &str = "64";
 /// How long a server may take until it answers.
 const START: Duration = Duration::from_secs(20);
 /// How long a host agent may take to stop its guests.
@@ -89,7 +91,8 @@ impl Fabric {
         command
             .arg("--data-dir")
             .arg(path.join("controller"))
-            .args(["--listen", &server]);
+            .args(["--listen", &server])
+            .args(["--vcpus-per-cpu", VCPUS_PER_CPU]);
         let mut controller = start_server(&mut command, &path.join("controller.log"))?;
         wait_for_socket(&mut controller, &socket, &path)?;
 
