@@ -17,6 +17,7 @@ use std::{
     fs::File,
     io,
     os::unix::fs::FileExt as _,
+    path::PathBuf,
     pin::pin,
     sync::{
         Arc, OnceLock,
@@ -70,8 +71,9 @@ pub struct Options {
     pub layout: Layout,
     /// When the guest agent started.
     pub start: Instant,
-    /// Whether this guest will become a template when it first calls its host.
-    pub template: bool,
+    /// What its copies will run, if this guest will become a template when it first
+    /// calls its host.
+    pub template: Option<PathBuf>,
 }
 
 /// Runs roles as the host agent says, until it is time to go down.
@@ -109,9 +111,9 @@ pub async fn run(options: Options) -> io::Result<Down> {
         going: None,
         faults: Some(fault_sender),
     };
-    if options.template {
+    if let Some(program) = options.template {
         agent.finish_init();
-        init::touch_all_pages();
+        init::prepare_copies(&program);
     }
     let hello = move || facts.hello();
     tokio::spawn(session::keep(

@@ -22,13 +22,20 @@ pub mod net;
 pub mod power;
 pub mod reaper;
 
-use std::{fs, io};
+use std::{
+    fs::{self, File},
+    io::{self, Read as _},
+    path::Path,
+};
 
 use fabric_proto::vmbus::FAULTS_ARGUMENT;
 
 use nix::sys::mman::{MlockAllFlags, mlockall, munlockall};
 
 use crate::console;
+
+/// Of a program larger than this, the rest stays on the disk.
+const LARGEST_PROGRAM: u64 = 16 << 20;
 
 /// What must be there before a hello can be said.
 pub fn first() {
@@ -49,14 +56,24 @@ pub fn rest() {
     report("take over Ctrl-Alt-Del", power::take_over_reset_key());
 }
 
-/// Has every page of the guest agent there: a fault for each that is touched later
-/// would be taken by every guest that is made from this one.
-pub fn touch_all_pages() {
+/// Has in memory what every copy of this guest would otherwise have to fetch by
+/// itself: the program that it runs, the file of its machine id, and every page of the
+/// guest agent.
+pub fn prepare_copies(program: &Path) {
+    if program.is_absolute() {
+        report("read the role's program", read_all(program));
+    }
+    report("open the machine id", identity::open_machine_id().map(drop));
     let touch = || -> io::Result<()> {
         mlockall(MlockAllFlags::MCL_CURRENT)?;
         Ok(munlockall()?)
     };
     report("touch the guest agent's pages", touch());
+}
+
+fn read_all(path: &Path) -> io::Result<()> {
+    let mut file = File::open(path)?.take(LARGEST_PROGRAM);
+    io::copy(&mut file, &mut io::sink()).map(drop)
 }
 
 /// Whether the kernel command line allows faults to be injected.

@@ -51,7 +51,7 @@ fn main() -> ExitCode {
                         address,
                         layout,
                         start,
-                        template: false,
+                        template: None,
                     })
                 });
             if let Err(error) = done {
@@ -77,7 +77,7 @@ fn run_as_init(start: Instant) -> ExitCode {
         address,
         layout,
         start,
-        template: env::var_os(TEMPLATE_VARIABLE).is_some(),
+        template: env::var_os(TEMPLATE_VARIABLE).map(Into::into),
     })
     .unwrap_or_else(|error| {
         console::say(format_args!("{error}; rebooting"));

@@ -13,7 +13,8 @@ pub const FAULT_PORT: u32 = 1025;
 
 /// Variable in the environment of a guest's first process, put there by a kernel
 /// command line argument of this name: the guest will become a template. Its agent
-/// does before its first call what a guest that is not copied does after it.
+/// does before its first call what a guest that is not copied does after it. The
+/// value is the program that its copies will run, or nothing that is an absolute path.
 pub const TEMPLATE_VARIABLE: &str = "fabric_template";
 
 /// Kernel command line argument that opens [`FAULT_PORT`].

@@ -7,8 +7,8 @@
 //! that one of random bytes when it is first read, so nothing may read it before.
 
 use std::{
-    fs::{self, File},
-    io::{self, Read as _},
+    fs::File,
+    io::{self, Read as _, Write as _},
     sync::{Arc, OnceLock},
     time::SystemTime,
 };
@@ -53,7 +53,7 @@ impl Guest for ThisGuest {
     }
 
     fn set_machine_id(&mut self, id: &str) -> io::Result<()> {
-        fs::write(MACHINE_ID, format!("{id}\n"))
+        open_machine_id()?.write_all(format!("{id}\n").as_bytes())
     }
 
     fn boot_id(&mut self) -> io::Result<String> {
@@ -85,6 +85,11 @@ impl Guest for NoGuest {
     fn boot_id(&mut self) -> io::Result<String> {
         boot_id()
     }
+}
+
+/// Opens the file of the machine id, empty.
+pub fn open_machine_id() -> io::Result<File> {
+    File::create(MACHINE_ID)
 }
 
 /// A UUID and a newline. One read is enough.

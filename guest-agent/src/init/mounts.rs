@@ -30,7 +30,7 @@ const PROC: Mount = Mount {
 };
 
 /// In this order: some lie in others. The kernel may have mounted `/dev` already.
-const REST: [Mount; 6] = [
+const REST: [Mount; 7] = [
     Mount {
         source: "sysfs",
         target: "/sys",
@@ -66,6 +66,14 @@ const REST: [Mount; 6] = [
         target: "/tmp",
         flags: NOSUID.union(NODEV),
         options: "mode=1777",
+    },
+    // Holds the roles' directories, at which packages are mounted: to make one on the
+    // disk costs a guest more than this.
+    Mount {
+        source: "tmpfs",
+        target: "/role",
+        flags: NOSUID.union(NODEV),
+        options: "mode=755",
     },
 ];
 

@@ -15,6 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::instance::{directory::InstanceDirectory, state::Exit};
 
+/// Longest path of a program that a template has in memory.
+const LONGEST_PROGRAM: usize = 256;
+
 /// Why a virtual machine cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
@@ -68,13 +71,36 @@ pub enum PackageDisk {
     Placeholder(PathBuf),
 }
 
+/// An absolute path in the guest that can stand on a kernel command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Program(String);
+
+impl Program {
+    /// Takes a path, if it is one.
+    #[must_use]
+    pub fn new(path: &str) -> Option<Self> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._+-".contains(&byte);
+        let fits = path.starts_with('/') && path.len() <= LONGEST_PROGRAM;
+        (fits && path.bytes().all(plain)).then(|| Self(path.to_owned()))
+    }
+
+    /// The path.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 /// What a virtual machine starts from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     /// From nothing: its kernel boots.
     Boot,
     /// The same; when its guest agent first calls, it becomes a template and ends.
-    BecomeTemplate,
+    BecomeTemplate {
+        /// The program that its copies will run, to be in memory then.
+        program: Option<Program>,
+    },
     /// From what another one was: the directory of its snapshot.
     Template(PathBuf),
 }

@@ -31,7 +31,7 @@ use rustix::process::{
 use tokio::io::unix::AsyncFd;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Hypervisor, LaunchError, Origin, PackageDisk, Vm, VmRecord, VmSpec, proc};
+use super::{Hypervisor, LaunchError, Origin, PackageDisk, Program, Vm, VmRecord, VmSpec, proc};
 use crate::{
     clock, files,
     instance::{
@@ -194,8 +194,9 @@ impl ProcessHypervisor {
         let (mut cmdline, mut template, mut restore) = (self.cmdline.clone(), None, None);
         match &spec.origin {
             Origin::Boot => {}
-            Origin::BecomeTemplate => {
-                cmdline = format!("{cmdline} {TEMPLATE_VARIABLE}=1")
+            Origin::BecomeTemplate { program } => {
+                let program = program.as_ref().map_or("1", Program::as_str);
+                cmdline = format!("{cmdline} {TEMPLATE_VARIABLE}={program}")
                     .trim_start()
                     .to_owned();
                 template = Some(TemplateConfig {

@@ -190,6 +190,54 @@ async fn a_vmm_that_is_not_there_is_named() {
 }
 
 #[test]
+fn only_a_plain_path_gets_onto_a_kernel_command_line() {
+    for wrong in [
+        "",
+        "bin/sh",
+        "/bin/a b",
+        "/bin/a\"b",
+        "/bin/a\n",
+        "/b=c",
+        &"/x".repeat(200),
+    ] {
+        assert_eq!(Program::new(wrong), None, "{wrong:?}");
+    }
+    let program = Program::new("/usr/bin/python3.11").unwrap();
+    assert_eq!(program.as_str(), "/usr/bin/python3.11");
+}
+
+#[test]
+fn a_guest_that_becomes_a_template_and_one_that_is_copied_from_it_have_the_same_disks() {
+    let stage = Stage::new(OBEDIENT);
+    let configuration = |origin| {
+        stage.hypervisor.configuration(&VmSpec {
+            name: "x".to_owned(),
+            vcpus: 1,
+            memory_mib: 64,
+            os_disk: OS_DISK,
+            os_parents: Vec::new(),
+            package: Some(PackageDisk::Placeholder("package.raw".into())),
+            cid: 3,
+            origin,
+        })
+    };
+    let made = configuration(Origin::BecomeTemplate {
+        program: Program::new("/bin/busybox"),
+    });
+    assert_eq!(made.cmdline, "fabric.faults=1 fabric_template=/bin/busybox");
+    assert_eq!(
+        made.template.as_ref().map(|template| template.port),
+        Some(1024)
+    );
+    let copied = configuration(Origin::Template("/t/snapshot".into()));
+    assert_eq!(copied.restore, Some("/t/snapshot".into()));
+    for config in [made, copied] {
+        config.check().unwrap();
+        assert_eq!(config.disks[1].capacity_bytes, Some(PACKAGE_CAPACITY));
+    }
+}
+
+#[test]
 fn a_panic_that_ends_in_a_reset_is_a_panic() {
     let report = |reason, panic: Option<&str>| {
         let mut report = ExitReport::new(reason, "in words");

@@ -27,7 +27,7 @@ use crate::{
     events::{EventLog, Reason},
     files,
     goal::{BlobRef, InstanceGoal},
-    hypervisor::{Origin, PackageDisk, VmSpec},
+    hypervisor::{Origin, PackageDisk, Program, VmSpec},
     template::{Template, Templates, Wanted, key::Key},
 };
 
@@ -273,6 +273,11 @@ impl Workshop {
             memory_mib: goal.memory_mib,
             vcpus: goal.vcpus,
             package: goal.package.is_some(),
+            program: goal
+                .role
+                .command
+                .first()
+                .and_then(|path| Program::new(path)),
         };
         let template = match templates.ensure(&wanted).await {
             Ok(template) => template,

@@ -439,7 +439,7 @@ impl Supervisor {
                 let launched = self.node.hypervisor.launch(&self.directory, &spec).await;
                 let launch = match spec.origin {
                     Origin::Template(_) => Launch::Template,
-                    Origin::Boot | Origin::BecomeTemplate => Launch::Boot,
+                    Origin::Boot | Origin::BecomeTemplate { .. } => Launch::Boot,
                 };
                 launched
                     .map(|vm| (vm, launch))

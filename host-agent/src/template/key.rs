@@ -29,6 +29,8 @@ pub struct Inputs {
     pub cmdline: String,
     /// Whether there is a disk with a package.
     pub package: bool,
+    /// The program that has been read into memory.
+    pub program: String,
     /// How KVM runs guests here.
     pub kvm_kind: String,
     /// This machine's processor, as [`processor`] tells it.
@@ -48,6 +50,7 @@ impl Default for Inputs {
             vcpus: 0,
             cmdline: String::new(),
             package: false,
+            program: String::new(),
             kvm_kind: String::new(),
             processor: String::new(),
             host_kernel: String::new(),
@@ -77,7 +80,7 @@ impl Inputs {
             .collect())
     }
 
-    fn fields(&self) -> [(&'static str, String); 11] {
+    fn fields(&self) -> [(&'static str, String); 12] {
         // By name, so that a field cannot be forgotten.
         let Self {
             format,
@@ -88,6 +91,7 @@ impl Inputs {
             vcpus,
             cmdline,
             package,
+            program,
             kvm_kind,
             processor,
             host_kernel,
@@ -101,6 +105,7 @@ impl Inputs {
             ("vcpus", vcpus.to_string()),
             ("cmdline", cmdline.clone()),
             ("package", package.to_string()),
+            ("program", program.clone()),
             ("kvm_kind", kvm_kind.clone()),
             ("processor", processor.clone()),
             ("host_kernel", host_kernel.clone()),
@@ -177,6 +182,7 @@ mod tests {
             change(|inputs| inputs.vcpus += 1),
             change(|inputs| inputs.cmdline.push('x')),
             change(|inputs| inputs.package = true),
+            change(|inputs| inputs.program.push('x')),
             change(|inputs| inputs.kvm_kind.push('x')),
             change(|inputs| inputs.processor.push('x')),
             change(|inputs| inputs.host_kernel.push('x')),

@@ -83,7 +83,9 @@ impl Templates {
                 .package
                 .then(|| PackageDisk::Placeholder(PLACEHOLDER.into())),
             cid: CID,
-            origin: Origin::BecomeTemplate,
+            origin: Origin::BecomeTemplate {
+                program: wanted.program.clone(),
+            },
         };
         let vm = self.hypervisor.launch(&directory, &spec).await;
         let vm = ThrowAway(vm.map_err(|source| TemplateError::Launch {
@@ -155,9 +157,13 @@ impl Finish {
             verified,
         };
         record.save(place).map_err(failed)?;
-        fs::rename(place, &self.target).map_err(TemplateError::io("name", &self.target))?;
-        // There is nothing left to remove under the old name.
-        _ = self.place.keep();
+        match fs::rename(place, &self.target) {
+            // There is nothing left to remove under the old name.
+            Ok(()) => _ = self.place.keep(),
+            // Whoever had the lock after us was faster, with the same.
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+            Err(error) => return Err(TemplateError::io("name", &self.target)(error)),
+        }
         if let Some(parent) = self.target.parent() {
             files::sync_directory(parent).map_err(TemplateError::io("keep", parent))?;
         }

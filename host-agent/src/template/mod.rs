@@ -54,7 +54,7 @@ use self::{
 use crate::{
     events::Reason,
     files,
-    hypervisor::{Hypervisor, LaunchError},
+    hypervisor::{Hypervisor, LaunchError, Program},
     instance::state::Exit,
 };
 
@@ -189,6 +189,8 @@ pub struct Wanted {
     pub vcpus: u8,
     /// Whether it has a package.
     pub package: bool,
+    /// The program that it runs, if that is in the image.
+    pub program: Option<Program>,
 }
 
 /// A template that can be started from.
@@ -241,7 +243,7 @@ enum Found {
     /// As it was verified.
     Good,
     /// There, but not as it was verified.
-    Doubtful(Record),
+    Doubtful(Box<Record>),
     /// There, and not to be used.
     Bad(String),
     Nothing,
@@ -290,7 +292,7 @@ impl Templates {
         match self.look(&key, &inputs) {
             Found::Good => return Ok(self.template(key, None)),
             Found::Doubtful(record) => {
-                return match self.verify(&key, record).await {
+                return match self.verify(&key, *record).await {
                     Ok(()) => Ok(self.template(key, None)),
                     Err(why) => Err(self.remove(key, why)),
                 };
@@ -357,6 +359,10 @@ impl Templates {
             memory_mib: wanted.memory_mib,
             vcpus: wanted.vcpus,
             package: wanted.package,
+            program: wanted
+                .program
+                .as_ref()
+                .map_or_else(String::new, |program| program.as_str().to_owned()),
             ..inputs
         })
     }
@@ -391,7 +397,7 @@ impl Templates {
             Ok(record) => match Verified::now(&directory, &self.host_boot_id) {
                 Err(error) => Found::Bad(format!("a file of it cannot be read: {error}")),
                 Ok(now) if now == record.verified => Found::Good,
-                Ok(_) => Found::Doubtful(record),
+                Ok(_) => Found::Doubtful(Box::new(record)),
             },
         }
     }

@@ -31,6 +31,7 @@ impl Stage {
                 memory_mib: 128,
                 vcpus: 1,
                 package: true,
+                program: Program::new("/bin/true"),
             },
             data,
             hypervisor,
@@ -224,7 +225,7 @@ async fn what_a_dead_process_was_making_is_ended_and_removed() {
         os_parents: Vec::new(),
         package: None,
         cid: 3,
-        origin: crate::hypervisor::Origin::BecomeTemplate,
+        origin: crate::hypervisor::Origin::BecomeTemplate { program: None },
     };
     stage.hypervisor.launch(&directory, &spec).await.unwrap();
 
