@@ -54,10 +54,9 @@ struct Figures {
     clones: u32,
     /// Create call of all clones to the last hello.
     clones_hello_ms: f64,
-    /// Create call of all clones to the last role Ready.
-    clones_ready_ms: f64,
-    /// Guest memory that a clone has for itself alone, once its role is Ready.
-    clone_ready_private_kib: f64,
+    /// Guest memory that a clone has for itself alone, when its guest agent has just
+    /// said hello.
+    clone_private_kib: f64,
     pause_ms: f64,
     resume_ms: f64,
     snapshot_ms: f64,
@@ -119,8 +118,7 @@ pub fn run(
         template_ready_ms: of(&warm, |sample| sample.ready_ms),
         clones,
         clones_hello_ms: many.hello_ms,
-        clones_ready_ms: many.ready_ms,
-        clone_ready_private_kib: many.private_kib,
+        clone_private_kib: many.private_kib,
         pause_ms: kept.pause_ms,
         resume_ms: kept.resume_ms,
         snapshot_ms: kept.snapshot_ms,
@@ -230,49 +228,41 @@ fn disk_kib(folder: &Path) -> Result<f64> {
 #[derive(Debug, Default)]
 struct Many {
     hello_ms: f64,
-    ready_ms: f64,
     private_kib: f64,
 }
 
-/// Creates so many instances at once.
+/// Creates so many instances at once, and waits until all guests are there.
 fn many(fabric: &mut Fabric, size: &Size, clones: u32) -> Result<Many> {
     let work = Work::begin(format!("Creating {clones} instances at once"));
     let begun = Instant::now();
     service::apply_many(fabric, size, clones)?;
-    let mut waiting: BTreeSet<String> = (0..clones)
+    let mut silent: BTreeSet<String> = (0..clones)
         .map(|number| format!("{SERVICE}-web-{number}"))
         .collect();
-    let mut silent = waiting.clone();
+    let (mut private, mut pids) = (Vec::new(), BTreeMap::new());
     let mut hello_ms = 0.0;
-    let mut pids = BTreeMap::new();
-    fabric.wait("all roles to be Ready", PATIENCE, |seen| {
+    fabric.wait("all guests to be there", PATIENCE, |seen| {
         match seen {
+            Seen::Instance(now) if now.vmm_pid != 0 => {
+                pids.insert(now.instance_id.clone(), now.vmm_pid);
+            }
             Seen::Event(event) if event.reason == "GuestHello" => {
+                if let Some(pid) = pids.get(&event.subject) {
+                    private.extend(telling::private_guest_memory(*pid));
+                }
                 if silent.remove(&event.subject) && silent.is_empty() {
                     hello_ms = millis(begun);
                 }
             }
-            Seen::Instance(now) if now.is_ready() => {
-                if waiting.remove(&now.instance_id) {
-                    pids.insert(now.instance_id.clone(), now.vmm_pid);
-                }
-            }
             _ => {}
         }
-        (waiting.is_empty() && silent.is_empty()).then_some(())
+        silent.is_empty().then_some(())
     })?;
-    let ready_ms = millis(begun);
-    let private: Result<Vec<f64>> = pids
-        .into_values()
-        .map(telling::private_guest_memory)
-        .collect();
-    let private_kib = median(private?);
     fabric.fabctl(&["service", "delete", SERVICE, "--wait"])?;
     work.done("done");
     Ok(Many {
         hello_ms,
-        ready_ms,
-        private_kib,
+        private_kib: median(private),
     })
 }
 

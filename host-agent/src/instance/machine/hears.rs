@@ -45,7 +45,9 @@ impl Machine {
             let took = now.saturating_sub(launched);
             self.boot_to_hello = Some(took);
             self.why.clear();
-            self.state = State::Running { heard: now };
+            self.state = State::Running {
+                heard: now + limits.settle,
+            };
             let message = format!(
                 "the guest agent is there, {} ms after start",
                 took.as_millis()
@@ -92,6 +94,9 @@ impl Machine {
         );
         if report.condition == RoleCondition::Ready {
             self.ladder.ready();
+            if let State::Running { heard } = &mut self.state {
+                *heard = now;
+            }
         }
         self.role = Some(report);
         if failing && matches!(self.state, State::Running { .. }) && self.wants() == Presence::Run {

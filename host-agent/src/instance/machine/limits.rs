@@ -15,6 +15,9 @@ pub struct Limits {
     pub heartbeat: Duration,
     /// So many periods without one, and the guest is taken for hung.
     pub heartbeats_missed: u32,
+    /// After its hello, a guest starts its roles, and may have no time for
+    /// heartbeats on a node where many do; until a role is ready, or for so long.
+    pub settle: Duration,
     /// Until a guest agent is back after a restart of the host agent.
     pub reconnect: Duration,
     /// For a guest to power off, beyond the role's own grace.
@@ -36,6 +39,7 @@ impl Default for Limits {
             from_template: Duration::from_secs(20),
             heartbeat: Duration::from_secs(2),
             heartbeats_missed: 3,
+            settle: Duration::from_secs(20),
             reconnect: Duration::from_secs(30),
             power_off: Duration::from_secs(5),
             leave: Duration::from_secs(15),

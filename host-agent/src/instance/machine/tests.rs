@@ -269,6 +269,24 @@ fn a_guest_that_misses_heartbeats_is_killed_and_started_again_at_once() {
 }
 
 #[test]
+fn a_guest_that_starts_its_role_may_be_silent_for_longer() {
+    let mut story = Story::new();
+    story.goal(|_| {}).starts().after(2).hears(GuestSaid::Hello {
+        boot_id: "a".to_owned(),
+    });
+    let silence = story.limits.silence();
+    let since_hello = story.now;
+    assert_eq!(
+        story.machine.deadline(&story.limits),
+        Some(since_hello + story.limits.settle + silence)
+    );
+    story.after(3).role(RoleCondition::Starting, 0);
+    story.after(1).role(RoleCondition::Ready, 0);
+    let deadline = story.machine.deadline(&story.limits);
+    assert_eq!(deadline, Some(story.now + silence));
+}
+
+#[test]
 fn a_guest_that_never_says_hello_is_killed_and_started_again() {
     let mut story = Story::new();
     story.goal(|_| {}).starts().did();

@@ -89,7 +89,7 @@ fn signals_end_a_machine_in_order_and_the_console_outlives_a_kill() {
         (libc::SIGINT, true),
         (libc::SIGKILL, false),
     ] {
-        let mut child = bench.start(&["--console", "ring:console.ring"]);
+        let child = bench.start(&["--console", "ring:console.ring"]);
         let ring = bench.path("console.ring");
         eventually("a line on the console", || {
             let text = RingReader::open(&ring).ok()?.tail(64).ok()?.bytes;
@@ -101,7 +101,7 @@ fn signals_end_a_machine_in_order_and_the_console_outlives_a_kill() {
             let ended = wait(child);
             assert_eq!(ended.report.reason, ExitReason::Stopped);
         } else {
-            assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+            assert_eq!(child.kill().signal(), Some(libc::SIGKILL));
         }
         assert_eq!(
             RingReader::open(&ring).unwrap().tail(64).unwrap().bytes,

@@ -5,7 +5,7 @@
 //! 4 GiB, at 16 MiB.
 
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use fabric_vmm::exit::{ExitReport, KvmKind};
@@ -81,12 +81,50 @@ impl Bench {
     }
 
     /// Starts the machine.
-    pub fn start(&self, arguments: &[&str]) -> Child {
-        self.command(arguments)
+    pub fn start(&self, arguments: &[&str]) -> Running {
+        let child = self
+            .command(arguments)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .expect("the program starts")
+            .expect("the program starts");
+        Running::new(child)
+    }
+}
+
+/// A machine that runs; it is killed if the test fails before its end.
+#[derive(Debug)]
+pub struct Running(Option<Child>);
+
+impl Running {
+    /// Takes care of a machine.
+    pub fn new(child: Child) -> Running {
+        Running(Some(child))
+    }
+
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child().id()
+    }
+
+    /// Kills it; returns how it ended.
+    pub fn kill(mut self) -> ExitStatus {
+        let mut child = self.0.take().expect("it runs");
+        child.kill().unwrap();
+        child.wait().unwrap()
+    }
+
+    fn child(&self) -> &Child {
+        self.0.as_ref().expect("it runs")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 
@@ -99,7 +137,8 @@ pub struct Ended {
 }
 
 /// Waits for a machine's end; one that does not end is killed.
-pub fn wait(mut child: Child) -> Ended {
+pub fn wait(mut running: Running) -> Ended {
+    let mut child = running.0.take().expect("it runs");
     let until = Instant::now() + PATIENCE;
     while child.try_wait().unwrap().is_none() {
         if Instant::now() > until {

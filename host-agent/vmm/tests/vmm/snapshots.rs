@@ -1,14 +1,13 @@
 //! A machine is paused, goes on, and goes on elsewhere from a snapshot.
 
 use std::path::Path;
-use std::process::Child;
 
 use fabric_vmm::console::RingReader;
 use fabric_vmm::control::{Answer, Request, ask};
 use fabric_vmm::exit::ExitReason;
 use fabric_vmm::snapshot::{self, SnapshotError};
 
-use crate::guest::{Bench, Ended, PATIENCE, code, eventually, kvm_is_here, wait};
+use crate::guest::{Bench, Ended, PATIENCE, Running, code, eventually, kvm_is_here, wait};
 
 /// What the guest has counted to, as far as its last whole line says.
 fn count(ring: &Path) -> Option<u32> {
@@ -37,7 +36,7 @@ fn tell(bench: &Bench, request: Request) -> Answer {
     ask(&bench.path("control.sock"), request, PATIENCE).unwrap()
 }
 
-fn start(bench: &Bench) -> Child {
+fn start(bench: &Bench) -> Running {
     // What an earlier machine has said is not this one's.
     let _ = std::fs::remove_file(bench.path("ring"));
     let arguments = ["--console", "ring:ring", "--control", "control.sock"];
@@ -46,7 +45,7 @@ fn start(bench: &Bench) -> Child {
     child
 }
 
-fn stop(bench: &Bench, child: Child) -> Ended {
+fn stop(bench: &Bench, child: Running) -> Ended {
     assert!(tell(bench, Request::Stop).ok);
     wait(child)
 }
@@ -103,17 +102,16 @@ fn two_machines_go_on_from_one_snapshot_and_the_first_does_not_notice() {
     let rings = ["ring:first", "ring:second"];
     let clones = rings.map(|ring| {
         let arguments = ["--console", ring];
-        bench.restore("snapshot", &arguments).spawn().unwrap()
+        Running::new(bench.restore("snapshot", &arguments).spawn().unwrap())
     });
-    for (mut clone, ring) in clones.into_iter().zip(["first", "second"]) {
+    for (clone, ring) in clones.into_iter().zip(["first", "second"]) {
         counts_beyond(&bench, ring, after + 2);
         let began = eventually("a first line", || first_count(&bench.path(ring)));
         assert!(
             (before..=after + 2).contains(&began),
             "{ring} began at {began}, and the snapshot was taken at {before} to {after}"
         );
-        clone.kill().unwrap();
-        clone.wait().unwrap();
+        clone.kill();
     }
     snapshot::verify(&path).unwrap();
     stop(&bench, child);
@@ -138,7 +136,9 @@ fn a_snapshot_that_is_not_what_was_written_is_refused() {
     assert!(tell(&bench, Request::Snapshot { path: path.clone() }).ok);
     stop(&bench, child);
     let refusal = |arguments: &[&str]| {
-        let ended = wait(bench.restore("snapshot", arguments).spawn().unwrap());
+        let ended = wait(Running::new(
+            bench.restore("snapshot", arguments).spawn().unwrap(),
+        ));
         assert_eq!(
             (ended.report.reason, ended.code),
             (ExitReason::ConfigError, Some(2))
