@@ -271,9 +271,13 @@ fn a_guest_that_misses_heartbeats_is_killed_and_started_again_at_once() {
 #[test]
 fn a_guest_that_starts_its_role_may_be_silent_for_longer() {
     let mut story = Story::new();
-    story.goal(|_| {}).starts().after(2).hears(GuestSaid::Hello {
-        boot_id: "a".to_owned(),
-    });
+    story
+        .goal(|_| {})
+        .starts()
+        .after(2)
+        .hears(GuestSaid::Hello {
+            boot_id: "a".to_owned(),
+        });
     let silence = story.limits.silence();
     let since_hello = story.now;
     assert_eq!(
