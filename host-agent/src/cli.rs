@@ -12,8 +12,10 @@ use anyhow::Context as _;
 use bytesize::ByteSize;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use fabric_proto::id::NodeId;
+use fabric_vmm::jail::Isolation;
 
 use crate::{
+    hypervisor::jails::{Jails, UserRange},
     preflight::{self, Finding, Preflight},
     serve::{self, Listen, Options},
     template::prune::Keep,
@@ -45,7 +47,7 @@ RUST_LOG sets what is logged, for example RUST_LOG=host_agent=debug.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Serve(Serve),
+    Serve(Box<Serve>),
     Check(Check),
     /// Prints completions for a shell.
     Completions {
@@ -116,6 +118,15 @@ struct Serve {
     /// Removes the templates used longest ago when they have more than this together.
     #[arg(long, value_name = "SIZE", default_value = "4GiB")]
     template_max_size: ByteSize,
+    /// User and group ids that nobody else has, FIRST-LAST: each virtual machine is
+    /// one of them. Several host agents of one machine need a range each.
+    #[arg(long, value_name = "RANGE", default_value_t)]
+    uid_range: UserRange,
+    /// Runs virtual machines although the host lacks this for their jails: uid, user,
+    /// pid, mount, network, ipc, uts, landlock or seccomp; can be given several times.
+    /// Without it, they are refused where something is missing.
+    #[arg(long = "allow-missing-isolation", value_name = "NAME")]
+    allow_missing: Vec<Isolation>,
     /// Stops all virtual machines gracefully before ending on SIGTERM or SIGINT.
     #[arg(long)]
     stop_vms_on_exit: bool,
@@ -220,6 +231,10 @@ impl Serve {
             labels: self.labels.into_iter().collect::<BTreeMap<_, _>>(),
             listen: self.listen,
             stop_vms_on_exit: self.stop_vms_on_exit,
+            jails: Jails {
+                users: self.uid_range,
+                allow_missing: self.allow_missing,
+            },
             templates: self.templates == Switch::On,
             template_dir: self.template_dir,
             template_keep: Keep {

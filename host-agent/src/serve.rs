@@ -24,7 +24,7 @@ use crate::{
     clock::{self, Clock},
     events::EventLog,
     files,
-    hypervisor::process::ProcessHypervisor,
+    hypervisor::{jails::Jails, process::ProcessHypervisor},
     instance::{disks::Workshop, machine::Limits, status::Board, supervisor::Node as Lent},
     inventory,
     node::Node,
@@ -72,6 +72,8 @@ pub struct Options {
     pub listen: Option<Listen>,
     /// Whether to stop the virtual machines on the way out.
     pub stop_vms_on_exit: bool,
+    /// How virtual machines are jailed.
+    pub jails: Jails,
     /// Whether instances are copied from templates.
     pub templates: bool,
     /// Where those are kept, unless in the data directory.
@@ -230,6 +232,7 @@ fn hypervisor(options: &Options) -> anyhow::Result<ProcessHypervisor> {
         vmm: absolute(&options.vmm)?,
         kernel: absolute(&options.kernel)?,
         cmdline: cmdline.to_owned(),
+        jails: options.jails.clone(),
     })
 }
 
@@ -247,6 +250,7 @@ fn templates(
         vmm,
         kernel,
         cmdline,
+        jails: _,
     } = hypervisor.as_ref();
     let templates = Templates::open(
         &directory,

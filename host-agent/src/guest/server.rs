@@ -5,7 +5,9 @@
 //! about for a while.
 
 use std::{
+    fs::{self, Permissions},
     io,
+    os::unix::fs::PermissionsExt as _,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -160,6 +162,8 @@ impl GuestServer {
         let name = socket_name();
         files::remove_if_there(&directory.file(&name))?;
         let listener = UnixListener::bind(directory.socket(&name))?;
+        // The guest's VMM is another user, and nobody else comes into its directory.
+        fs::set_permissions(directory.socket(&name), Permissions::from_mode(0o666))?;
         let service = Service {
             link,
             newest: watch::Sender::new(0),

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::{Hypervisor, LaunchError, Origin, Vm, VmRecord, VmSpec};
 use crate::{
     instance::{
-        directory::InstanceDirectory,
+        directory::{InstanceDirectory, JAIL},
         state::{Exit, ExitKind},
     },
     template::SNAPSHOT,
@@ -154,7 +154,7 @@ impl Hypervisor for FakeHypervisor {
         let stubborn = table.stubborn;
         drop(table);
         if becomes_template && !stubborn {
-            let snapshot = directory.file(SNAPSHOT);
+            let snapshot = directory.file(JAIL).join(SNAPSHOT);
             fs::create_dir(&snapshot).unwrap();
             for part in ["state.json", "memory"] {
                 fs::write(snapshot.join(part), PART).unwrap();

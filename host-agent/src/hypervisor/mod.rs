@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 pub mod fake;
+pub mod jails;
 pub mod proc;
 pub mod process;
 

@@ -1,7 +1,7 @@
 //! The real hypervisor: one `fabric-vmm` process per instance.
 //!
-//! A VMM runs in its instance's directory, in a session of its own, without any
-//! descriptor of ours, and outlives us. It is watched through a pidfd, whether we
+//! A VMM runs in its instance's directory, in a session and a pid namespace of its
+//! own, without any descriptor of ours, jails itself, and outlives us. It is watched through a pidfd, whether we
 //! are its parent or only found it again. What it said goes to files in the
 //! directory, so that its last words are there however it and we came to die.
 
@@ -10,7 +10,6 @@ use std::{
     io::{self, Read as _, Seek as _, SeekFrom},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -23,19 +22,22 @@ use fabric_vmm::{
     },
     control::{self, Request},
     exit::{ExitReason, ExitReport},
+    jail::launch::{Launch, launch},
 };
-use process_wrap::std::{CommandWrap, ProcessSession};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
 use tokio::io::unix::AsyncFd;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::jails::Jails;
 use super::{Hypervisor, LaunchError, Origin, PackageDisk, Program, Vm, VmRecord, VmSpec, proc};
 use crate::{
     clock, files,
     instance::{
-        directory::{CONFIGURATION, CONSOLE, CONTROL, InstanceDirectory, VMBUS, VMM_ERR, VMM_OUT},
+        directory::{
+            CONFIGURATION, CONSOLE, CONTROL, InstanceDirectory, JAIL, VMBUS, VMM_ERR, VMM_OUT,
+        },
         disks::{PACKAGE_CAPACITY, PACKAGE_SERIAL, chain},
         state::{Exit, ExitKind},
     },
@@ -68,6 +70,8 @@ pub struct ProcessHypervisor {
     pub kernel: PathBuf,
     /// Added to the guests' kernel command line.
     pub cmdline: String,
+    /// How they are jailed.
+    pub jails: Jails,
 }
 
 #[async_trait]
@@ -79,7 +83,7 @@ impl Hypervisor for ProcessHypervisor {
     ) -> Result<Arc<dyn Vm>, LaunchError> {
         self.configure(directory, spec)?;
         let spawned = self
-            .spawn(directory)
+            .spawn(directory, user_of(spec))
             .and_then(|pid| Process::watch(pid, directory, true));
         let vm = spawned.map_err(|source| LaunchError::Spawn {
             program: self.vmm.clone(),
@@ -201,7 +205,7 @@ impl ProcessHypervisor {
                     .to_owned();
                 template = Some(TemplateConfig {
                     port: SESSION_PORT,
-                    path: SNAPSHOT.into(),
+                    path: Path::new(JAIL).join(SNAPSHOT),
                 });
             }
             Origin::Template(snapshot) => restore = Some(snapshot.clone()),
@@ -223,11 +227,12 @@ impl ProcessHypervisor {
                 bytes: CONSOLE_BYTES,
             }),
             control: Some(CONTROL.into()),
+            jail: Some(self.jails.jail(user_of(spec))),
             ..VmConfig::new(&self.kernel)
         }
     }
 
-    fn spawn(&self, directory: &InstanceDirectory) -> io::Result<u32> {
+    fn spawn(&self, directory: &InstanceDirectory, user: u32) -> io::Result<u32> {
         for socket in [VMBUS, CONTROL] {
             files::remove_if_there(&directory.file(socket))?;
         }
@@ -240,18 +245,26 @@ impl ProcessHypervisor {
                 .create(true)
                 .open(directory.file(name))
         };
-        let mut command = Command::new(&self.vmm);
-        command
-            .args(ARGUMENTS)
-            .current_dir(directory.path())
-            .env_clear()
-            .envs(std::env::var_os(KVM_DEVICE).map(|device| (KVM_DEVICE, device)))
-            .stdin(Stdio::null())
-            .stdout(append(VMM_OUT)?)
-            .stderr(append(VMM_ERR)?);
-        // A session of its own: what a terminal sends to us does not reach it.
-        let child = CommandWrap::from(command).wrap(ProcessSession).spawn()?;
-        Ok(child.id())
+        self.jails.give(&directory.file(JAIL), user)?;
+        let device = std::env::var_os(KVM_DEVICE).map(|device| (KVM_DEVICE, device));
+        launch(&Launch {
+            program: &self.vmm,
+            arguments: &ARGUMENTS,
+            environment: device.as_slice(),
+            directory: directory.path(),
+            stdout: &append(VMM_OUT)?,
+            stderr: &append(VMM_ERR)?,
+            groups: &[],
+        })
+    }
+}
+
+/// Which of this node's users a machine is: each instance its own, and one is left
+/// for the machines that become templates.
+fn user_of(spec: &VmSpec) -> u32 {
+    match spec.origin {
+        Origin::BecomeTemplate { .. } => 0,
+        Origin::Boot | Origin::Template(_) => spec.cid,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The real hypervisor over a VMM that is a shell script: started as
 //! `/bin/sh run --config vm.json`, it is the file `run` in its directory.
 
-use std::process::Child;
+use std::process::{Child, Command};
 
 use tempfile::TempDir;
 
@@ -11,8 +11,8 @@ use crate::instance::directory::OS_DISK;
 /// Runs until it is told to stop; then says so.
 const OBEDIENT: &str = r#"
 trap 'echo "{\"reason\":\"stopped\",\"detail\":\"told to\",\"uptime_ms\":1}"; exit 0' TERM
-ls -l /proc/$$/fd > descriptors
-cut -d ' ' -f 6 /proc/$$/stat > session
+ls -l /proc/self/fd > descriptors
+echo $$ $(cut -d ' ' -f 6 /proc/self/stat) > session
 touch up
 while :; do sleep 0.05; done
 "#;
@@ -32,6 +32,7 @@ impl Stage {
             vmm: "/bin/sh".into(),
             kernel: "/boot/vmlinux".into(),
             cmdline: "fabric.faults=1".to_owned(),
+            jails: Jails::default(),
         };
         Self {
             data,
@@ -95,11 +96,9 @@ async fn a_vmm_is_given_a_sound_configuration_and_nothing_of_ours() {
     assert!(!config.disks[0].readonly && config.disks[1].readonly);
 
     let session = fs::read_to_string(stage.directory.file("session")).unwrap();
-    assert_eq!(
-        session.trim(),
-        vm.record().pid.to_string(),
-        "a session of its own"
-    );
+    let (itself, session) = session.trim().split_once(' ').unwrap();
+    assert_eq!(itself, "1", "a pid namespace of its own");
+    assert_eq!(session, vm.record().pid.to_string(), "a session of its own");
     let descriptors = fs::read_to_string(stage.directory.file("descriptors")).unwrap();
     assert!(!descriptors.contains("/dev/zero"), "{descriptors}");
     vm.kill();

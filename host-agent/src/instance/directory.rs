@@ -20,8 +20,10 @@ pub const CONFIGURATION: &str = "vm.json";
 pub const OS_DISK: &str = "os.vhd";
 /// The template's disk, where the differencing disk stands on one.
 pub const TEMPLATE_DISK: &str = "template.vhd";
+/// What a jailed VMM still sees of it: a directory that belongs to its user.
+pub const JAIL: &str = "jail";
 /// The VMBus; a guest's connection to port N arrives at this name, `_` and N.
-pub const VMBUS: &str = "vsock.sock";
+pub const VMBUS: &str = "jail/vsock.sock";
 /// Where the VMM takes orders.
 pub const CONTROL: &str = "control.sock";
 /// The guest's serial console.
@@ -47,9 +49,11 @@ impl InstanceDirectory {
     ///
     /// What the file system says.
     pub fn open(path: PathBuf) -> io::Result<Self> {
-        match DirBuilder::new().mode(0o700).create(&path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
+        for place in [&path, &path.join(JAIL)] {
+            match DirBuilder::new().mode(0o700).create(place) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
         }
         // As the kernel will show it as a working directory.
         let path = fs::canonicalize(path)?;

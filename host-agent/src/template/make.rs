@@ -4,12 +4,13 @@
 use std::{
     fs::{self, Permissions},
     io,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{PermissionsExt as _, lchown},
     path::Path,
     sync::Arc,
     time::SystemTime,
 };
 
+use rustix::process::{getegid, geteuid};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
@@ -21,7 +22,10 @@ use super::{
 use crate::{
     files,
     hypervisor::{Hypervisor, Origin, PackageDisk, Vm, VmSpec},
-    instance::{directory::InstanceDirectory, state::ExitKind},
+    instance::{
+        directory::{InstanceDirectory, JAIL},
+        state::ExitKind,
+    },
 };
 
 /// What stands where an instance has its package.
@@ -171,14 +175,26 @@ impl Finish {
     }
 }
 
+/// Makes us the owner, where another user made something.
+fn take_over(path: &Path) -> io::Result<()> {
+    let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+    lchown(path, Some(uid), Some(gid))
+}
+
 /// Removes what only its guest needed, and lets nothing be written any more.
 fn keep_only(place: &Path) -> io::Result<()> {
+    // Made by a VMM, where it may make something, and ours from now on.
+    fs::rename(place.join(JAIL).join(SNAPSHOT), place.join(SNAPSHOT))?;
+    take_over(&place.join(SNAPSHOT))?;
+    fs::remove_dir_all(place.join(JAIL))?;
     for entry in fs::read_dir(place)? {
         let entry = entry?;
         let name = entry.file_name();
         if name == SNAPSHOT {
             for file in fs::read_dir(entry.path())? {
-                fs::set_permissions(file?.path(), Permissions::from_mode(0o444))?;
+                let file = file?.path();
+                take_over(&file)?;
+                fs::set_permissions(file, Permissions::from_mode(0o444))?;
             }
         } else if name == DISK {
             fs::set_permissions(entry.path(), Permissions::from_mode(0o444))?;

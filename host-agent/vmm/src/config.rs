@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vhd::SECTOR_SIZE;
 
+use crate::jail::Isolation;
+
 /// The fewest MiB of memory a guest can have: a kernel and a little room.
 pub const MEMORY_MIN_MIB: u64 = 32;
 /// The most MiB of memory a guest can have: 1 TiB.
@@ -85,6 +87,9 @@ pub struct VmConfig {
     /// Whether to repair a KVM that interprets guest kernels.
     #[serde(default)]
     pub repair: RepairMode,
+    /// What the process gives up before the guest runs; nothing if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jail: Option<JailConfig>,
 }
 
 /// One disk.
@@ -144,6 +149,22 @@ pub struct TemplateConfig {
     /// The directory for the snapshot. It must not exist, and appears when it is
     /// complete.
     pub path: PathBuf,
+}
+
+/// The jail: see [`jail`](crate::jail).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JailConfig {
+    /// The user that the process becomes; no other process is to have it.
+    pub uid: u32,
+    /// The group that it becomes.
+    pub gid: u32,
+    /// The one directory that it still sees, under the same path as before: with
+    /// the sockets of `vsock.path`, for snapshots, and owned by that user.
+    pub directory: PathBuf,
+    /// What may be missing if the host cannot give it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow_missing: Vec<Isolation>,
 }
 
 /// Where the serial console goes.
@@ -248,6 +269,7 @@ impl VmConfig {
             console: ConsoleConfig::default(),
             control: None,
             repair: RepairMode::default(),
+            jail: None,
         }
     }
 
@@ -305,11 +327,43 @@ impl VmConfig {
         if let Some(path) = &self.control {
             check_socket_path("control", path, SOCKET_PATH_MAX)?;
         }
+        self.check_jail()?;
         self.console.check()
     }
 }
 
 impl VmConfig {
+    /// Whether all that the machine needs while it runs is in the jail.
+    fn check_jail(&self) -> Result<(), ConfigError> {
+        let Some(jail) = &self.jail else {
+            return Ok(());
+        };
+        for (field, id) in [("jail.uid", jail.uid), ("jail.gid", jail.gid)] {
+            if id == 0 || id == u32::MAX {
+                return Err(ConfigError::value(field, id, "must be unprivileged"));
+            }
+        }
+        if self.console == ConsoleConfig::Stdio {
+            let rule = "a terminal cannot be used from a jail; use a ring";
+            return Err(ConfigError::value("console", "stdio", rule));
+        }
+        let vsock = self.vsock.iter().map(|vsock| ("vsock.path", &vsock.path));
+        let template = self
+            .template
+            .iter()
+            .map(|made| ("template.path", &made.path));
+        match vsock
+            .chain(template)
+            .find(|(_, path)| path.parent() != Some(&jail.directory))
+        {
+            Some((field, path)) => {
+                let rule = format!("must be in `jail.directory`, {}", jail.directory.display());
+                Err(ConfigError::value(field, path.display(), rule))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Whether there is one thing to start from, and a way to a template.
     fn check_origin(&self) -> Result<(), ConfigError> {
         if self.kernel.as_os_str().is_empty() && self.restore.is_none() {

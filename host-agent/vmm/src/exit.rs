@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::jail::Isolation;
+
 /// Why a machine ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -68,6 +70,9 @@ pub struct ExitReport {
     /// Exits from the guest by kind, all virtual CPUs together.
     #[serde(default)]
     pub exits: BTreeMap<String, u64>,
+    /// What the process was jailed by; nothing if it was not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub isolation: Vec<Isolation>,
     /// What was repaired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repair: Option<RepairReport>,
@@ -147,6 +152,7 @@ impl ExitReport {
             uptime_ms: 0,
             timings: Timings::default(),
             exits: BTreeMap::new(),
+            isolation: Vec::new(),
             repair: None,
             fault: None,
         }

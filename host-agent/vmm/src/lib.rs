@@ -13,6 +13,7 @@
 //! | [`console`] | where the serial port's output goes; the ring and its reader |
 //! | [`control`] | the control socket: protocol, client, server |
 //! | [`snapshot`] | a paused machine as files |
+//! | [`jail`] | what the process gives up before the guest runs |
 //! | [`probe`] | whether this host can run machines, and what to do where not |
 //! | [`exit`] | the report at a machine's end |
 //!
@@ -20,8 +21,8 @@
 //! not hot, and the block devices' own. Everything from the guest is hostile:
 //! it can end its own machine, and that is all it can do.
 //!
-//! The host agent uses [`config`], [`exit`], [`console`], [`control`] and
-//! [`snapshot::verify`] only.
+//! The host agent uses [`config`], [`exit`], [`console`], [`control`],
+//! [`snapshot::verify`] and [`jail::launch`] only.
 
 pub mod boot;
 pub mod config;
@@ -29,6 +30,7 @@ pub mod console;
 pub mod control;
 pub mod devices;
 pub mod exit;
+pub mod jail;
 pub mod kvm;
 pub mod machine;
 pub mod memory;

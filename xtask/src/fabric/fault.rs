@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Injects a fault into the guest of an instance, such as `kill-role web`.
 pub fn inject(instance_dir: &Path, fault: &str) -> Result<()> {
-    let socket = instance_dir.join("vsock.sock");
+    let socket = instance_dir.join("jail/vsock.sock");
     talk(&socket, fault).with_context(|| format!("injecting {fault:?} by {}", socket.display()))
 }
 

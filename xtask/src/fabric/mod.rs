@@ -35,7 +35,7 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Bytes of each log that an error repeats.
 const LOG_TAIL: usize = 4000;
 /// Longest path of a unix socket (unix(7)), less what an instance adds to a folder.
-const LONGEST_DIR: usize = 107 - "/node/instances//vsock.sock".len() - 20;
+const LONGEST_DIR: usize = 107 - "/node/instances//jail/vsock.sock".len() - 20;
 
 /// A running fabric. The order of the fields is the order in which they end.
 pub struct Fabric {

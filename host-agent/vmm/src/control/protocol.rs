@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::exit::{KvmKind, RepairReport, Timings};
+use crate::jail::Isolation;
 
 /// The protocol's version, in every answer.
 pub const VERSION: u32 = 1;
@@ -132,6 +133,9 @@ pub struct Status {
     pub memory_mib: u64,
     /// How KVM runs the guest's kernel.
     pub kvm: KvmKind,
+    /// What the process is jailed by.
+    #[serde(default)]
+    pub isolation: Vec<Isolation>,
 }
 
 /// What was counted and measured.

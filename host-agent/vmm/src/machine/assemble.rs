@@ -1,9 +1,9 @@
 //! Puts a machine together, in an order that gets to the guest's first
-//! instruction soon: while one thread finds out what kind of KVM this is,
-//! another reads the kernel.
+//! instruction soon: while another process finds out what kind of KVM this is,
+//! a thread reads the kernel.
 
 use std::panic::resume_unwind;
-use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::Instant;
 
@@ -16,16 +16,17 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::detection::Detection;
 use super::disks::{self, DiskError};
 use super::keeper::{DiskPart, Parts, SharedTransport, VsockPart};
 use super::restore::{self, RestoreError};
 use crate::boot::layout::{KVM_TSS, MMIO_SIZE, MmioSlot};
 use crate::boot::{self, BootError, BootPlan, CmdlineParts, CmdlineTooLong, KernelError};
 use crate::boot::{LoadedKernel, cmdline};
-use crate::config::{RepairMode, VmConfig};
+use crate::config::VmConfig;
 use crate::console::{ConsoleSink, RawTerminal, RingError, Watch};
 use crate::control::server::ServerError;
-use crate::devices::block::{Block, BlockError};
+use crate::devices::block::{Block, BlockError, DiskThread};
 use crate::devices::bus::{Bus, Overlap};
 use crate::devices::ports::Ports;
 use crate::devices::serial::{self, SerialPort};
@@ -33,10 +34,10 @@ use crate::devices::virtio::mmio::QUEUE_NOTIFY_OFFSET;
 use crate::devices::virtio::{MmioTransport, VirtioDevice};
 use crate::devices::vsock::{Vsock, VsockError, VsockEventHandler};
 use crate::exit::{ExitReason, KvmKind};
+use crate::jail::JailError;
 use crate::kvm::{self, KvmError};
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::repair::counters::RepairCounters;
-use crate::repair::detect::{DetectError, Trial};
 use crate::repair::xstate::Layout;
 use crate::repair::{self, Repair, RepairError};
 use crate::snapshot;
@@ -58,11 +59,8 @@ pub enum AssembleError {
     #[error(transparent)]
     Kvm(#[from] KvmError),
     /// What kind of KVM it is could not be found out.
-    #[error("cannot find out how this KVM runs guests")]
-    Detect(#[from] DetectError),
-    /// The thread that finds it out has died.
-    #[error("finding out how this KVM runs guests came to no end")]
-    NoVerdict,
+    #[error("cannot find out how this KVM runs guests: {0}")]
+    Detect(String),
     /// The guest's memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -111,6 +109,9 @@ pub enum AssembleError {
     /// The snapshot.
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    /// The jail.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// A call to KVM failed.
     #[error("{call} failed")]
     Call {
@@ -137,11 +138,11 @@ impl AssembleError {
     pub fn reason(&self) -> ExitReason {
         match self {
             AssembleError::Detect(_)
-            | AssembleError::NoVerdict
             | AssembleError::Repair(_)
             | AssembleError::Setup(_)
             | AssembleError::Msrs(_)
             | AssembleError::Overlap(_)
+            | AssembleError::Jail(JailError::Step { .. })
             | AssembleError::Call { .. }
             | AssembleError::Host { .. } => ExitReason::InternalError,
             _ => ExitReason::ConfigError,
@@ -179,6 +180,8 @@ pub struct Assembled {
     pub terminal: Option<RawTerminal>,
     /// The virtual CPUs, not running yet.
     pub vcpus: Vec<Vcpu>,
+    /// The disks' threads, not running yet.
+    pub disk_threads: Vec<DiskThread>,
     /// The virtual machine and its devices.
     pub parts: Parts,
 }
@@ -198,9 +201,9 @@ impl std::fmt::Debug for Assembled {
 /// When anything it needs is missing, wrong or refused.
 pub fn assemble(config: &VmConfig, started: Instant) -> Result<Assembled, AssembleError> {
     let kvm = kvm::open()?;
-    let detected = begin_to_detect(config.repair)?;
+    let detected = Detection::begin(config.repair)?;
     let (origin, memory, vm) = begin(&kvm, config)?;
-    let kind = detected.recv().map_err(|_| AssembleError::NoVerdict)??;
+    let kind = detected.verdict()?;
     if let Origin::Snapshot(state) = &origin {
         restore::check(config, kind, state)?;
     }
@@ -222,10 +225,12 @@ pub fn assemble(config: &VmConfig, started: Instant) -> Result<Assembled, Assemb
     let serial = Arc::new(Mutex::new(serial));
     let mut devices = Devices::new(&vm, &memory);
     let mut disks = Vec::with_capacity(config.disks.len());
+    let mut disk_threads = Vec::with_capacity(config.disks.len());
     for (index, disk) in config.disks.iter().enumerate() {
         let image = disks::open(index, disk)?;
         let size_bytes = image.size();
-        let block = Block::new(image, &disk.serial, disk.readonly)?;
+        let mut block = Block::new(image, &disk.serial, disk.readonly)?;
+        disk_threads.extend(block.take_thread());
         disks.push(DiskPart {
             serial: disk.serial.clone(),
             readonly: disk.readonly,
@@ -302,6 +307,7 @@ pub fn assemble(config: &VmConfig, started: Instant) -> Result<Assembled, Assemb
         template_sign,
         terminal: terminal.map_err(AssembleError::Terminal)?,
         vcpus,
+        disk_threads,
         parts,
     })
 }
@@ -327,40 +333,6 @@ fn begin(kvm: &Kvm, config: &VmConfig) -> Result<(Origin, GuestMemory, VmFd), As
     let memory = memory::map_private(&file, state.memory_mib)?;
     let vm = create_vm(kvm, &memory)?;
     Ok((Origin::Snapshot(Box::new(state)), memory, vm))
-}
-
-/// Finds out what kind of KVM this is, in a thread that also takes the time to
-/// clean up after it.
-fn begin_to_detect(
-    mode: RepairMode,
-) -> Result<mpsc::Receiver<Result<KvmKind, AssembleError>>, AssembleError> {
-    let (verdict, receiver) = mpsc::sync_channel(1);
-    let known = match mode {
-        RepairMode::On => Some(KvmKind::Interpreted),
-        RepairMode::Off => Some(KvmKind::Hardware),
-        RepairMode::Auto => None,
-    };
-    if let Some(kind) = known {
-        // There is room for it, and the receiver is there.
-        let _ = verdict.send(Ok(kind));
-        return Ok(receiver);
-    }
-    thread::Builder::new()
-        .name("detect".to_owned())
-        .stack_size(HELPER_STACK)
-        .spawn(move || {
-            let trial = kvm::open().map_err(AssembleError::from).and_then(|kvm| {
-                let mut trial = Trial::new(&kvm)?;
-                Ok((trial.run()?, trial))
-            });
-            // Nobody waits for it any more where the assembly has failed.
-            let _ = match trial {
-                Ok((kind, _trial)) => verdict.send(Ok(kind)),
-                Err(error) => verdict.send(Err(error)),
-            };
-        })
-        .map_err(AssembleError::host("thread"))?;
-    Ok(receiver)
 }
 
 /// Reads the kernel in one thread while `other`, which mostly waits for KVM, goes

@@ -9,18 +9,23 @@ use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use super::assemble::{AssembleError, Assembled};
 use super::events::{Input, Signals, Wake};
 use super::halt_check::HaltCheck;
-use super::keeper::{Keeper, TemplateMaker};
+use super::keeper::{DiskPart, Keeper, Parts, TemplateMaker};
 use super::report::{Operator, Reporter};
 use super::restore;
 use super::vcpus::Threads;
-use crate::config::ConsoleConfig;
+use crate::config::{ConsoleConfig, VmConfig};
 use crate::control::server::ControlListener;
+use crate::devices::vsock;
 use crate::exit::ExitReport;
+use crate::jail::{self, Jail, Limits, ThreadKind};
+use crate::snapshot;
 use crate::vcpu::fault::chain;
 use crate::vcpu::{Board, Outcome};
 
 /// How many events are taken from the kernel at a time.
 const EVENTS_AT_A_TIME: usize = 32;
+/// What the console's ring is longer than what it keeps, at most.
+const HEADROOM: u64 = 64 * 1024;
 
 type Subscriber = Box<dyn MutEventSubscriber>;
 
@@ -30,15 +35,20 @@ pub fn run(mut machine: Assembled) -> ExitReport {
     let board = Arc::clone(&machine.board);
     let terminal = machine.terminal.take();
     let is_terminal = terminal.is_some();
-    if let Err(error) = run_to_end(machine, is_terminal, &reporter) {
+    let ended = run_to_end(machine, is_terminal, &reporter);
+    if let Err(error) = &ended {
         board.ending.end(Outcome::Failed {
-            message: chain(&error),
+            message: chain(error),
             fault: None,
         });
     }
     // The terminal first, so that what follows is readable.
     drop(terminal);
-    reporter.exit_report()
+    let mut report = reporter.exit_report();
+    if let Err(error) = ended {
+        report.reason = error.reason();
+    }
+    report
 }
 
 fn run_to_end(
@@ -65,6 +75,7 @@ fn run_to_end(
         config,
         template_sign,
         vcpus,
+        disk_threads,
         parts,
         ..
     } = machine;
@@ -73,9 +84,23 @@ fn run_to_end(
         Some(path) => Some(ControlListener::bind(path)?),
         None => None,
     };
-    // Here, where the signals are blocked, for disks have threads of their own.
+    let jail = match &config.jail {
+        Some(jail) => jail::enter(jail, &limits(&config, &parts))?,
+        None => Jail::default(),
+    };
+    reporter.is_jailed_by(jail.isolation);
+    // Here, where the signals are blocked. Threads are born confined only if their
+    // maker is, which is confined last: it makes no other then.
+    for thread in disk_threads {
+        thread
+            .start(jail.calls.clone())
+            .map_err(AssembleError::host("thread"))?;
+    }
     restore::start_devices(&parts)?;
-    let threads = Arc::new(Threads::start(vcpus, &board)?);
+    let threads = Arc::new(Threads::start(vcpus, &board, &jail.calls)?);
+    jail.calls
+        .confine(ThreadKind::EventLoop)
+        .map_err(AssembleError::host("confinement"))?;
     let keeper = Keeper::new(parts, Arc::clone(&board), Arc::clone(&threads));
     if let Some(listener) = listener {
         let operator = Operator::new(reporter.clone(), Arc::clone(&keeper));
@@ -88,6 +113,24 @@ fn run_to_end(
     serve(&mut manager, &board, &threads);
     threads.leave();
     Ok(())
+}
+
+/// What a jailed process may have: what its machine can need, and no more.
+fn limits(config: &VmConfig, parts: &Parts) -> Limits {
+    // A differencing disk has its headers, a table, and a bitmap to each block.
+    let disk = |disk: &DiskPart| disk.size_bytes + disk.size_bytes / 512 + (4 << 20);
+    let written = parts.disks.iter().filter(|disk| !disk.readonly);
+    let snapshot = (config.memory_mib << 20) + snapshot::STATE_MAX;
+    let ring = match &config.console {
+        ConsoleConfig::Ring(ring) => ring.bytes + HEADROOM,
+        ConsoleConfig::Stdio | ConsoleConfig::None => 0,
+    };
+    Limits {
+        descriptors: (vsock::muxer::MAX_CONNECTIONS + vsock::muxer::MAX_CALLERS) as u64 + 256,
+        file_bytes: written.map(disk).fold(snapshot.max(ring), u64::max),
+        // This one, and the one by which KVM splits large pages.
+        threads: u64::from(config.vcpus) + parts.disks.len() as u64 + 2,
+    }
 }
 
 /// Serves events until the machine has ended.

@@ -8,6 +8,7 @@
 //! | file | what it does |
 //! |---|---|
 //! | [`assemble`] | opens everything and puts the machine together |
+//! | [`detection`] | finds out meanwhile how this KVM runs guests |
 //! | [`disks`] | opens disk images |
 //! | [`event_loop`] | runs it: signals, console input, control socket, vsock, halts |
 //! | [`events`] | what wakes the event loop |
@@ -18,6 +19,7 @@
 //! | [`report`] | what is told during the run and at its end |
 
 pub mod assemble;
+pub mod detection;
 pub mod disks;
 pub mod event_loop;
 pub mod events;

@@ -2,7 +2,7 @@
 //! end.
 
 use std::any::Any;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use super::assemble::Assembled;
@@ -11,6 +11,7 @@ use crate::console::Watch;
 use crate::control::protocol::{Answer, Request, Stats, Status};
 use crate::control::server::Answerer;
 use crate::exit::{ExitReason, ExitReport, KvmKind, Timings};
+use crate::jail::Isolation;
 use crate::repair::counters::RepairCounters;
 use crate::vcpu::fault::chain;
 use crate::vcpu::{Board, Outcome};
@@ -19,6 +20,7 @@ use crate::vcpu::{Board, Outcome};
 #[derive(Debug, Clone)]
 pub struct Reporter {
     started: Instant,
+    pid: u32,
     name: String,
     vcpus: u8,
     memory_mib: u64,
@@ -26,6 +28,7 @@ pub struct Reporter {
     board: Arc<Board>,
     repaired: Arc<RepairCounters>,
     watch: Arc<Mutex<Watch>>,
+    isolation: Arc<OnceLock<Vec<Isolation>>>,
 }
 
 impl Reporter {
@@ -33,6 +36,7 @@ impl Reporter {
     pub fn new(machine: &Assembled) -> Reporter {
         Reporter {
             started: machine.started,
+            pid: pid_on_the_host(),
             name: machine.config.name.clone(),
             vcpus: machine.config.vcpus,
             memory_mib: machine.config.memory_mib,
@@ -40,7 +44,18 @@ impl Reporter {
             board: Arc::clone(&machine.board),
             repaired: Arc::clone(&machine.repaired),
             watch: Arc::clone(&machine.watch),
+            isolation: Arc::default(),
         }
+    }
+
+    /// Remembers what the process is jailed by.
+    pub fn is_jailed_by(&self, isolation: Vec<Isolation>) {
+        // Said once.
+        let _ = self.isolation.set(isolation);
+    }
+
+    fn isolation(&self) -> Vec<Isolation> {
+        self.isolation.get().cloned().unwrap_or_default()
     }
 
     /// The report at the machine's end.
@@ -57,6 +72,7 @@ impl Reporter {
         report.panic = panic;
         report.timings = self.timings();
         report.exits = self.board.exits.report();
+        report.isolation = self.isolation();
         report.repair = Some(self.repaired.report(self.kvm));
         report
     }
@@ -72,11 +88,12 @@ impl Reporter {
         Status {
             name: self.name.clone(),
             state: state.to_owned(),
-            pid: std::process::id(),
+            pid: self.pid,
             uptime_ms: self.uptime_ms(),
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
             kvm: self.kvm,
+            isolation: self.isolation(),
         }
     }
 
@@ -145,6 +162,13 @@ impl Answerer for Operator {
             Err(error) => Answer::refused(chain(&error)),
         }
     }
+}
+
+/// The process, as whoever mounted /proc numbers it; a jailed one is 1 to itself.
+fn pid_on_the_host() -> u32 {
+    let own = std::fs::read_link("/proc/self").ok();
+    let number = own.and_then(|path| path.to_str()?.parse().ok());
+    number.unwrap_or_else(std::process::id)
 }
 
 /// Why the machine ended, in a word and in a sentence. A guest that panicked and

@@ -10,6 +10,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::assemble::AssembleError;
 use super::report::panic_text;
+use crate::jail::{CallLists, ThreadKind};
 use crate::vcpu::{Board, Outcome, Vcpu};
 
 /// How long virtual CPUs may take to leave the guest when the machine has ended
@@ -33,7 +34,11 @@ impl Threads {
     /// # Errors
     ///
     /// When the host gives no thread; none is left running then.
-    pub fn start(vcpus: Vec<Vcpu>, board: &Arc<Board>) -> Result<Threads, AssembleError> {
+    pub fn start(
+        vcpus: Vec<Vcpu>,
+        board: &Arc<Board>,
+        calls: &CallLists,
+    ) -> Result<Threads, AssembleError> {
         extern "C" fn interrupted(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
         register_signal_handler(SIGRTMIN(), interrupted)
             .map_err(|error| AssembleError::host("signal handler")(error.into()))?;
@@ -43,10 +48,11 @@ impl Threads {
         };
         for (id, vcpu) in vcpus.into_iter().enumerate() {
             let board_of_thread = Arc::clone(board);
+            let calls = calls.clone();
             let thread = thread::Builder::new()
                 .name(format!("vcpu{id}"))
                 .stack_size(VCPU_STACK)
-                .spawn(move || run_guarded(vcpu, &board_of_thread));
+                .spawn(move || run_guarded(vcpu, &board_of_thread, &calls));
             match thread {
                 Ok(thread) => started.threads.push(thread),
                 Err(error) => {
@@ -99,7 +105,15 @@ impl Threads {
 }
 
 /// A panic in a virtual CPU or in a device it calls ends the machine, in order.
-fn run_guarded(vcpu: Vcpu, board: &Board) {
+fn run_guarded(vcpu: Vcpu, board: &Board, calls: &CallLists) {
+    if let Err(error) = calls.confine(ThreadKind::Vcpu) {
+        let message = format!("a virtual CPU's thread cannot be confined: {error}");
+        board.ending.end(Outcome::Failed {
+            message,
+            fault: None,
+        });
+        return;
+    }
     if let Err(payload) = catch_unwind(AssertUnwindSafe(|| vcpu.run())) {
         let message = format!("internal panic: {}", panic_text(&*payload));
         board.ending.end(Outcome::Failed {

@@ -99,7 +99,7 @@ pub fn detect(kvm: &Kvm) -> Result<KvmKind, DetectError> {
 }
 
 /// The throw-away machine. To drop it takes as long as to use it, which who is
-/// in a hurry leaves to another thread.
+/// in a hurry leaves to another process.
 #[derive(Debug)]
 pub struct Trial {
     // In this order: the memory is unmapped after the machine is gone.

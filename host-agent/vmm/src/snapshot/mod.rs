@@ -46,7 +46,7 @@ const FORMAT: &str = "fabric-vmm snapshot";
 /// The newest version of the format that is known here, and the only one.
 pub const VERSION: u32 = 1;
 /// The longest state that is read, in bytes.
-const STATE_MAX: u64 = 16 << 20;
+pub const STATE_MAX: u64 = 16 << 20;
 
 /// Why a snapshot cannot be written or used.
 #[derive(Debug, Error)]

@@ -1,7 +1,7 @@
 //! The block device behind its transport.
 
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::sync::mpsc::Receiver;
 
 use thiserror::Error;
 use vhd::{BlockDevice, SECTOR_SIZE};
@@ -15,19 +15,19 @@ use vmm_sys_util::eventfd::EventFd;
 use super::executor::Executor;
 use super::request::{Limits, MAX_SEGMENT_SECTORS, MAX_SEGMENTS};
 use super::stats::BlockStats;
+use super::thread::{DiskThread, ThreadHandle};
 use super::worker::{Orders, Worker};
 use crate::devices::virtio::device::read_config_bytes;
 use crate::devices::virtio::{
     ActivateError, Activation, QUEUE_SIZE_MAX, QueueError, VirtioDevice, Virtqueue, feature,
 };
+use crate::jail::CallLists;
 
 /// The length of a serial number as a driver sees it; shorter ones end in NULs.
 pub const SERIAL_LEN: usize = VIRTIO_BLK_ID_BYTES as usize;
 
 /// The most data buffers in one request: a full queue but header and status.
 const SEG_MAX: u32 = QUEUE_SIZE_MAX as u32 - 2;
-/// What the worker's stack may grow to. It holds no buffers.
-const STACK_SIZE: usize = 256 << 10;
 /// The configuration space up to and including `write_zeroes_may_unmap` (5.2.4).
 const CONFIG_LEN: usize = 60;
 
@@ -60,12 +60,15 @@ pub struct Block {
     events: [EventFd; 1],
     stats: Arc<BlockStats>,
     running: Option<Running>,
+    thread: ThreadHandle,
+    /// The thread itself, until somebody starts it.
+    idle: Option<DiskThread>,
 }
 
-/// The device's thread and how to end it.
+/// What the device's thread does, and how to end that.
 struct Running {
     orders: Arc<Orders>,
-    thread: JoinHandle<Option<Virtqueue>>,
+    left: Receiver<Option<Virtqueue>>,
 }
 
 impl Block {
@@ -89,7 +92,10 @@ impl Block {
             serial: serial.clone(),
             source,
         })?;
+        let (thread, idle) = DiskThread::new(&serial);
         Ok(Block {
+            thread,
+            idle: Some(idle),
             read_only: read_only || disk.is_read_only(),
             config: config_space(disk.size()),
             events: [event],
@@ -106,13 +112,19 @@ impl Block {
         Arc::clone(&self.stats)
     }
 
-    /// Stops the thread, and returns what it leaves.
+    /// The device's thread, for who starts it before the device is activated.
+    /// Where nobody does, it starts then.
+    pub fn take_thread(&mut self) -> Option<DiskThread> {
+        self.idle.take()
+    }
+
+    /// Stops the work, and returns what it leaves.
     fn stop(&mut self, order: impl FnOnce(&Orders)) -> Option<Option<Virtqueue>> {
-        let Running { orders, thread } = self.running.take()?;
+        let Running { orders, left } = self.running.take()?;
         order(&orders);
         // Fails only when the counter is full, and then the thread wakes as well.
         let _ = self.events[0].write(1);
-        let left = thread.join();
+        let left = left.recv();
         if left.is_err() {
             eprintln!("fabric-vmm: disk {}: its thread panicked", self.serial);
         }
@@ -200,15 +212,15 @@ impl VirtioDevice for Block {
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let worker = self.worker(activation)?;
         let orders = Arc::clone(&worker.orders);
-        let thread = thread::Builder::new()
-            .name(format!("disk-{}", self.serial))
-            .stack_size(STACK_SIZE)
-            .spawn(move || worker.run())
-            .map_err(|source| ActivateError::Host {
-                what: "thread",
-                source,
-            })?;
-        self.running = Some(Running { orders, thread });
+        let host = |source| ActivateError::Host {
+            what: "thread",
+            source,
+        };
+        if let Some(thread) = self.idle.take() {
+            thread.start(CallLists::default()).map_err(host)?;
+        }
+        let left = self.thread.run(worker).map_err(host)?;
+        self.running = Some(Running { orders, left });
         Ok(())
     }
 

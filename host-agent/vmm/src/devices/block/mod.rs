@@ -11,6 +11,7 @@
 //! | [`device`] | the device behind the transport: features, configuration, start and stop |
 //! | [`request`] | from a descriptor chain to a typed [`Request`](request::Request), or a refusal |
 //! | [`executor`] | carries a `Request` out; knows disks and guest memory, no queue |
+//! | [`thread`] | where the worker works, from the machine's start to its end |
 //! | [`worker`] | the thread of one disk: queue in, executor, queue out |
 //! | [`padded`] | a disk that looks larger than its image |
 //! | [`stats`] | what a disk has done |
@@ -24,10 +25,12 @@ pub mod executor;
 pub mod padded;
 pub mod request;
 pub mod stats;
+pub mod thread;
 pub mod worker;
 
 pub use device::{Block, BlockError, SERIAL_LEN};
 pub use stats::{BlockStats, BlockStatsSnapshot};
+pub use thread::DiskThread;
 
 #[cfg(test)]
 mod tests;

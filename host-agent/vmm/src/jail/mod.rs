@@ -1,0 +1,182 @@
+//! What the process gives up before its guest runs.
+//!
+//! ```text
+//!  host agent ── launch ──▶ fabric-vmm: opens everything it is configured with
+//!    (own pid namespace)         │
+//!                              enter: limits ▸ uid and gid ▸ namespaces ▸ root ▸
+//!                                     capabilities ▸ no_new_privs ▸ Landlock
+//!                                │
+//!                              each thread: its list of system calls
+//!                                │
+//!                              the guest's first instruction
+//! ```
+//!
+//! The process jails itself, because only it can open what it is to hold: KVM,
+//! its memory, disks with their parents, sockets. It holds these descriptors and
+//! sees one directory, under the path that it always had; all else is gone. A pid
+//! namespace is the one thing that a process cannot give itself and stay what it
+//! is (KVM ties a machine to the process that made it), so [`launch`] starts it
+//! in one, as its first process. No keeper stands between: what the host agent
+//! starts, watches and kills is the VMM, and with it ends all that is in there.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`isolation`] | the parts of the jail by name, and what to do where one is missing |
+//! | [`launch`] | starts a process in a pid namespace of its own |
+//! | [`identity`] | uid, gid and user namespace |
+//! | [`root`] | the root directory with nothing in it but one directory |
+//! | [`privileges`] | capabilities, resource limits |
+//! | [`access`] | Landlock |
+//! | [`calls`] | the system calls of each kind of thread |
+//!
+//! The working directory stays what it was by name, in a root that has only it:
+//! paths mean the same before and after, and from outside `/proc/PID/cwd` still
+//! says whose the process is.
+
+pub mod access;
+pub mod calls;
+pub mod identity;
+pub mod isolation;
+pub mod launch;
+pub mod privileges;
+pub mod root;
+
+use std::path::PathBuf;
+
+use nix::sched::{CloneFlags, unshare};
+use thiserror::Error;
+
+pub use calls::{CallLists, ThreadKind};
+pub use isolation::Isolation;
+pub use privileges::Limits;
+
+use crate::config::JailConfig;
+
+/// Why a process cannot be jailed. It runs no guest then.
+#[derive(Debug, Error)]
+pub enum JailError {
+    /// The host does not give something.
+    #[error(
+        "this host gives no isolation by `{name}`: {remedy}; or start the host agent with \
+         --allow-missing-isolation {name}", remedy = .name.remedy()
+    )]
+    Missing {
+        /// What.
+        name: Isolation,
+        /// What it answered.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The directory cannot be used.
+    #[error("cannot {action} {path} for the jail")]
+    Directory {
+        /// What was tried.
+        action: &'static str,
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Something that every host has failed.
+    #[error("cannot {action} in the jail")]
+    Step {
+        /// What was tried.
+        action: &'static str,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl JailError {
+    fn step<E: Into<std::io::Error>>(action: &'static str) -> impl Fn(E) -> JailError {
+        move |source| JailError::Step {
+            action,
+            source: source.into(),
+        }
+    }
+}
+
+/// What a jailed process is jailed by, and what is left to do by its threads.
+#[derive(Debug, Clone, Default)]
+pub struct Jail {
+    /// What is in force.
+    pub isolation: Vec<Isolation>,
+    /// What each thread calls on its first line.
+    pub calls: CallLists,
+}
+
+/// Collects what is in force, and refuses what is missing unless that is allowed.
+struct Progress<'a> {
+    config: &'a JailConfig,
+    in_force: Vec<Isolation>,
+}
+
+impl Progress<'_> {
+    fn note<E: Into<std::io::Error>>(
+        &mut self,
+        name: Isolation,
+        result: Result<(), E>,
+    ) -> Result<bool, JailError> {
+        match result {
+            Ok(()) => self.in_force.push(name),
+            Err(_) if self.config.allow_missing.contains(&name) => return Ok(false),
+            Err(error) => {
+                let source = error.into();
+                return Err(JailError::Missing { name, source });
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Gives up everything, for good. The process must have one thread.
+///
+/// # Errors
+///
+/// When the host does not give something that may not be missing. The process is
+/// in no state to go on then.
+pub fn enter(config: &JailConfig, limits: &Limits) -> Result<Jail, JailError> {
+    let mut done = Progress {
+        config,
+        in_force: Vec::new(),
+    };
+    let first = if std::process::id() == 1 {
+        Ok(())
+    } else {
+        Err(std::io::Error::other("the process was not started in one"))
+    };
+    done.note(Isolation::Pid, first)?;
+    let inside = root::Inside::enter(&config.directory)?;
+    privileges::limit(limits)?;
+    let alone = done.note(
+        Isolation::Uid,
+        identity::become_user(config.uid, config.gid),
+    )?;
+    // Threads are counted by user and user namespace.
+    if done.note(Isolation::User, identity::enter_user_namespace())? || alone {
+        privileges::limit_threads(limits)?;
+    }
+    for (name, flag) in [
+        (Isolation::Ipc, CloneFlags::CLONE_NEWIPC),
+        (Isolation::Uts, CloneFlags::CLONE_NEWUTS),
+        (Isolation::Network, CloneFlags::CLONE_NEWNET),
+    ] {
+        done.note(name, unshare(flag))?;
+    }
+    if done.note(Isolation::Mount, unshare(CloneFlags::CLONE_NEWNS))? {
+        inside.replace_root()?;
+    } else {
+        inside.leave()?;
+    }
+    privileges::drop_all()?;
+    done.note(Isolation::Landlock, access::restrict(&config.directory))?;
+    let calls = CallLists::compile().map_err(JailError::step("make the lists of system calls"))?;
+    done.note(Isolation::Seccomp, calls::is_supported())?;
+    let seccomp = done.in_force.contains(&Isolation::Seccomp);
+    Ok(Jail {
+        isolation: done.in_force,
+        calls: if seccomp { calls } else { CallLists::default() },
+    })
+}
