@@ -17,6 +17,7 @@ use fabric_vmm::jail::Isolation;
 use crate::{
     hypervisor::jails::{Jails, UserRange},
     preflight::{self, Finding, Preflight},
+    privileges,
     serve::{self, Listen, Options},
     template::prune::Keep,
 };
@@ -70,6 +71,24 @@ struct Machine {
     vmm: Option<PathBuf>,
 }
 
+/// How virtual machines are kept apart.
+#[derive(Debug, Args)]
+struct IsolationArgs {
+    /// User and group ids that nobody else has, FIRST-LAST: each virtual machine is
+    /// one of them. Several host agents of one machine need a range each.
+    #[arg(long, value_name = "RANGE", default_value_t)]
+    uid_range: UserRange,
+    /// Runs virtual machines although the host lacks this for their jails: uid, user,
+    /// pid, mount, network, ipc, uts, landlock, seccomp or cgroup; can be given several
+    /// times. Without it, nothing is served where something is missing.
+    #[arg(long = "allow-missing-isolation", value_name = "NAME")]
+    allow_missing: Vec<Isolation>,
+    /// The control group, below where each hierarchy is mounted, in which those of
+    /// virtual machines are made [default: the one that this process is in].
+    #[arg(long, value_name = "PATH")]
+    cgroup: Option<PathBuf>,
+}
+
 /// Serves this node until SIGTERM or SIGINT.
 ///
 /// Virtual machines run on when it ends, whatever ends it: start it again with the
@@ -118,15 +137,8 @@ struct Serve {
     /// Removes the templates used longest ago when they have more than this together.
     #[arg(long, value_name = "SIZE", default_value = "4GiB")]
     template_max_size: ByteSize,
-    /// User and group ids that nobody else has, FIRST-LAST: each virtual machine is
-    /// one of them. Several host agents of one machine need a range each.
-    #[arg(long, value_name = "RANGE", default_value_t)]
-    uid_range: UserRange,
-    /// Runs virtual machines although the host lacks this for their jails: uid, user,
-    /// pid, mount, network, ipc, uts, landlock or seccomp; can be given several times.
-    /// Without it, they are refused where something is missing.
-    #[arg(long = "allow-missing-isolation", value_name = "NAME")]
-    allow_missing: Vec<Isolation>,
+    #[command(flatten)]
+    isolation: IsolationArgs,
     /// Stops all virtual machines gracefully before ending on SIGTERM or SIGINT.
     #[arg(long)]
     stop_vms_on_exit: bool,
@@ -137,6 +149,8 @@ struct Serve {
 struct Check {
     #[command(flatten)]
     machine: Machine,
+    #[command(flatten)]
+    isolation: IsolationArgs,
     /// How to print it.
     #[arg(long, value_enum, default_value = "table")]
     output: Output,
@@ -180,6 +194,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Check(check) => runtime()?.block_on(show_check(check)),
         Command::Serve(options) => {
             log();
+            privileges::keep_needed().context("cannot give up rights that are not needed")?;
             runtime()?.block_on(serve::serve(options.into_options()?))?;
             Ok(ExitCode::SUCCESS)
         }
@@ -231,10 +246,7 @@ impl Serve {
             labels: self.labels.into_iter().collect::<BTreeMap<_, _>>(),
             listen: self.listen,
             stop_vms_on_exit: self.stop_vms_on_exit,
-            jails: Jails {
-                users: self.uid_range,
-                allow_missing: self.allow_missing,
-            },
+            jails: self.isolation.into_jails(),
             templates: self.templates == Switch::On,
             template_dir: self.template_dir,
             template_keep: Keep {
@@ -245,9 +257,21 @@ impl Serve {
     }
 }
 
+impl IsolationArgs {
+    fn into_jails(self) -> Jails {
+        Jails {
+            users: self.uid_range,
+            allow_missing: self.allow_missing,
+            cgroup: self.cgroup,
+        }
+    }
+}
+
 async fn show_check(check: Check) -> anyhow::Result<ExitCode> {
     let machine = check.machine;
-    let found = preflight::run(&machine.vmm()?, &machine.kernel, &machine.data_dir).await;
+    let jails = check.isolation.into_jails();
+    let vmm = machine.vmm()?;
+    let found = preflight::run(&vmm, &machine.kernel, &machine.data_dir, &jails).await;
     match check.output {
         Output::Json => println!("{}", serde_json::to_string(&found)?),
         Output::Table => print_table(&found),

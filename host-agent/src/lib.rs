@@ -39,6 +39,7 @@ pub mod node;
 pub mod output;
 pub mod policy;
 pub mod preflight;
+pub mod privileges;
 pub mod serve;
 pub mod session;
 pub mod template;

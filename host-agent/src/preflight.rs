@@ -5,7 +5,12 @@ use std::{fs, os::unix::ffi::OsStrExt as _, path::Path, process::Stdio, time::Du
 
 use serde::Serialize;
 
-use crate::files;
+use fabric_vmm::jail::{Isolation, Missing};
+
+use crate::{
+    files,
+    hypervisor::{jails::Jails, trial},
+};
 
 /// Free space below which guests will soon fail.
 const LEAST_FREE: u64 = 512 * 1024 * 1024;
@@ -48,6 +53,9 @@ pub struct Preflight {
     pub checks: Vec<Check>,
     /// How KVM runs guests: "hardware" or "interpreted"; empty if it does not.
     pub kvm_kind: String,
+    /// What the host does not give for jails, and may not be missing.
+    #[serde(skip)]
+    pub not_isolated_by: Vec<Isolation>,
 }
 
 impl Preflight {
@@ -61,12 +69,59 @@ impl Preflight {
 }
 
 /// Looks at everything.
-pub async fn run(vmm: &Path, kernel: &Path, data: &Path) -> Preflight {
+pub async fn run(vmm: &Path, kernel: &Path, data: &Path, jails: &Jails) -> Preflight {
     let (kvm, kvm_kind) = kvm(vmm).await;
+    let (isolation, not_isolated_by) = isolation(vmm, jails).await;
     Preflight {
-        checks: vec![kvm, kernel_file(kernel), space(data), path(data)],
+        checks: vec![kvm, kernel_file(kernel), space(data), path(data), isolation],
         kvm_kind,
+        not_isolated_by,
     }
+}
+
+/// Whether each virtual machine can be jailed as it is to be, and what is missing for
+/// that.
+async fn isolation(vmm: &Path, jails: &Jails) -> (Check, Vec<Isolation>) {
+    let check = |finding, detail, remedy| Check {
+        name: "isolation",
+        finding,
+        detail,
+        remedy,
+    };
+    let trial = match trial::try_jail(vmm, jails).await {
+        Ok(trial) => trial,
+        Err(error) => {
+            let detail = format!("cannot try {} jail: {error}", vmm.display());
+            let remedy = "do what it says".to_owned();
+            return (check(Finding::Bad, detail, remedy), Vec::new());
+        }
+    };
+    let refused = |one: &&Missing| !jails.allow_missing.contains(&one.name);
+    let lines = trial.missing.iter().map(|one| {
+        let allowed = if refused(&one) { "" } else { " (allowed)" };
+        format!("no {}{allowed}: {}", one.name, one.why)
+    });
+    let remedies = trial.missing.iter().filter(refused).map(|one| {
+        let name = one.name;
+        format!(
+            "{}, or start with --allow-missing-isolation {name}",
+            one.remedy
+        )
+    });
+    let remedy = remedies.collect::<Vec<_>>().join("; ");
+    let found = if trial.missing.is_empty() {
+        let names: Vec<_> = trial.isolation.iter().map(|one| one.name()).collect();
+        check(Finding::Good, names.join(" "), remedy)
+    } else {
+        let finding = if remedy.is_empty() {
+            Finding::Warning
+        } else {
+            Finding::Bad
+        };
+        check(finding, lines.collect::<Vec<_>>().join("; "), remedy)
+    };
+    let unmet = trial.missing.iter().filter(refused).map(|one| one.name);
+    (found, unmet.collect())
 }
 
 /// The VMM knows best what it needs of KVM.

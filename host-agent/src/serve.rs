@@ -125,7 +125,7 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
     let stop = stop_signal()?;
     let client = session::connect(&options.controller)?;
 
-    let found = preflight::run(&options.vmm, &options.kernel, &data).await;
+    let found = preflight::run(&options.vmm, &options.kernel, &data, &options.jails).await;
     for check in found
         .checks
         .iter()
@@ -138,6 +138,14 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
             check.detail
         );
     }
+    if !found.not_isolated_by.is_empty() {
+        let names: Vec<_> = found.not_isolated_by.iter().map(|one| one.name()).collect();
+        anyhow::bail!(
+            "this host does not isolate virtual machines by {}: do what is said above, or allow \
+             it with --allow-missing-isolation; host-agent check shows it again",
+            names.join(", ")
+        );
+    }
     let journal = data.join("journal");
     fs::create_dir_all(&journal).with_context(|| format!("cannot create {}", journal.display()))?;
     let events = EventLog::open(&journal)
@@ -146,7 +154,7 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
         client: client.clone(),
     });
     let host_boot_id = clock::host_boot_id().context("cannot read this machine's boot id")?;
-    let hypervisor = Arc::new(hypervisor(&options)?);
+    let hypervisor = Arc::new(hypervisor(&options, &data)?);
     let templates = Arc::new(templates(&options, &data, &hypervisor, &found.kvm_kind)?);
     // Where KVM cannot be used there is nothing to make one with.
     let usable = options.templates && !found.kvm_kind.is_empty();
@@ -219,7 +227,7 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn hypervisor(options: &Options) -> anyhow::Result<ProcessHypervisor> {
+fn hypervisor(options: &Options, data: &Path) -> anyhow::Result<ProcessHypervisor> {
     let absolute = |path: &Path| {
         std::path::absolute(path).with_context(|| format!("cannot resolve {}", path.display()))
     };
@@ -232,6 +240,10 @@ fn hypervisor(options: &Options) -> anyhow::Result<ProcessHypervisor> {
         vmm: absolute(&options.vmm)?,
         kernel: absolute(&options.kernel)?,
         cmdline: cmdline.to_owned(),
+        cgroups: options
+            .jails
+            .cgroups(data)
+            .context("virtual machines can have no control groups")?,
         jails: options.jails.clone(),
     })
 }
@@ -250,7 +262,7 @@ fn templates(
         vmm,
         kernel,
         cmdline,
-        jails: _,
+        ..
     } = hypervisor.as_ref();
     let templates = Templates::open(
         &directory,

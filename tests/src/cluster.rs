@@ -366,7 +366,11 @@ impl Cluster {
     ///
     /// The guest cannot be reached or does not know the fault.
     pub async fn fault(&self, instance: &str, fault: &str) -> anyhow::Result<()> {
-        let stream = dial(&self.instance_dir(instance).join("jail/vsock.sock"), FAULT_PORT).await?;
+        let stream = dial(
+            &self.instance_dir(instance).join("jail/vsock.sock"),
+            FAULT_PORT,
+        )
+        .await?;
         let mut stream = BufReader::new(stream);
         stream.write_all(format!("{fault}\n").as_bytes()).await?;
         let mut answer = String::new();

@@ -178,6 +178,7 @@ pub(crate) mod tests {
             size: Size {
                 vcpus: 1,
                 memory_bytes: 128 * MIB,
+                cpu_weight: 0,
             },
             image: blob("guest-os", 1),
             package: Some(blob("hello-web", 2)),

@@ -18,15 +18,24 @@ pub struct Size {
     pub vcpus: u32,
     /// Memory, in bytes; a multiple of 1 MiB.
     pub memory_bytes: u64,
+    /// Its part of the processors where others want them too, against theirs, as cgroup
+    /// v2's `cpu.weight`; 0 for 100 for each virtual processor.
+    #[serde(default)]
+    pub cpu_weight: u32,
 }
 
-/// Azure's sizes, smallest first. ExtraSmall's one processor is a shared core.
+/// What a guest can have for [`Size::cpu_weight`] (admin-guide/cgroup-v2.rst).
+pub const CPU_WEIGHT: std::ops::RangeInclusive<u32> = 1..=10_000;
+
+/// Azure's sizes, smallest first. ExtraSmall's one processor is a shared core: where
+/// others want it, it has half of what the next size has.
 pub const AZURE: [(&str, Size); 7] = [
     (
         "ExtraSmall",
         Size {
             vcpus: 1,
             memory_bytes: 768 * MIB,
+            cpu_weight: 50,
         },
     ),
     (
@@ -34,6 +43,7 @@ pub const AZURE: [(&str, Size); 7] = [
         Size {
             vcpus: 1,
             memory_bytes: 1792 * MIB,
+            cpu_weight: 0,
         },
     ),
     (
@@ -41,6 +51,7 @@ pub const AZURE: [(&str, Size); 7] = [
         Size {
             vcpus: 2,
             memory_bytes: 3584 * MIB,
+            cpu_weight: 0,
         },
     ),
     (
@@ -48,6 +59,7 @@ pub const AZURE: [(&str, Size); 7] = [
         Size {
             vcpus: 4,
             memory_bytes: 7168 * MIB,
+            cpu_weight: 0,
         },
     ),
     (
@@ -55,6 +67,7 @@ pub const AZURE: [(&str, Size); 7] = [
         Size {
             vcpus: 8,
             memory_bytes: 14336 * MIB,
+            cpu_weight: 0,
         },
     ),
     (
@@ -62,6 +75,7 @@ pub const AZURE: [(&str, Size); 7] = [
         Size {
             vcpus: 4,
             memory_bytes: 28 * 1024 * MIB,
+            cpu_weight: 0,
         },
     ),
     (
@@ -69,6 +83,7 @@ pub const AZURE: [(&str, Size); 7] = [
         Size {
             vcpus: 8,
             memory_bytes: 56 * 1024 * MIB,
+            cpu_weight: 0,
         },
     ),
 ];
@@ -92,7 +107,8 @@ mod tests {
             azure("Small"),
             Some(Size {
                 vcpus: 1,
-                memory_bytes: 1792 * MIB
+                memory_bytes: 1792 * MIB,
+                cpu_weight: 0,
             })
         );
         assert_eq!(azure("A7").unwrap().memory_bytes, 56 << 30);

@@ -19,6 +19,7 @@ fn instance(name: &str, vcpus: u32, mib: u64) -> Instance {
     let size = Size {
         vcpus,
         memory_bytes: mib * MIB,
+        cpu_weight: 0,
     };
     Instance {
         id: name.parse().unwrap(),

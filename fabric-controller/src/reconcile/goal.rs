@@ -63,6 +63,7 @@ fn instance_goal(record: &InstanceRecord) -> InstanceGoal {
         power: InstancePower::Running.into(),
         vcpus: spec.size.vcpus,
         memory_bytes: spec.size.memory_bytes,
+        cpu_weight: spec.size.cpu_weight,
         image_digest: spec.image.digest.to_string(),
         image_bytes: spec.image.size_bytes,
         package_digest: package

@@ -244,6 +244,7 @@ fn another_size_is_placed_anew_once_the_old_one_is_gone() {
     let big = Size {
         vcpus: 4,
         memory_bytes: 1024 * MIB,
+        cpu_weight: 0,
     };
     cluster.input.services[0].roles[0].spec.size = big;
     cluster.settle();

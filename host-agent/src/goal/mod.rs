@@ -18,9 +18,12 @@ pub use store::GoalStore;
 
 use crate::{
     guest::report::duration,
+    hypervisor::USUAL_CPU_WEIGHT,
     instance::state::{Presence, Scope, Wanted},
 };
 
+/// Largest weight of a control group (admin-guide/cgroup-v2.rst).
+const MOST_CPU_WEIGHT: u32 = 10_000;
 /// Most instances that one node is given.
 const MOST_INSTANCES: usize = 4096;
 /// Longest role in a goal, encoded, in bytes.
@@ -84,6 +87,8 @@ pub struct InstanceGoal {
     pub vcpus: u8,
     /// Memory, in MiB.
     pub memory_mib: u32,
+    /// Its part of the processors where others want them too.
+    pub cpu_weight: u32,
     /// Its operating system.
     pub image: BlobRef,
     /// What its role needs.
@@ -187,6 +192,11 @@ fn check_instance(id: InstanceId, goal: wire::InstanceGoal) -> Result<InstanceGo
         .filter(|_| memory.is_multiple_of(MIB))
         .filter(|_| (LEAST_MEMORY_MIB..=MOST_MEMORY_MIB).contains(&(memory / MIB)))
         .ok_or_else(|| refused("memory_bytes", &memory, "whole MiB, 32 MiB to 1 TiB"))?;
+    let cpu_weight = match goal.cpu_weight {
+        0 => USUAL_CPU_WEIGHT * u32::from(vcpus),
+        weight @ 1..=MOST_CPU_WEIGHT => weight,
+        weight => return Err(refused("cpu_weight", &weight, "0 to 10000")),
+    };
     let package = if goal.package_digest.is_empty() {
         None
     } else {
@@ -202,6 +212,7 @@ fn check_instance(id: InstanceId, goal: wire::InstanceGoal) -> Result<InstanceGo
         presence,
         vcpus,
         memory_mib,
+        cpu_weight,
         image: check_blob("image_digest", &goal.image_digest, goal.image_bytes)?,
         role: Arc::new(check_role(goal.role, package.is_some())?),
         package,

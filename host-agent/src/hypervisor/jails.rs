@@ -1,11 +1,18 @@
 //! Whose the virtual machines of this node are, and what may be missing of their
 //! jails.
 
-use std::{fmt, io, ops::RangeInclusive, os::unix::fs::lchown, path::Path, str::FromStr};
+use std::{
+    fmt, io,
+    ops::RangeInclusive,
+    os::unix::fs::lchown,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use fabric_vmm::{config::JailConfig, jail::Isolation};
 use rustix::process::{getegid, geteuid};
 
+use super::cgroups::{CgroupError, Cgroups};
 use crate::instance::directory::JAIL;
 
 /// How the virtual machines of this node are jailed.
@@ -15,6 +22,8 @@ pub struct Jails {
     pub users: UserRange,
     /// What may be missing where the host does not give it.
     pub allow_missing: Vec<Isolation>,
+    /// The control group in which theirs are made; ours without it.
+    pub cgroup: Option<PathBuf>,
 }
 
 /// Users that nobody else is: a virtual machine is one of them, and its group.
@@ -58,14 +67,15 @@ impl FromStr for UserRange {
 
 impl Jails {
     /// The jail of the machine of this number, which no other of this node has at the
-    /// same time.
+    /// same time. Its group is somebody else's to make.
     #[must_use]
-    pub fn jail(&self, number: u32) -> JailConfig {
+    pub fn jail(&self, number: u32, in_group: bool) -> JailConfig {
         let (uid, gid) = self.user(number);
         JailConfig {
             uid,
             gid,
             directory: JAIL.into(),
+            given: in_group.then_some(Isolation::Cgroup).into_iter().collect(),
             allow_missing: self.allow_missing.clone(),
         }
     }
@@ -80,8 +90,24 @@ impl Jails {
         lchown(directory, Some(uid), Some(gid))
     }
 
+    /// The groups of this node's machines; none where that is allowed.
+    ///
+    /// # Errors
+    ///
+    /// When there can be none, and that is not allowed.
+    pub fn cgroups(&self, data: &Path) -> Result<Option<Cgroups>, CgroupError> {
+        match Cgroups::open(data, self.cgroup.as_deref()) {
+            Ok(cgroups) => Ok(Some(cgroups)),
+            Err(error) if self.allow_missing.contains(&Isolation::Cgroup) => {
+                tracing::warn!(%error, "virtual machines run without control groups");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Its user and group; ours where we cannot give another.
-    fn user(&self, number: u32) -> (u32, u32) {
+    pub(super) fn user(&self, number: u32) -> (u32, u32) {
         if !geteuid().is_root() {
             return (geteuid().as_raw(), getegid().as_raw());
         }

@@ -3,11 +3,13 @@
 //! [`process`] is the real one: one `fabric-vmm` process per instance.
 //! `fake` runs nothing, for tests of everything above the border.
 
+pub mod cgroups;
 #[cfg(test)]
 pub mod fake;
 pub mod jails;
 pub mod proc;
 pub mod process;
+pub mod trial;
 
 use std::{fmt, io, path::Path, path::PathBuf, sync::Arc};
 
@@ -16,6 +18,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::instance::{directory::InstanceDirectory, state::Exit};
 
+/// The part of the processors of a machine with one of them to itself.
+pub const USUAL_CPU_WEIGHT: u32 = 100;
 /// Longest path of a program that a template has in memory.
 const LONGEST_PROGRAM: usize = 256;
 
@@ -31,6 +35,9 @@ pub enum LaunchError {
         #[source]
         source: io::Error,
     },
+    /// It cannot have a control group.
+    #[error("cannot make its control group")]
+    Cgroup(#[from] cgroups::CgroupError),
     /// The VMM cannot be spawned.
     #[error("cannot start {program}")]
     Spawn {
@@ -51,6 +58,9 @@ pub struct VmSpec {
     pub vcpus: u8,
     /// Memory, in MiB.
     pub memory_mib: u32,
+    /// Its part of the processors where others want them too, against
+    /// theirs ([`USUAL_CPU_WEIGHT`]).
+    pub cpu_weight: u32,
     /// The differencing disk's file name within the instance's directory.
     pub os_disk: &'static str,
     /// Its parents, nearest first.

@@ -30,6 +30,7 @@ use rustix::process::{
 use tokio::io::unix::AsyncFd;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::cgroups::{Cgroups, Group, Share};
 use super::jails::Jails;
 use super::{Hypervisor, LaunchError, Origin, PackageDisk, Program, Vm, VmRecord, VmSpec, proc};
 use crate::{
@@ -72,6 +73,8 @@ pub struct ProcessHypervisor {
     pub cmdline: String,
     /// How they are jailed.
     pub jails: Jails,
+    /// Where their groups are, unless they have none.
+    pub cgroups: Option<Cgroups>,
 }
 
 #[async_trait]
@@ -82,14 +85,23 @@ impl Hypervisor for ProcessHypervisor {
         spec: &VmSpec,
     ) -> Result<Arc<dyn Vm>, LaunchError> {
         self.configure(directory, spec)?;
+        let group = self.group(directory);
+        if let Some(group) = &group {
+            group.make(&Share::of(spec.vcpus, spec.memory_mib, spec.cpu_weight))?;
+        }
         let spawned = self
-            .spawn(directory, user_of(spec))
-            .and_then(|pid| Process::watch(pid, directory, true));
-        let vm = spawned.map_err(|source| LaunchError::Spawn {
-            program: self.vmm.clone(),
-            source,
-        })?;
-        Ok(Arc::new(vm))
+            .spawn(directory, user_of(spec), &ARGUMENTS, group.as_ref())
+            .and_then(|pid| Process::watch(pid, directory, group.clone(), true));
+        match spawned {
+            Ok(vm) => Ok(Arc::new(vm)),
+            Err(source) => {
+                group.iter().for_each(Group::remove);
+                Err(LaunchError::Spawn {
+                    program: self.vmm.clone(),
+                    source,
+                })
+            }
+        }
     }
 
     async fn find(
@@ -101,7 +113,7 @@ impl Hypervisor for ProcessHypervisor {
             if place != directory.path() || !is_vmm(pid) {
                 continue;
             }
-            match Process::watch(pid, directory, false) {
+            match Process::watch(pid, directory, self.group(directory), false) {
                 Ok(vm) => {
                     if record.is_some_and(|record| *record != vm.record) {
                         tracing::warn!(pid, "found a VMM that is not the recorded one");
@@ -227,12 +239,24 @@ impl ProcessHypervisor {
                 bytes: CONSOLE_BYTES,
             }),
             control: Some(CONTROL.into()),
-            jail: Some(self.jails.jail(user_of(spec))),
+            jail: Some(self.jails.jail(user_of(spec), self.cgroups.is_some())),
             ..VmConfig::new(&self.kernel)
         }
     }
 
-    fn spawn(&self, directory: &InstanceDirectory, user: u32) -> io::Result<u32> {
+    /// The group of the machine in that directory, whose name it has.
+    fn group(&self, directory: &InstanceDirectory) -> Option<Group> {
+        let name = directory.path().file_name()?.to_str()?;
+        Some(self.cgroups.as_ref()?.group(name))
+    }
+
+    pub(super) fn spawn(
+        &self,
+        directory: &InstanceDirectory,
+        user: u32,
+        arguments: &[&str],
+        group: Option<&Group>,
+    ) -> io::Result<u32> {
         for socket in [VMBUS, CONTROL] {
             files::remove_if_there(&directory.file(socket))?;
         }
@@ -249,12 +273,12 @@ impl ProcessHypervisor {
         let device = std::env::var_os(KVM_DEVICE).map(|device| (KVM_DEVICE, device));
         launch(&Launch {
             program: &self.vmm,
-            arguments: &ARGUMENTS,
+            arguments,
             environment: device.as_slice(),
             directory: directory.path(),
             stdout: &append(VMM_OUT)?,
             stderr: &append(VMM_ERR)?,
-            groups: &[],
+            groups: &group.map(Group::doors).unwrap_or_default(),
         })
     }
 }
@@ -270,8 +294,9 @@ fn user_of(spec: &VmSpec) -> u32 {
 
 /// A VMM process.
 #[derive(Debug)]
-struct Process {
+pub(super) struct Process {
     record: VmRecord,
+    group: Option<Group>,
     pidfd: AsyncFd<OwnedFd>,
     directory: PathBuf,
     control: PathBuf,
@@ -282,7 +307,12 @@ struct Process {
 }
 
 impl Process {
-    fn watch(pid: u32, directory: &InstanceDirectory, child: bool) -> io::Result<Self> {
+    pub(super) fn watch(
+        pid: u32,
+        directory: &InstanceDirectory,
+        group: Option<Group>,
+        child: bool,
+    ) -> io::Result<Self> {
         let gone = || {
             io::Error::new(
                 io::ErrorKind::NotFound,
@@ -299,6 +329,7 @@ impl Process {
                 started,
                 host_boot_id: clock::host_boot_id()?,
             },
+            group,
             pidfd: observe(pidfd)?,
             directory: directory.path().to_owned(),
             control: directory.socket(CONTROL),
@@ -315,11 +346,17 @@ impl Process {
         if !self.child {
             return "it ended".to_owned();
         }
+        if self.group.as_ref().is_some_and(Group::ran_out_of_memory) {
+            return "it was killed, as it wanted more memory than its group may have".to_owned();
+        }
         use std::os::fd::AsFd as _;
         let id = WaitId::PidFd(self.pidfd.get_ref().as_fd());
         match waitid(id, WaitIdOptions::EXITED) {
             Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
                 (Some(code), _) => format!("it ended with status {code}"),
+                (_, Some(signal)) if signal == Signal::SYS.as_raw() => {
+                    "it was killed, as it made a system call that it may not make".to_owned()
+                }
                 (_, Some(signal)) => format!("it was ended by signal {signal}"),
                 _ => "it ended".to_owned(),
             },
@@ -342,7 +379,11 @@ impl Vm for Process {
         }
         let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         ended
-            .get_or_insert_with(|| last_words_in(&self.directory, &self.collect()))
+            .get_or_insert_with(|| {
+                let exit = last_words_in(&self.directory, &self.collect());
+                self.group.iter().for_each(Group::remove);
+                exit
+            })
             .clone()
     }
 

@@ -28,11 +28,19 @@ impl Stage {
         let data = tempfile::tempdir().unwrap();
         let directory = InstanceDirectory::open(data.path().join("shop-web-0")).unwrap();
         fs::write(directory.file("run"), script).unwrap();
+        let cgroups = match Cgroups::open(data.path(), None) {
+            Ok(cgroups) => Some(cgroups),
+            Err(error) => {
+                eprintln!("without control groups: {}", chain(&error));
+                None
+            }
+        };
         let hypervisor = ProcessHypervisor {
             vmm: "/bin/sh".into(),
             kernel: "/boot/vmlinux".into(),
             cmdline: "fabric.faults=1".to_owned(),
             jails: Jails::default(),
+            cgroups,
         };
         Self {
             data,
@@ -42,20 +50,31 @@ impl Stage {
     }
 
     async fn launch(&self) -> Arc<dyn Vm> {
+        self.launch_with(&self.directory, 100).await
+    }
+
+    async fn launch_with(&self, directory: &InstanceDirectory, cpu_weight: u32) -> Arc<dyn Vm> {
         let spec = VmSpec {
             name: "shop-web-0".to_owned(),
             vcpus: 2,
             memory_mib: 128,
+            cpu_weight,
             os_disk: OS_DISK,
             os_parents: vec!["/blobs/image".into()],
             package: Some(PackageDisk::Image("/blobs/package".into())),
             cid: 3,
             origin: Origin::Boot,
         };
-        self.hypervisor
-            .launch(&self.directory, &spec)
-            .await
-            .unwrap()
+        self.hypervisor.launch(directory, &spec).await.unwrap()
+    }
+
+    /// Whether what is to be tested is there; where it is not, that was said.
+    fn has_groups(&self) -> bool {
+        self.hypervisor.cgroups.is_some()
+    }
+
+    fn group(&self) -> Group {
+        self.hypervisor.group(&self.directory).unwrap()
     }
 
     async fn up(&self) -> Arc<dyn Vm> {
@@ -103,6 +122,79 @@ async fn a_vmm_is_given_a_sound_configuration_and_nothing_of_ours() {
     assert!(!descriptors.contains("/dev/zero"), "{descriptors}");
     vm.kill();
     end_of(&vm).await;
+}
+
+#[tokio::test]
+async fn a_vmm_that_wants_more_memory_than_it_may_have_is_killed_and_that_is_said() {
+    let stage = Stage::new("touch up; x=more; while :; do x=$x$x; done");
+    if !stage.has_groups() {
+        return;
+    }
+    let exit = end_of(&stage.up().await).await;
+    assert_eq!(exit.kind, ExitKind::Failed);
+    let why = "it was killed, as it wanted more memory than its group may have";
+    assert!(exit.detail.starts_with(why), "{}", exit.detail);
+    for door in stage.group().doors() {
+        let group = door.parent().unwrap();
+        assert!(!group.exists(), "{} is left", group.display());
+        assert!(
+            !group.parent().unwrap().exists(),
+            "all groups are in nothing"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_vmm_can_have_only_so_many_processes() {
+    let stage = Stage::new(
+        "touch up; n=0; while :; do sleep 100 & n=$((n + 1)); echo $n > processes; done",
+    );
+    if !stage.has_groups() {
+        return;
+    }
+    let exit = end_of(&stage.up().await).await;
+    assert_eq!(exit.kind, ExitKind::Failed);
+    let words = fs::read_to_string(stage.directory.file(VMM_ERR)).unwrap();
+    assert!(words.contains("fork"), "{words}");
+    let processes = fs::read_to_string(stage.directory.file("processes")).unwrap();
+    let processes: u32 = processes.trim().parse().unwrap();
+    assert_eq!(processes + 1, Share::of(2, 128, 100).threads);
+}
+
+#[tokio::test]
+async fn vmms_that_want_one_processor_have_it_by_their_weights() {
+    let stage = Stage::new("");
+    if !stage.has_groups() {
+        return;
+    }
+    let mut vms = Vec::new();
+    for (name, weight) in [("one", 50), ("two", 100)] {
+        let directory = InstanceDirectory::open(stage.data.path().join(name)).unwrap();
+        let script = "exec taskset -c 0 sh -c 'while :; do :; done'";
+        fs::write(directory.file("run"), script).unwrap();
+        vms.push(stage.launch_with(&directory, weight).await);
+    }
+    let ticks = |vm: &Arc<dyn Vm>| proc::processor_ticks(vm.record().pid).unwrap();
+    // From when both are at it, for as long as it takes to tell.
+    until("both run", || vms.iter().all(|vm| ticks(vm) > 10)).await;
+    let before: Vec<_> = vms.iter().map(ticks).collect();
+    let since = || {
+        vms.iter()
+            .map(ticks)
+            .zip(&before)
+            .map(|(now, before)| now - before)
+    };
+    until("they had enough", || since().sum::<u64>() > 600).await;
+    let had: Vec<_> = since().collect();
+    for vm in &vms {
+        vm.kill();
+        end_of(vm).await;
+    }
+    let ratio = had[1] as f64 / had[0] as f64;
+    assert!(
+        (1.9..=2.1).contains(&ratio),
+        "{had:?} ticks are 1:{ratio:.2}"
+    );
 }
 
 #[tokio::test]
@@ -171,6 +263,7 @@ async fn a_vmm_that_is_not_there_is_named() {
         name: "x".to_owned(),
         vcpus: 1,
         memory_mib: 64,
+        cpu_weight: 100,
         os_disk: OS_DISK,
         os_parents: Vec::new(),
         package: None,
@@ -213,6 +306,7 @@ fn a_guest_that_becomes_a_template_and_one_that_is_copied_from_it_have_the_same_
             name: "x".to_owned(),
             vcpus: 1,
             memory_mib: 64,
+            cpu_weight: 100,
             os_disk: OS_DISK,
             os_parents: Vec::new(),
             package: Some(PackageDisk::Placeholder("package.raw".into())),

@@ -205,6 +205,7 @@ pub async fn prepare(
         name: goal.id.to_string(),
         vcpus: goal.vcpus,
         memory_mib: goal.memory_mib,
+        cpu_weight: goal.cpu_weight,
         os_disk: OS_DISK,
         os_parents: stand_on.into_iter().chain([image]).collect(),
         package: package.map(PackageDisk::Image),

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     files,
-    hypervisor::{Hypervisor, Origin, PackageDisk, Vm, VmSpec},
+    hypervisor::{Hypervisor, Origin, PackageDisk, USUAL_CPU_WEIGHT, Vm, VmSpec},
     instance::{
         directory::{InstanceDirectory, JAIL},
         state::ExitKind,
@@ -81,6 +81,7 @@ impl Templates {
             name: format!("template-{key}"),
             vcpus: wanted.vcpus,
             memory_mib: wanted.memory_mib,
+            cpu_weight: USUAL_CPU_WEIGHT,
             os_disk: DISK,
             os_parents: vec![wanted.image.clone()],
             package: wanted

@@ -221,6 +221,7 @@ async fn what_a_dead_process_was_making_is_ended_and_removed() {
         name: "template".to_owned(),
         vcpus: 1,
         memory_mib: 128,
+        cpu_weight: 100,
         os_disk: DISK,
         os_parents: Vec::new(),
         package: None,

@@ -162,6 +162,9 @@ pub struct JailConfig {
     /// The one directory that it still sees, under the same path as before: with
     /// the sockets of `vsock.path`, for snapshots, and owned by that user.
     pub directory: PathBuf,
+    /// What whoever starts the process has seen to already: `cgroup`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub given: Vec<Isolation>,
     /// What may be missing if the host cannot give it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow_missing: Vec<Isolation>,

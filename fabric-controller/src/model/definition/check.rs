@@ -16,7 +16,7 @@ use super::{
 };
 use crate::model::{
     instance,
-    size::{self, MEMORY, MIB, Size, VCPUS},
+    size::{self, CPU_WEIGHT, MEMORY, MIB, Size, VCPUS},
 };
 
 /// Most roles of a service.
@@ -254,9 +254,12 @@ fn own_sizes(
         }
         let vcpus = part.number("vcpus", &size.vcpus, &VCPUS);
         let memory = memory(&size.memory, &mut part);
+        let weight = size.cpu_weight.as_ref();
+        let cpu_weight = weight.map(|weight| part.number("cpu_weight", weight, &CPU_WEIGHT));
         let size = vcpus.zip(memory).map(|(vcpus, memory_bytes)| Size {
             vcpus,
             memory_bytes,
+            cpu_weight: cpu_weight.flatten().unwrap_or_default(),
         });
         // A size with a problem is known all the same: one mistake, one message.
         sizes.insert(name.get_ref().clone(), size);

@@ -25,6 +25,7 @@ pub(super) struct Service {
 pub(super) struct Size {
     pub(super) vcpus: Spanned<i64>,
     pub(super) memory: Spanned<String>,
+    pub(super) cpu_weight: Option<Spanned<i64>>,
 }
 
 /// `[[role]]`

@@ -54,7 +54,8 @@ fn a_whole_file_is_understood() {
         web.size,
         Size {
             vcpus: 1,
-            memory_bytes: 128 * MIB
+            memory_bytes: 128 * MIB,
+            cpu_weight: 0,
         }
     );
     assert_eq!(web.instances, 2);

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod disk;
+mod jail;
 mod probe;
 mod run;
 
@@ -27,6 +28,8 @@ enum Command {
     Run(Box<run::RunArgs>),
     /// Say whether this host can run machines, and what to do where it cannot.
     Probe(probe::ProbeArgs),
+    /// Say what this host isolates machines by, by trying; started as they are.
+    Jail(jail::JailArgs),
     /// Print completions for a shell.
     Completions {
         /// The shell.
@@ -39,6 +42,7 @@ pub fn main(started: Instant) -> ExitCode {
     match Cli::parse().command {
         Command::Run(args) => run::run(*args, started),
         Command::Probe(args) => probe::run(&args),
+        Command::Jail(args) => jail::run(args),
         Command::Completions { shell } => {
             let mut command = Cli::command();
             clap_complete::generate(shell, &mut command, "fabric-vmm", &mut std::io::stdout());

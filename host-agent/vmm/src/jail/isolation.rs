@@ -24,11 +24,14 @@ pub enum Isolation {
     Landlock,
     /// Lists of the system calls that each thread may make.
     Seccomp,
+    /// A control group, with limits of processors, memory and threads. Whoever
+    /// starts the process makes it.
+    Cgroup,
 }
 
 impl Isolation {
     /// Every part.
-    pub const ALL: [Isolation; 9] = [
+    pub const ALL: [Isolation; 10] = [
         Isolation::Uid,
         Isolation::User,
         Isolation::Pid,
@@ -38,6 +41,7 @@ impl Isolation {
         Isolation::Uts,
         Isolation::Landlock,
         Isolation::Seccomp,
+        Isolation::Cgroup,
     ];
 
     /// Its name.
@@ -52,6 +56,7 @@ impl Isolation {
             Isolation::Uts => "uts",
             Isolation::Landlock => "landlock",
             Isolation::Seccomp => "seccomp",
+            Isolation::Cgroup => "cgroup",
         }
     }
 
@@ -75,6 +80,41 @@ impl Isolation {
                 "use Linux 5.13 or newer with Landlock among its security modules (lsm=landlock,...)"
             }
             Isolation::Seccomp => "use a kernel with seccomp filters (CONFIG_SECCOMP_FILTER)",
+            Isolation::Cgroup => {
+                "start the host agent in a control group in which it may make others (as root, or \
+                 by systemd with Delegate=yes), with cpu, memory and pids, or name one by --cgroup"
+            }
+        }
+    }
+}
+
+/// What a host isolates machines by: what `fabric-vmm jail` prints.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Trial {
+    /// What is in force.
+    pub isolation: Vec<Isolation>,
+    /// What is not.
+    pub missing: Vec<Missing>,
+}
+
+/// A part of the jail that a host does not give.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Missing {
+    /// What.
+    pub name: Isolation,
+    /// Why not.
+    pub why: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl Missing {
+    /// What is missing, and why.
+    pub fn new(name: Isolation, why: String) -> Missing {
+        Missing {
+            name,
+            why,
+            remedy: name.remedy().to_owned(),
         }
     }
 }

@@ -47,7 +47,7 @@ use nix::sched::{CloneFlags, unshare};
 use thiserror::Error;
 
 pub use calls::{CallLists, ThreadKind};
-pub use isolation::Isolation;
+pub use isolation::{Isolation, Missing, Trial};
 pub use privileges::Limits;
 
 use crate::config::JailConfig;
@@ -103,6 +103,8 @@ impl JailError {
 pub struct Jail {
     /// What is in force.
     pub isolation: Vec<Isolation>,
+    /// What is not, as that is allowed, and why not.
+    pub missing: Vec<(Isolation, String)>,
     /// What each thread calls on its first line.
     pub calls: CallLists,
 }
@@ -111,6 +113,7 @@ pub struct Jail {
 struct Progress<'a> {
     config: &'a JailConfig,
     in_force: Vec<Isolation>,
+    missing: Vec<(Isolation, String)>,
 }
 
 impl Progress<'_> {
@@ -120,14 +123,19 @@ impl Progress<'_> {
         result: Result<(), E>,
     ) -> Result<bool, JailError> {
         match result {
-            Ok(()) => self.in_force.push(name),
-            Err(_) if self.config.allow_missing.contains(&name) => return Ok(false),
+            Ok(()) => {
+                self.in_force.push(name);
+                Ok(true)
+            }
             Err(error) => {
                 let source = error.into();
-                return Err(JailError::Missing { name, source });
+                if !self.config.allow_missing.contains(&name) {
+                    return Err(JailError::Missing { name, source });
+                }
+                self.missing.push((name, source.to_string()));
+                Ok(false)
             }
         }
-        Ok(true)
     }
 }
 
@@ -141,13 +149,15 @@ pub fn enter(config: &JailConfig, limits: &Limits) -> Result<Jail, JailError> {
     let mut done = Progress {
         config,
         in_force: Vec::new(),
+        missing: Vec::new(),
     };
-    let first = if std::process::id() == 1 {
-        Ok(())
-    } else {
-        Err(std::io::Error::other("the process was not started in one"))
+    let started_in_one = |is: bool| {
+        is.then_some(())
+            .ok_or_else(|| std::io::Error::other("the process was not started in one"))
     };
-    done.note(Isolation::Pid, first)?;
+    done.note(Isolation::Pid, started_in_one(std::process::id() == 1))?;
+    let given = config.given.contains(&Isolation::Cgroup);
+    done.note(Isolation::Cgroup, started_in_one(given))?;
     let inside = root::Inside::enter(&config.directory)?;
     privileges::limit(limits)?;
     let alone = done.note(
@@ -177,6 +187,7 @@ pub fn enter(config: &JailConfig, limits: &Limits) -> Result<Jail, JailError> {
     let seccomp = done.in_force.contains(&Isolation::Seccomp);
     Ok(Jail {
         isolation: done.in_force,
+        missing: done.missing,
         calls: if seccomp { calls } else { CallLists::default() },
     })
 }
