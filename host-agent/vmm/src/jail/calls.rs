@@ -252,7 +252,7 @@ impl CallLists {
     /// # Errors
     ///
     /// Never, unless a list is wrong.
-    pub(super) fn compile() -> io::Result<CallLists> {
+    pub fn compile() -> io::Result<CallLists> {
         let compile = |kind: ThreadKind| kind.compile().map_err(io::Error::other);
         let [vcpu, disk, event_loop] = ThreadKind::ALL;
         Ok(CallLists(Some(Arc::new([

@@ -42,3 +42,19 @@ pub fn enter_user_namespace() -> io::Result<()> {
     fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
     fs::write("/proc/self/gid_map", format!("{gid} {gid} 1"))
 }
+
+/// Lets no namespace be made in the user namespace that the process has entered.
+///
+/// # Errors
+///
+/// When the kernel's limits cannot be written.
+pub fn close_user_namespace() -> io::Result<()> {
+    // Each user namespace has limits of its own (namespaces(7), "/proc/sys/user").
+    for limit in fs::read_dir("/proc/sys/user")? {
+        let path = limit?.path();
+        if path.to_string_lossy().ends_with("_namespaces") {
+            fs::write(path, "0")?;
+        }
+    }
+    Ok(())
+}

@@ -165,7 +165,8 @@ pub fn enter(config: &JailConfig, limits: &Limits) -> Result<Jail, JailError> {
         identity::become_user(config.uid, config.gid),
     )?;
     // Threads are counted by user and user namespace.
-    if done.note(Isolation::User, identity::enter_user_namespace())? || alone {
+    let user_namespace = done.note(Isolation::User, identity::enter_user_namespace())?;
+    if user_namespace || alone {
         privileges::limit_threads(limits)?;
     }
     for (name, flag) in [
@@ -175,7 +176,11 @@ pub fn enter(config: &JailConfig, limits: &Limits) -> Result<Jail, JailError> {
     ] {
         done.note(name, unshare(flag))?;
     }
-    if done.note(Isolation::Mount, unshare(CloneFlags::CLONE_NEWNS))? {
+    let mounts = done.note(Isolation::Mount, unshare(CloneFlags::CLONE_NEWNS))?;
+    if user_namespace {
+        identity::close_user_namespace().map_err(JailError::step("close the namespace"))?;
+    }
+    if mounts {
         inside.replace_root()?;
     } else {
         inside.leave()?;

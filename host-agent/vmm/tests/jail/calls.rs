@@ -1,0 +1,72 @@
+//! Every system call that is not on a thread's list kills.
+
+use std::collections::BTreeSet;
+use std::process::{Command, ExitCode};
+
+use fabric_vmm::jail::{CallLists, ThreadKind};
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+/// More than the kernel has (arch/x86/entry/syscalls/syscall_64.tbl).
+const NUMBERS: std::ops::Range<i64> = 0..512;
+/// uretprobe and uprobe, which the kernel lets past every filter
+/// (kernel/seccomp.c): outside of its own trampolines they do nothing.
+const PAST_FILTERS: [i64; 2] = [335, 336];
+
+/// A kind of thread, in words.
+pub fn name(kind: ThreadKind) -> &'static str {
+    match kind {
+        ThreadKind::Vcpu => "a_virtual_cpu",
+        ThreadKind::Disk => "a_disk",
+        ThreadKind::EventLoop => "the_event_loop",
+    }
+}
+
+/// Starts a process that tries each of them.
+pub fn every_unlisted_one_kills(kind: ThreadKind) {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["calls", name(kind)])
+        .output()
+        .unwrap();
+    let survived = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(survived, "", "calls that are not listed and did not kill");
+}
+
+/// Tries each in a child, and prints those that the child survived.
+pub fn try_all(arguments: &[String]) -> ExitCode {
+    let kind = ThreadKind::ALL
+        .into_iter()
+        .find(|kind| name(*kind) == arguments[0]);
+    let kind = kind.expect("a kind of thread");
+    let listed: BTreeSet<i64> = kind.calls().map(|call| call.number).collect();
+    let lists = CallLists::compile().unwrap();
+    prctl::set_no_new_privs().unwrap();
+    let unlisted = NUMBERS.filter(|number| !listed.contains(number));
+    for number in unlisted.filter(|number| !PAST_FILTERS.contains(number)) {
+        // SAFETY: this process has one thread; the child makes system calls only.
+        let child = match unsafe { libc::fork() } {
+            0 => {
+                let status = match lists.confine(kind) {
+                    // SAFETY: the kernel refuses to look at any of these arguments,
+                    // and kills before.
+                    Ok(()) => unsafe {
+                        libc::syscall(number, -1, -1, -1, -1, -1, -1);
+                        0
+                    },
+                    Err(_) => 1,
+                };
+                // SAFETY: nothing of the parent's is to be run at its end.
+                unsafe { libc::_exit(status) }
+            }
+            child => Pid::from_raw(child),
+        };
+        match waitpid(child, None).unwrap() {
+            WaitStatus::Signaled(_, Signal::SIGSYS, _) => {}
+            other => println!("{number}: {other:?}"),
+        }
+    }
+    ExitCode::SUCCESS
+}
