@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use fabric_proto::{
-    node::v1::InstanceStatus,
+    node::v1::{InstanceStatus, VmEnd},
     v1::{
         Event, GetInstanceRequest, Instance, ListEventsRequest, ListInstancesRequest,
         ListNodesRequest, event_service_client::EventServiceClient,
@@ -446,5 +446,17 @@ pub fn status(instance: &Instance) -> anyhow::Result<&InstanceStatus> {
     match &instance.status {
         Some(status) => Ok(status),
         None => bail!("{} has no status yet", instance.instance_id),
+    }
+}
+
+/// How the last virtual machine of an instance ended.
+///
+/// # Errors
+///
+/// None has.
+pub fn last_end(instance: &Instance) -> anyhow::Result<&VmEnd> {
+    match &status(instance)?.last_end {
+        Some(end) => Ok(end),
+        None => bail!("no machine of {} has ended", instance.instance_id),
     }
 }

@@ -17,7 +17,7 @@ mod process;
 mod runner;
 mod service;
 
-pub use cluster::{Cluster, Options, status, vmms_in};
+pub use cluster::{Cluster, Options, last_end, status, vmms_in};
 pub use place::{Place, run_in_own_mounts};
 pub use process::Program;
 pub use runner::{Story, run};

@@ -4,7 +4,8 @@
 use std::process::ExitCode;
 
 use anyhow::ensure;
-use fabric_tests::{Cluster, ServiceFile, run, status, story};
+use fabric_proto::node::v1::VmEndCause;
+use fabric_tests::{Cluster, ServiceFile, last_end, run, status, story};
 
 fn main() -> ExitCode {
     run(&[story!(
@@ -29,6 +30,9 @@ async fn a_guest_agent_that_hangs_or_dies_costs_a_restart_of_its_guest() -> anyh
         status(&second)?.boot_id != status(&first)?.boot_id,
         "{second:#?}"
     );
+
+    let end = last_end(&second)?;
+    ensure!(end.cause() == VmEndCause::Hung, "{end:?}");
 
     cluster.fault("shop-web-0", "exit-agent").await?;
     let third = cluster

@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use anyhow::ensure;
-use fabric_tests::{Cluster, ServiceFile, run, status, story};
+use fabric_proto::node::v1::VmEndCause;
+use fabric_tests::{Cluster, ServiceFile, last_end, run, status, story};
 
 fn main() -> ExitCode {
     run(&[story!(
@@ -16,11 +17,11 @@ async fn panic_reboot_and_power_off_are_told_apart_and_end_in_ready() -> anyhow:
     cluster.run(&ServiceFile::web("shop"), "shop-web-0").await?;
 
     let ways = [
-        ("panic", "kernel_panic"),
-        ("reboot", "guest_reset"),
-        ("power-off", "guest_power_off"),
+        ("panic", "kernel_panic", VmEndCause::Panicked),
+        ("reboot", "guest_reset", VmEndCause::Rebooted),
+        ("power-off", "guest_power_off", VmEndCause::PoweredOff),
     ];
-    for (boots, (fault, reason)) in (2..).zip(ways) {
+    for (boots, (fault, reason, cause)) in (2..).zip(ways) {
         cluster.fault("shop-web-0", fault).await?;
         let after = cluster
             .until("shop-web-0", &format!("to be Ready after {fault}"), |now| {
@@ -29,6 +30,9 @@ async fn panic_reboot_and_power_off_are_told_apart_and_end_in_ready() -> anyhow:
             .await?;
         let exit: serde_json::Value = serde_json::from_str(&status(&after)?.last_exit_json)?;
         ensure!(exit["reason"] == reason, "after {fault}: {exit}");
+        let end = last_end(&after)?;
+        ensure!(end.cause() == cause, "after {fault}: {end:?}");
+        ensure!(end.time.is_some() && !end.detail.is_empty(), "{end:?}");
     }
     Ok(())
 }

@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use anyhow::ensure;
-use fabric_tests::{Cluster, ServiceFile, run, status, story};
+use fabric_proto::node::v1::VmEndCause;
+use fabric_tests::{Cluster, ServiceFile, last_end, run, status, story};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -27,6 +28,10 @@ async fn a_vmm_that_is_killed_is_started_again() -> anyhow::Result<()> {
         )
         .await?;
     ensure!(status(&after)?.vmm_pid != vmm, "{after:#?}");
+    let end = last_end(&after)?;
+    ensure!(end.cause() == VmEndCause::Killed, "{end:?}");
+    let shown = cluster.fabctl(&["instance", "show", "shop-web-0"])?;
+    ensure!(shown.contains("killed: by signal 9"), "{shown}");
     cluster.until_event("shop-web-0", "VmmExited").await?;
     Ok(())
 }

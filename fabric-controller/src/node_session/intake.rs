@@ -123,6 +123,9 @@ fn tidy(mut status: InstanceStatus) -> InstanceStatus {
     if status.last_exit_json.len() > LAST_WORDS {
         status.last_exit_json.clear();
     }
+    if let Some(end) = &mut status.last_end {
+        end.detail = line(&end.detail);
+    }
     if let Some(role) = &mut status.role {
         role.role = line(&role.role);
         role.reason = line(&role.reason);

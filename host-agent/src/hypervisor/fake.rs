@@ -234,6 +234,6 @@ impl Vm for FakeVm {
     }
 
     fn kill(&self) {
-        self.end(ExitKind::Failed, "killed");
+        self.end(ExitKind::Killed, "killed");
     }
 }

@@ -128,7 +128,8 @@ impl Hypervisor for ProcessHypervisor {
     }
 
     fn last_exit(&self, directory: &InstanceDirectory) -> Exit {
-        last_words(directory, "it ended while nobody watched")
+        spoken(directory.path())
+            .unwrap_or_else(|| unspoken(ExitKind::Killed, "without a word, while nobody watched"))
     }
 
     async fn end_strays(&self, instances: &Path) -> usize {
@@ -341,29 +342,45 @@ impl Process {
         })
     }
 
-    /// Collects a child's status, so that no zombie stays, and says it in words.
-    fn collect(&self) -> String {
+    /// How it ended: in its own words; or, as it had none, by its status, which is
+    /// collected, so that no zombie stays.
+    fn end(&self) -> Exit {
+        let status = self.collect();
+        let out_of_memory = self.group.as_ref().is_some_and(Group::ran_out_of_memory);
+        let exit = spoken(&self.directory);
+        let exit = exit.unwrap_or_else(|| silent_end(status, out_of_memory));
+        self.group.iter().for_each(Group::remove);
+        exit
+    }
+
+    fn collect(&self) -> Status {
         if !self.child {
-            return "it ended".to_owned();
-        }
-        if self.group.as_ref().is_some_and(Group::ran_out_of_memory) {
-            return "it was killed, as it wanted more memory than its group may have".to_owned();
+            return Status::Unknown;
         }
         use std::os::fd::AsFd as _;
         let id = WaitId::PidFd(self.pidfd.get_ref().as_fd());
         match waitid(id, WaitIdOptions::EXITED) {
             Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
-                (Some(code), _) => format!("it ended with status {code}"),
-                (_, Some(signal)) if signal == Signal::SYS.as_raw() => {
-                    "it was killed, as it made a system call that it may not make".to_owned()
-                }
-                (_, Some(signal)) => format!("it was ended by signal {signal}"),
-                _ => "it ended".to_owned(),
+                (Some(code), _) => Status::Code(code),
+                (_, Some(signal)) => Status::Signal(signal),
+                _ => Status::Unknown,
             },
-            Ok(None) => "it ended".to_owned(),
-            Err(error) => format!("its status is unknown: {error}"),
+            Ok(None) => Status::Unknown,
+            Err(error) => {
+                tracing::error!(pid = self.record.pid, %error, "cannot collect a VMM's status");
+                Status::Unknown
+            }
         }
     }
+}
+
+/// How a process ended, as its parent sees it.
+#[derive(Debug)]
+enum Status {
+    Code(i32),
+    Signal(i32),
+    /// It is not our child.
+    Unknown,
 }
 
 #[async_trait]
@@ -378,13 +395,7 @@ impl Vm for Process {
             tracing::error!(pid = self.record.pid, %error, "cannot watch a VMM");
         }
         let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        ended
-            .get_or_insert_with(|| {
-                let exit = last_words_in(&self.directory, &self.collect());
-                self.group.iter().for_each(Group::remove);
-                exit
-            })
-            .clone()
+        ended.get_or_insert_with(|| self.end()).clone()
     }
 
     async fn order_stop(&self) {
@@ -459,20 +470,40 @@ fn move_aside_if_large(path: &Path) -> io::Result<()> {
     }
 }
 
-fn last_words(directory: &InstanceDirectory, otherwise: &str) -> Exit {
-    last_words_in(directory.path(), otherwise)
+/// What a VMM said of its end, if it did.
+fn spoken(directory: &Path) -> Option<Exit> {
+    let text = tail(&directory.join(VMM_OUT), LAST_WORDS).unwrap_or_default();
+    ExitReport::from_output(&text).map(|report| judge(&report))
 }
 
-/// What a VMM said of its end, or `otherwise`.
-fn last_words_in(directory: &Path, otherwise: &str) -> Exit {
-    let text = tail(&directory.join(VMM_OUT), LAST_WORDS).unwrap_or_default();
-    match ExitReport::from_output(&text) {
-        Some(report) => judge(&report),
-        None => Exit {
-            kind: ExitKind::Failed,
-            detail: format!("{otherwise}, without saying why"),
-            json: String::new(),
-        },
+/// How one ended that said nothing.
+fn silent_end(status: Status, out_of_memory: bool) -> Exit {
+    match status {
+        _ if out_of_memory => unspoken(
+            ExitKind::OutOfMemory,
+            "it wanted more than its control group may have",
+        ),
+        Status::Signal(signal) if signal == Signal::SYS.as_raw() => unspoken(
+            ExitKind::ForbiddenCall,
+            "it is not on the list of the thread that made it",
+        ),
+        Status::Signal(signal) => unspoken(ExitKind::Killed, &format!("by signal {signal}")),
+        Status::Code(code) => unspoken(ExitKind::Failed, &format!("status {code}, no reason")),
+        Status::Unknown => unspoken(ExitKind::Killed, "without a word; nobody saw by what"),
+    }
+}
+
+/// What there is to say of one that could say nothing.
+fn unspoken(kind: ExitKind, detail: &str) -> Exit {
+    let reason = match kind {
+        ExitKind::Failed => ExitReason::InternalError,
+        _ => ExitReason::Killed,
+    };
+    let report = ExitReport::new(reason, format!("{kind}: {detail}"));
+    Exit {
+        kind,
+        detail: detail.to_owned(),
+        json: report.to_string(),
     }
 }
 
@@ -486,10 +517,9 @@ fn judge(report: &ExitReport) -> Exit {
         ExitReason::GuestReset => ExitKind::GuestReset,
         ExitReason::Stopped => ExitKind::Stopped,
         ExitReason::TemplateMade => ExitKind::TemplateMade,
-        ExitReason::TripleFault
-        | ExitReason::Killed
-        | ExitReason::ConfigError
-        | ExitReason::InternalError => ExitKind::Failed,
+        ExitReason::TripleFault => ExitKind::TripleFault,
+        ExitReason::ConfigError => ExitKind::Refused,
+        ExitReason::Killed | ExitReason::InternalError => ExitKind::Failed,
     };
     let detail = panic.unwrap_or(&report.detail);
     Exit {

@@ -131,9 +131,8 @@ async fn a_vmm_that_wants_more_memory_than_it_may_have_is_killed_and_that_is_sai
         return;
     }
     let exit = end_of(&stage.up().await).await;
-    assert_eq!(exit.kind, ExitKind::Failed);
-    let why = "it was killed, as it wanted more memory than its group may have";
-    assert!(exit.detail.starts_with(why), "{}", exit.detail);
+    assert_eq!(exit.kind, ExitKind::OutOfMemory);
+    assert!(exit.json.contains(r#""reason":"killed""#), "{}", exit.json);
     for door in stage.group().doors() {
         let group = door.parent().unwrap();
         assert!(!group.exists(), "{} is left", group.display());
@@ -142,6 +141,16 @@ async fn a_vmm_that_wants_more_memory_than_it_may_have_is_killed_and_that_is_sai
             "all groups are in nothing"
         );
     }
+}
+
+#[test]
+fn kills_are_told_apart() {
+    let kind = |status, out_of_memory| silent_end(status, out_of_memory).kind;
+    assert_eq!(kind(Status::Signal(9), false), ExitKind::Killed);
+    assert_eq!(kind(Status::Signal(9), true), ExitKind::OutOfMemory);
+    assert_eq!(kind(Status::Signal(31), false), ExitKind::ForbiddenCall);
+    assert_eq!(kind(Status::Unknown, false), ExitKind::Killed);
+    assert_eq!(kind(Status::Code(3), false), ExitKind::Failed);
 }
 
 #[tokio::test]
@@ -215,8 +224,13 @@ async fn its_last_words_say_why_it_ended() {
     let vm = stage.launch().await;
     vm.kill();
     let exit = end_of(&vm).await;
-    assert_eq!(exit.kind, ExitKind::Failed);
-    assert_eq!(exit.detail, "it was ended by signal 9, without saying why");
+    assert_eq!(exit.kind, ExitKind::Killed);
+    assert_eq!(exit.detail, "by signal 9");
+    assert!(
+        exit.json.contains("was killed: by signal 9"),
+        "{}",
+        exit.json
+    );
     assert_eq!(proc::start_time(vm.record().pid), None, "no zombie stays");
 }
 
@@ -238,7 +252,7 @@ async fn a_vmm_is_found_again_by_where_it_runs() {
     let found = find().await.unwrap().expect("found");
     assert_eq!(found.record(), vm.record());
     found.kill();
-    assert_eq!(end_of(&found).await.kind, ExitKind::Failed);
+    assert_eq!(end_of(&found).await.kind, ExitKind::Killed);
     end_of(&vm).await;
     assert!(find().await.unwrap().is_none());
     other.kill().unwrap();
@@ -349,6 +363,6 @@ fn a_panic_that_ends_in_a_reset_is_a_panic() {
     );
     assert_eq!(
         report(ExitReason::TripleFault, None),
-        (ExitKind::Failed, text("in words"))
+        (ExitKind::TripleFault, text("in words"))
     );
 }

@@ -46,8 +46,11 @@ pub struct Manifest {
     /// The template that its machine was started from last, if it was.
     #[serde(default)]
     pub template: Option<Key>,
-    /// Last words of its last VMM.
+    /// Last words of its last VMM, or what there is to say of one that had none.
     pub last_exit: String,
+    /// When that ended.
+    #[serde(default)]
+    pub ended: Option<SystemTime>,
 }
 
 impl Manifest {
@@ -65,6 +68,7 @@ impl Manifest {
             guest_incarnation: 0,
             template: None,
             last_exit: String::new(),
+            ended: None,
         }
     }
 

@@ -146,7 +146,10 @@ pub enum Then {
     },
     /// The ladder decides, if the goal still wants it to run.
     Recover {
-        /// What was wrong.
+        /// What was wrong, in a word.
+        #[serde(default)]
+        cause: Cause,
+        /// In a line.
         why: String,
     },
 }
@@ -238,8 +241,26 @@ pub enum ExitKind {
     Stopped,
     /// The guest has become a template.
     TemplateMade,
-    /// Anything else: the VMM failed or was killed.
+    /// A virtual processor met a fault that it could not even handle by a fault.
+    TripleFault,
+    /// Its process was killed, by whoever may do that.
+    Killed,
+    /// The kernel killed it, for it went beyond its memory.
+    OutOfMemory,
+    /// The kernel killed it, for it made a system call that it may not make.
+    ForbiddenCall,
+    /// The VMM would not run it: its configuration, kernel or a disk cannot be used.
+    Refused,
+    /// The VMM failed.
     Failed,
+}
+
+impl ExitKind {
+    /// Whether the process was ended from outside, without a word of its own.
+    #[must_use]
+    pub fn is_a_kill(self) -> bool {
+        matches!(self, Self::Killed | Self::OutOfMemory | Self::ForbiddenCall)
+    }
 }
 
 impl fmt::Display for ExitKind {
@@ -250,8 +271,72 @@ impl fmt::Display for ExitKind {
             Self::KernelPanic => "the guest's kernel panicked",
             Self::Stopped => "the virtual machine was stopped",
             Self::TemplateMade => "the virtual machine became a template",
+            Self::TripleFault => "the guest met a triple fault",
+            Self::Killed => "the virtual machine's process was killed",
+            Self::OutOfMemory => "the virtual machine's process went beyond its memory",
+            Self::ForbiddenCall => "the virtual machine's process made a forbidden system call",
+            Self::Refused => "the virtual machine cannot be run",
             Self::Failed => "the virtual machine failed",
         })
+    }
+}
+
+/// Why a virtual machine is not there any longer: what it did, or what was done to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// In a word.
+    pub cause: Cause,
+    /// In a line.
+    pub detail: String,
+}
+
+/// Why a virtual machine ended, in a word. Each is told apart from the others
+/// wherever ends are shown.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cause {
+    /// Its guest powered off.
+    PoweredOff,
+    /// Its guest rebooted.
+    Rebooted,
+    /// Its guest's kernel panicked.
+    Panicked,
+    /// Its guest met a triple fault.
+    TripleFault,
+    /// Its guest was silent for too long: the watchdog bit.
+    Hung,
+    /// Its guest did not come up in time.
+    NotUp,
+    /// Its role kept failing.
+    RoleFailed,
+    /// It was stopped, as the goal or an operator said.
+    Stopped,
+    /// Its process was killed.
+    Killed,
+    /// It went beyond its memory.
+    OutOfMemory,
+    /// It made a system call that it may not make.
+    ForbiddenCall,
+    /// It cannot be run.
+    Refused,
+    /// The VMM failed.
+    #[default]
+    VmmFailed,
+}
+
+impl From<ExitKind> for Cause {
+    fn from(kind: ExitKind) -> Self {
+        match kind {
+            ExitKind::GuestPowerOff => Self::PoweredOff,
+            ExitKind::GuestReset => Self::Rebooted,
+            ExitKind::KernelPanic => Self::Panicked,
+            ExitKind::Stopped | ExitKind::TemplateMade => Self::Stopped,
+            ExitKind::TripleFault => Self::TripleFault,
+            ExitKind::Killed => Self::Killed,
+            ExitKind::OutOfMemory => Self::OutOfMemory,
+            ExitKind::ForbiddenCall => Self::ForbiddenCall,
+            ExitKind::Refused => Self::Refused,
+            ExitKind::Failed => Self::VmmFailed,
+        }
     }
 }
 

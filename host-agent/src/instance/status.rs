@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, time::SystemTime};
 use fabric_proto::{id::InstanceId, node::v1 as wire};
 use tokio::sync::watch;
 
-use super::{manifest::Manifest, state::State};
+use super::{
+    manifest::Manifest,
+    state::{Cause, State},
+};
 use crate::{goal::GoalError, guest::report::RoleReport};
 
 /// The newest report on every instance of the node.
@@ -75,6 +78,30 @@ pub fn report(id: &InstanceId, manifest: &Manifest) -> wire::InstanceStatus {
         last_exit_json: manifest.last_exit.clone(),
         boot_id: machine.boot_id().to_owned(),
         restart_generation: machine.restart_generation(),
+        last_end: machine.end().map(|end| wire::VmEnd {
+            cause: cause(end.cause).into(),
+            detail: crate::guest::report::cut(&end.detail),
+            time: manifest.ended.map(Into::into),
+        }),
+    }
+}
+
+/// The word for a cause that others see.
+fn cause(cause: Cause) -> wire::VmEndCause {
+    match cause {
+        Cause::PoweredOff => wire::VmEndCause::PoweredOff,
+        Cause::Rebooted => wire::VmEndCause::Rebooted,
+        Cause::Panicked => wire::VmEndCause::Panicked,
+        Cause::TripleFault => wire::VmEndCause::TripleFault,
+        Cause::Hung => wire::VmEndCause::Hung,
+        Cause::NotUp => wire::VmEndCause::NotUp,
+        Cause::RoleFailed => wire::VmEndCause::RoleFailed,
+        Cause::Stopped => wire::VmEndCause::Stopped,
+        Cause::Killed => wire::VmEndCause::Killed,
+        Cause::OutOfMemory => wire::VmEndCause::OutOfMemory,
+        Cause::ForbiddenCall => wire::VmEndCause::ForbiddenCall,
+        Cause::Refused => wire::VmEndCause::Refused,
+        Cause::VmmFailed => wire::VmEndCause::VmmFailed,
     }
 }
 

@@ -274,6 +274,7 @@ impl Supervisor {
         self.vm = None;
         self.manifest.process = None;
         self.manifest.last_exit.clone_from(&exit.json);
+        self.manifest.ended = Some(SystemTime::now());
         self.step(Input::Exited(exit)).await;
     }
 

@@ -121,6 +121,9 @@ pub fn instance(instance: &Instance) -> Value {
         "boot_id": status.boot_id,
         "boot_to_hello_ms": words::millis(status.boot_to_hello.as_ref()),
         "restart_generation": status.restart_generation,
+        "last_end": status.last_end.as_ref().map(words::vm_end),
+        "last_end_detail": status.last_end.as_ref().map(|end| end.detail.as_str()),
+        "last_end_time": words::rfc3339(status.last_end.as_ref().and_then(|end| end.time.as_ref())),
         "last_exit": last_exit,
         "role_state": words::role_state(&role),
         "role_reason": role.reason,
@@ -162,7 +165,7 @@ pub fn event(event: &Event) -> Value {
 mod tests {
     use fabric_proto::{
         guest::v1::{RoleState, RoleStatus},
-        node::v1::{InstanceStatus, VmState},
+        node::v1::{InstanceStatus, VmEnd, VmEndCause, VmState},
     };
 
     use super::*;
@@ -176,6 +179,11 @@ mod tests {
                 nanos: 120_000_000,
             }),
             last_exit_json: r#"{"reason":"killed"}"#.to_owned(),
+            last_end: Some(VmEnd {
+                cause: VmEndCause::TripleFault.into(),
+                detail: "at 0x0".to_owned(),
+                time: None,
+            }),
             role: Some(RoleStatus {
                 state: RoleState::Ready.into(),
                 restarts: 2,
@@ -192,6 +200,8 @@ mod tests {
         assert_eq!(shown["role_restarts"], 2);
         assert_eq!(shown["boot_to_hello_ms"], 6120);
         assert_eq!(shown["last_exit"]["reason"], "killed");
+        assert_eq!(shown["last_end"], "triple_fault");
+        assert_eq!(shown["last_end_detail"], "at 0x0");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use fabric_proto::{
     guest::v1::{RoleKind, RoleState, RoleStatus},
-    node::v1::{InstanceStatus, VmState},
+    node::v1::{InstanceStatus, VmEnd, VmEndCause, VmState},
     v1::{BlobKind, ChangeAction},
 };
 use prost_types::Timestamp;
@@ -21,6 +21,12 @@ fn word(name: &str, prefix: &str) -> String {
 #[must_use]
 pub fn vm_state(status: &InstanceStatus) -> String {
     word(VmState::as_str_name(&status.vm_state()), "VM_STATE_")
+}
+
+/// Why a virtual machine ended.
+#[must_use]
+pub fn vm_end(end: &VmEnd) -> String {
+    word(VmEndCause::as_str_name(&end.cause()), "VM_END_CAUSE_")
 }
 
 /// State of a role.

@@ -6,8 +6,8 @@ use super::{Actions, Limits, Machine, tell};
 use crate::{
     events::Reason,
     instance::state::{
-        Action, Exit, ExitKind, Launch, Presence, Start, State, StoppedBy, Stopping, Then,
-        Unprepared,
+        Action, Cause, End, Exit, ExitKind, Launch, Presence, Start, State, StoppedBy, Stopping,
+        Then, Unprepared,
     },
     policy::ladder::Decision,
 };
@@ -85,13 +85,9 @@ impl Machine {
     ) {
         match self.state.clone() {
             State::Stopping { how, then, .. } => {
-                let killed = how == Stopping::Killing && exit.kind == ExitKind::Failed;
-                let message = if killed {
-                    "killed".to_owned()
-                } else {
-                    describe(exit)
-                };
-                tell(actions, Reason::VmmExited, &message, false);
+                let end = end_of_stopped(how, &then, exit);
+                tell(actions, Reason::VmmExited, &end.detail, false);
+                self.end = Some(end);
                 match then {
                     _ if self.wants() != Presence::Run => self.rest(actions),
                     Then::Goal => self.begin(Start::default(), actions),
@@ -99,15 +95,17 @@ impl Machine {
                     Then::Ended { reboot } => {
                         self.after_own_end(now, &own_end(reboot), limits, actions);
                     }
-                    Then::Recover { why } => self.recover(now, why, limits, actions),
+                    Then::Recover { why, .. } => self.recover(now, why, limits, actions),
                 }
             }
             State::Booting { .. } | State::Running { .. } | State::Leaving { .. } => {
                 let expected = exit.kind == ExitKind::GuestPowerOff;
                 tell(actions, Reason::VmmExited, &describe(exit), !expected);
-                // One that says nothing was killed from outside.
-                let says_why = !exit.json.is_empty();
-                if self.from_template && says_why {
+                self.end = Some(End {
+                    cause: exit.kind.into(),
+                    detail: describe(exit),
+                });
+                if self.from_template && !exit.kind.is_a_kill() {
                     let start = self.blames_template(&describe(exit), actions);
                     if self.wants() == Presence::Run {
                         self.begin(start, actions);
@@ -151,12 +149,7 @@ impl Machine {
                 }
             }
             ExitKind::GuestReset => self.start_without_blame(now, exit.kind, limits, actions),
-            ExitKind::KernelPanic
-            | ExitKind::Stopped
-            | ExitKind::TemplateMade
-            | ExitKind::Failed => {
-                self.recover(now, describe(exit), limits, actions);
-            }
+            _ => self.recover(now, describe(exit), limits, actions),
         }
     }
 
@@ -265,6 +258,25 @@ impl Machine {
                 start,
             };
         }
+    }
+}
+
+/// How a machine ended that was being stopped: by why it was, and how that went.
+fn end_of_stopped(how: Stopping, then: &Then, exit: &Exit) -> End {
+    let by = match (how, exit.kind) {
+        (Stopping::Killing, ExitKind::Killed) => "killed".to_owned(),
+        _ => describe(exit),
+    };
+    let (cause, why) = match then {
+        Then::Goal => (Cause::Stopped, "the goal says so"),
+        Then::Start(_) => (Cause::Stopped, "it is to be started anew"),
+        Then::Ended { reboot: true } => (Cause::Rebooted, "the guest said that it reboots"),
+        Then::Ended { reboot: false } => (Cause::PoweredOff, "the guest said that it powers off"),
+        Then::Recover { cause, why } => (*cause, why.as_str()),
+    };
+    End {
+        cause,
+        detail: format!("{why}; {by}"),
     }
 }
 

@@ -6,7 +6,7 @@ use super::{Actions, Limits, Machine, tell};
 use crate::{
     events::Reason,
     guest::report::{RoleCondition, RoleReport},
-    instance::state::{GuestSaid, Presence, State, Then},
+    instance::state::{Cause, GuestSaid, Presence, State, Then},
 };
 
 impl Machine {
@@ -100,7 +100,10 @@ impl Machine {
         }
         self.role = Some(report);
         if failing && matches!(self.state, State::Running { .. }) && self.wants() == Presence::Run {
-            let then = Then::Recover { why: why.clone() };
+            let then = Then::Recover {
+                cause: Cause::RoleFailed,
+                why: why.clone(),
+            };
             self.bring_down(now, then, &why, limits, actions);
         }
     }

@@ -43,7 +43,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     events::Reason,
     guest::report::RoleReport,
-    instance::state::{Action, Input, Note, Presence, Scope, Start, State, Wanted},
+    instance::state::{Action, End, Input, Note, Presence, Scope, Start, State, Wanted},
     policy::ladder::Ladder,
 };
 pub use limits::Limits;
@@ -69,6 +69,9 @@ pub struct Machine {
     #[serde(default)]
     from_template: bool,
     role: Option<RoleReport>,
+    /// How its last virtual machine ended.
+    #[serde(default)]
+    end: Option<End>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +96,7 @@ impl Default for Machine {
             boot_to_hello: None,
             from_template: false,
             role: None,
+            end: None,
         }
     }
 }
@@ -153,6 +157,12 @@ impl Machine {
     #[must_use]
     pub fn boot_to_hello(&self) -> Option<Duration> {
         self.boot_to_hello
+    }
+
+    /// How its last virtual machine ended, if one has.
+    #[must_use]
+    pub fn end(&self) -> Option<&End> {
+        self.end.as_ref()
     }
 
     /// Last report on its role since its last start.

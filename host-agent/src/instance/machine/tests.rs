@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     guest::report::RoleCondition,
-    instance::state::{Exit, ExitKind, GuestSaid, Launch, StoppedBy, Unprepared},
+    instance::state::{Cause, Exit, ExitKind, GuestSaid, Launch, StoppedBy, Unprepared},
 };
 
 /// A machine and what it did, for stories.
@@ -221,9 +221,9 @@ fn a_template_is_not_to_blame_for_what_comes_after_hello_or_from_outside() {
         .exits(ExitKind::KernelPanic);
     assert_eq!(story.did(), [KEEP]);
 
-    // Killed: it said nothing.
+    // Killed from outside.
     let mut story = copied();
-    assert_eq!(story.exits(ExitKind::Failed).did(), [KEEP]);
+    assert_eq!(story.exits(ExitKind::Killed).did(), [KEEP]);
 
     // Taken over by another process of the host agent.
     let mut story = copied();
@@ -628,6 +628,60 @@ fn after_a_restart_of_the_node_everything_starts_again_without_blame() {
     let limits = story.limits.clone();
     let actions = story.machine.resume(story.now, false, false, &limits);
     assert_eq!(actions, [KEEP]);
+}
+
+#[test]
+fn each_end_is_told_apart() {
+    let after = |ends: fn(&mut Story)| {
+        let mut story = Story::new();
+        story.goal(|_| {}).becomes_ready();
+        ends(&mut story);
+        story.machine.end().cloned().expect("it ended")
+    };
+    let by_itself = [
+        (ExitKind::GuestPowerOff, Cause::PoweredOff),
+        (ExitKind::GuestReset, Cause::Rebooted),
+        (ExitKind::KernelPanic, Cause::Panicked),
+        (ExitKind::TripleFault, Cause::TripleFault),
+        (ExitKind::Killed, Cause::Killed),
+        (ExitKind::OutOfMemory, Cause::OutOfMemory),
+        (ExitKind::ForbiddenCall, Cause::ForbiddenCall),
+        (ExitKind::Refused, Cause::Refused),
+        (ExitKind::Failed, Cause::VmmFailed),
+    ];
+    for (kind, cause) in by_itself {
+        let mut story = Story::new();
+        story.goal(|_| {}).becomes_ready().exits(kind);
+        let end = story.machine.end().unwrap();
+        assert_eq!(end.cause, cause);
+        assert!(end.detail.starts_with(&kind.to_string()), "{}", end.detail);
+    }
+
+    let hung = after(|story| _ = story.waits().exits(ExitKind::Killed));
+    assert_eq!(hung.cause, Cause::Hung);
+    assert_eq!(hung.detail, "3 heartbeats missed; killed");
+
+    let asked = after(|story| {
+        story.goal(|wanted| wanted.presence = Presence::Stop);
+        story.exits(ExitKind::GuestPowerOff);
+    });
+    assert_eq!(asked.cause, Cause::Stopped);
+    assert!(
+        asked.detail.contains("the guest powered off"),
+        "{}",
+        asked.detail
+    );
+
+    // A goodbye is believed, whatever it took then.
+    let goodbye = after(|story| {
+        story.hears(GuestSaid::Goodbye { reboot: true });
+        story.waits().exits(ExitKind::Killed);
+    });
+    assert_eq!(goodbye.cause, Cause::Rebooted);
+
+    let mut story = Story::new();
+    story.goal(|_| {}).starts().waits().exits(ExitKind::Killed);
+    assert_eq!(story.machine.end().unwrap().cause, Cause::NotUp);
 }
 
 #[derive(Debug, Clone)]

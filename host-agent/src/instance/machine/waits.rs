@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Actions, Limits, Machine, tell};
 use crate::{
     events::Reason,
-    instance::state::{Action, Start, State, Stopping, Then},
+    instance::state::{Action, Cause, Start, State, Stopping, Then},
 };
 
 impl Machine {
@@ -23,7 +23,10 @@ impl Machine {
                 let then = if self.from_template {
                     Then::Start(self.blames_template(&why, actions))
                 } else {
-                    Then::Recover { why: why.clone() }
+                    Then::Recover {
+                        cause: Cause::NotUp,
+                        why: why.clone(),
+                    }
                 };
                 self.put_down(now, &why, then, limits, actions);
             }
@@ -36,7 +39,10 @@ impl Machine {
             State::Running { .. } => {
                 let why = format!("{} heartbeats missed", limits.heartbeats_missed);
                 tell(actions, Reason::HeartbeatsMissed, &why, true);
-                let then = Then::Recover { why: why.clone() };
+                let then = Then::Recover {
+                    cause: Cause::Hung,
+                    why: why.clone(),
+                };
                 self.put_down(now, &why, then, limits, actions);
             }
             State::Leaving { reboot, .. } => {
