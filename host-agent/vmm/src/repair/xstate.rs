@@ -135,7 +135,7 @@ pub fn save(
         wanted & in_use
     };
     let write =
-        |range: std::ops::Range<usize>| memory.write(address + range.start as u64, &state[range]);
+        |range: std::ops::Range<usize>| memory.write(at(address, range.start), &state[range]);
     if stored & X87 != 0 {
         write(0..24)?;
         write(32..160)?;
@@ -159,7 +159,7 @@ pub fn save(
     };
     for (component, place) in layout.places(stored, compaction) {
         let bytes = &state[component.offset..component.offset + component.size];
-        memory.write(address + place as u64, bytes)?;
+        memory.write(at(address, place), bytes)?;
     }
     write_header(memory, address, form, wanted, in_use)
 }
@@ -171,7 +171,7 @@ fn write_header(
     wanted: u64,
     in_use: u64,
 ) -> Result<(), Fault> {
-    let header = address + HEADER as u64;
+    let header = at(address, HEADER);
     if form == SaveForm::Compacted {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&(wanted & in_use).to_le_bytes());
@@ -213,7 +213,7 @@ pub fn restore(
     for (component, place) in layout.places(wanted, compaction) {
         let bytes = &mut state[component.offset..component.offset + component.size];
         if loaded & (1 << component.number) != 0 {
-            memory.read(address + place as u64, bytes)?;
+            memory.read(at(address, place), bytes)?;
         } else {
             bytes.fill(0);
         }
@@ -295,6 +295,11 @@ fn restore_legacy(
     Ok(())
 }
 
+/// A place in an area. One at the end of the address space goes on at its beginning.
+fn at(address: u64, place: usize) -> u64 {
+    address.wrapping_add(place as u64)
+}
+
 /// The components that are not in their initial state. A changed MXCSR counts
 /// as SSE.
 fn in_use(state: &KvmXsave) -> u64 {
@@ -324,6 +329,9 @@ pub fn known_components(layout: &Layout) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+    use std::collections::BTreeMap;
+
     use proptest::prelude::*;
 
     use super::super::paging::AddressSpace;
@@ -514,6 +522,46 @@ mod tests {
                 code: 2
             })
         );
+    }
+
+    /// An address space in which every byte is there.
+    #[derive(Default)]
+    struct Everywhere(RefCell<BTreeMap<u64, u8>>);
+
+    impl LinearMemory for Everywhere {
+        fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Fault> {
+            let known = self.0.borrow();
+            for (index, byte) in bytes.iter_mut().enumerate() {
+                let at = address.wrapping_add(index as u64);
+                *byte = known.get(&at).copied().unwrap_or(0);
+            }
+            Ok(())
+        }
+
+        fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Fault> {
+            let mut known = self.0.borrow_mut();
+            for (index, byte) in bytes.iter().enumerate() {
+                known.insert(address.wrapping_add(index as u64), *byte);
+            }
+            Ok(())
+        }
+
+        fn compare_exchange(&self, _: u64, _: u128, _: u128) -> Result<u128, Fault> {
+            Err(Fault::Protection)
+        }
+    }
+
+    #[test]
+    fn an_area_at_the_end_of_the_address_space_goes_on_at_its_beginning() {
+        let last = 0u64.wrapping_sub(64);
+        let saved = state(ENABLED, 0x77);
+        for form in [SaveForm::Standard, SaveForm::Compacted] {
+            let space = Everywhere::default();
+            save(&layout(), &space, last, &saved, form, ENABLED, ENABLED).unwrap();
+            let before = state(0, 0);
+            let restored = restore(&layout(), &space, last, &before, ENABLED, ENABLED).unwrap();
+            assert!(restored == saved);
+        }
     }
 
     #[test]
