@@ -89,6 +89,10 @@ pub enum TransportStateError {
         /// This device's.
         ours: usize,
     },
+    /// It has a device at work that does not run, for its driver is not ready or it
+    /// has broken.
+    #[error("the snapshot's device is at work although it does not run")]
+    NotRunning,
     /// The device does not start.
     #[error("the device does not start again")]
     Activate(#[from] ActivateError),
@@ -176,6 +180,10 @@ impl MmioTransport {
         let positions = state.positions.as_ref().map_or(ours, Vec::len);
         if theirs != ours || positions != ours {
             return Err(TransportStateError::Queues { theirs, ours });
+        }
+        let runs = state.phase == Phase::DriverOk && !state.needs_reset;
+        if state.positions.is_some() && !runs {
+            return Err(TransportStateError::NotRunning);
         }
         self.phase = state.phase;
         self.driver_features = state.driver_features;

@@ -289,6 +289,41 @@ fn a_reset_forgets_everything() {
     assert_eq!(machine.status(), 3);
 }
 
+/// The state of a running device with one field changed.
+fn state_with(field: &str, value: serde_json::Value) -> mmio::TransportState {
+    let mut machine = Machine::new();
+    machine.bring_up();
+    let mut state = serde_json::to_value(machine.transport.suspend()).unwrap();
+    state[field] = value;
+    serde_json::from_value(state).unwrap()
+}
+
+#[test]
+fn a_state_of_a_device_that_runs_although_its_driver_is_not_ready_is_refused() {
+    let wrong = [
+        ("phase", "reset".into()),
+        ("phase", "features_ok".into()),
+        ("phase", "failed".into()),
+        ("needs_reset", true.into()),
+    ];
+    for (field, value) in wrong {
+        let mut machine = Machine::new();
+        let restored = machine.transport.restore(&state_with(field, value));
+        let error = restored.unwrap_err().to_string();
+        assert!(error.contains("does not run"), "{error}");
+        machine.transport.resume().unwrap();
+        assert!(!machine.is_running());
+        assert_eq!(machine.status(), 0, "it is as it was");
+        machine.bring_up();
+        assert_eq!(machine.notes.lock().unwrap().activations.len(), 1);
+    }
+    let mut machine = Machine::new();
+    let right = state_with("phase", "driver_ok".into());
+    machine.transport.restore(&right).unwrap();
+    machine.transport.resume().unwrap();
+    assert!(machine.is_running() && machine.status() == 15);
+}
+
 #[test]
 fn a_driver_that_gives_up_stops_the_device() {
     let mut machine = Machine::new();
