@@ -164,11 +164,7 @@ impl GuestServer {
         let listener = UnixListener::bind(directory.socket(&name))?;
         // The guest's VMM is another user, and nobody else comes into its directory.
         fs::set_permissions(directory.socket(&name), Permissions::from_mode(0o666))?;
-        let service = Service {
-            link,
-            newest: watch::Sender::new(0),
-        };
-        let service = GuestServiceServer::new(service).max_decoding_message_size(LARGEST_MESSAGE);
+        let service = service(link);
         let task = tokio::spawn(async move {
             let served = tonic::transport::Server::builder()
                 .initial_connection_window_size(WINDOW)
@@ -186,6 +182,14 @@ impl GuestServer {
             _task: AbortOnDropHandle::new(task),
         })
     }
+}
+
+/// What a guest's listener serves; apart from it, so that it can be served without
+/// a socket.
+#[must_use]
+pub fn service(link: GuestLink) -> GuestServiceServer<impl GuestService> {
+    let newest = watch::Sender::new(0);
+    GuestServiceServer::new(Service { link, newest }).max_decoding_message_size(LARGEST_MESSAGE)
 }
 
 #[derive(Debug)]

@@ -131,7 +131,13 @@ impl Block {
         left.ok()
     }
 
-    fn worker(&self, activation: Activation) -> Result<Worker, ActivateError> {
+    /// The work of an activated device, for whoever carries it out: its thread, or
+    /// a test that wants no thread.
+    ///
+    /// # Errors
+    ///
+    /// When there is no queue, or the host gives no event descriptor.
+    pub fn worker(&self, activation: Activation) -> Result<Worker, ActivateError> {
         let Activation {
             queues,
             memory,

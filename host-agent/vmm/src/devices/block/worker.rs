@@ -117,7 +117,11 @@ impl Worker {
     }
 
     /// Serves everything that is in the queue.
-    fn serve(&mut self) -> Result<(), QueueError> {
+    ///
+    /// # Errors
+    ///
+    /// When the ring is broken; the driver is not told yet.
+    pub fn serve(&mut self) -> Result<(), QueueError> {
         loop {
             self.queue.disable_notification()?;
             let mut unreported = 0;

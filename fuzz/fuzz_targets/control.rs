@@ -1,0 +1,158 @@
+//! The control socket: requests in pieces, whole, long and garbled.
+
+#![no_main]
+
+use std::cell::RefCell;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use arbitrary::Arbitrary;
+use event_manager::{EventManager, SubscriberOps};
+use fabric_fuzz::json::Edit;
+use fabric_fuzz::scratch::Scratch;
+use fabric_vmm::control::protocol::{Answer, Request, parse_request};
+use fabric_vmm::control::server::{Answerer, ControlListener, ControlServer};
+use libfuzzer_sys::fuzz_target;
+use serde_json::{Value, json};
+
+#[derive(Arbitrary, Debug)]
+struct Input {
+    lines: Vec<Line>,
+    /// Where what is written is cut.
+    cuts: Vec<u8>,
+    end: End,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Line {
+    Right(u8),
+    Edited(u8, Vec<Edit>),
+    Bytes(Vec<u8>),
+    Long(u16),
+}
+
+#[derive(Arbitrary, Debug)]
+enum End {
+    Read,
+    Leave,
+}
+
+/// Answers without doing anything.
+struct Nobody;
+
+impl Answerer for Nobody {
+    fn answer(&mut self, _request: Request) -> Answer {
+        Answer::done()
+    }
+}
+
+struct Server {
+    manager: EventManager<ControlServer>,
+    path: PathBuf,
+    _scratch: Scratch,
+}
+
+thread_local! {
+    static SERVER: RefCell<Server> = RefCell::new(Server::new());
+}
+
+fuzz_target!(|input: Input| {
+    let mut sent = Vec::new();
+    let mut lines = 0;
+    for line in input.lines.iter().take(16) {
+        let bytes = line.bytes();
+        check_line(&bytes);
+        lines += bytes.iter().filter(|byte| **byte == b'\n').count() + 1;
+        sent.extend_from_slice(&bytes);
+        sent.push(b'\n');
+    }
+    SERVER.with_borrow_mut(|server| server.converse(&sent, lines, &input));
+});
+
+/// A request that is taken is the same when it is written and read again.
+fn check_line(bytes: &[u8]) {
+    match parse_request(bytes) {
+        Ok(request) => {
+            let Ok(written) = serde_json::to_vec(&request) else {
+                return;
+            };
+            assert_eq!(parse_request(&written), Ok(request));
+        }
+        Err(answer) => assert!(!answer.ok && answer.to_line().ends_with("}\n")),
+    }
+}
+
+impl Line {
+    fn bytes(&self) -> Vec<u8> {
+        let right = |which: &u8| -> Value {
+            match which % 7 {
+                0 => json!({ "op": "status" }),
+                1 => json!({ "op": "stats" }),
+                2 => json!({ "op": "stop" }),
+                3 => json!({ "op": "pause" }),
+                4 => json!({ "op": "resume" }),
+                5 => json!({ "op": "snapshot", "path": "/x" }),
+                _ => json!({ "op": "snapshot" }),
+            }
+        };
+        match self {
+            Self::Right(which) => right(which).to_string().into_bytes(),
+            Self::Edited(which, edits) => {
+                let mut document = right(which);
+                edits
+                    .iter()
+                    .take(2)
+                    .for_each(|edit| edit.apply(&mut document));
+                document.to_string().into_bytes()
+            }
+            Self::Bytes(bytes) => bytes.clone(),
+            Self::Long(len) => vec![b' '; usize::from(*len)],
+        }
+    }
+}
+
+impl Server {
+    fn new() -> Self {
+        let scratch = Scratch::new();
+        let path = scratch.path("control.sock");
+        let server = ControlListener::bind(&path)
+            .expect("a socket")
+            .serve(Box::new(Nobody));
+        let mut manager = EventManager::new().expect("an event loop");
+        manager.add_subscriber(server);
+        Self {
+            manager,
+            path,
+            _scratch: scratch,
+        }
+    }
+
+    fn turn(&mut self) {
+        while self.manager.run_with_timeout(0).expect("the event loop") > 0 {}
+    }
+
+    fn converse(&mut self, sent: &[u8], lines: usize, input: &Input) {
+        let mut stream = UnixStream::connect(&self.path).expect("a connection");
+        stream
+            .set_nonblocking(true)
+            .expect("a stream that does not wait");
+        let mut left = sent;
+        for cut in &input.cuts {
+            let (now, later) = left.split_at(left.len().min(usize::from(*cut)));
+            let _ = stream.write(now);
+            left = later;
+            self.turn();
+        }
+        let _ = stream.write(left);
+        self.turn();
+        if matches!(input.end, End::Read) {
+            let mut answers = Vec::new();
+            let _ = stream.read_to_end(&mut answers);
+            let answered = answers.iter().filter(|byte| **byte == b'\n').count();
+            assert!(answered <= lines + 1, "{answered} answers to {lines} lines");
+        }
+        drop(stream);
+        self.turn();
+    }
+}
