@@ -55,7 +55,12 @@ pub fn run(project: &Project, options: &Options) -> Result<()> {
 
 fn run_stage(project: &Project, stage: Stage) -> Result<&'static str> {
     let mut command = match stage {
-        Stage::Fmt => cargo(project, &["fmt", "--all", "--check"]),
+        Stage::Fmt => {
+            // A workspace of its own.
+            let fuzz = ["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"];
+            process::run(&mut cargo(project, &fuzz))?;
+            cargo(project, &["fmt", "--all", "--check"])
+        }
         Stage::Clippy => cargo(
             project,
             &[

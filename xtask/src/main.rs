@@ -13,6 +13,7 @@ mod check;
 mod demo;
 mod digest;
 mod fabric;
+mod fuzz;
 mod image;
 mod interrupt;
 mod leftovers;
@@ -60,6 +61,8 @@ enum Task {
     Test(test::Options),
     /// Measure: `bench boot` times the way of a guest from start to Ready
     Bench(bench::Options),
+    /// Run the fuzz targets: hostile guests, disks, files and peers, made up
+    Fuzz(fuzz::Options),
     /// Check formatting, lints and documentation, warnings being errors
     Check(check::Options),
 }
@@ -94,6 +97,7 @@ fn run(task: Task) -> Result<()> {
         Task::Demo(options) => demo::run(&project, &options),
         Task::Test(options) => test::run(&project, &options),
         Task::Bench(options) => bench::run(&project, &options),
+        Task::Fuzz(options) => fuzz::run(&project, &options),
         Task::Check(options) => check::run(&project, &options),
     }
 }

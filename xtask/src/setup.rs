@@ -11,9 +11,10 @@ use crate::{
 };
 
 /// What is needed, and for what.
-const PACKAGES: [(&str, &str); 12] = [
+const PACKAGES: [(&str, &str); 13] = [
     ("gcc", "to link Rust programs and to build the guest kernel"),
     ("libc6-dev", "to link Rust programs"),
+    ("g++", "to build libFuzzer"),
     ("make", "to build the guest kernel"),
     ("flex", "to build the guest kernel"),
     ("bison", "to build the guest kernel"),
