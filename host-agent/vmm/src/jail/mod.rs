@@ -27,6 +27,7 @@
 //! | [`root`] | the root directory with nothing in it but one directory |
 //! | [`privileges`] | capabilities, resource limits |
 //! | [`access`] | Landlock |
+//! | [`allocator`] | the calls that the allocator would make of itself |
 //! | [`calls`] | the system calls of each kind of thread |
 //!
 //! The working directory stays what it was by name, in a root that has only it:
@@ -34,6 +35,7 @@
 //! says whose the process is.
 
 pub mod access;
+pub mod allocator;
 pub mod calls;
 pub mod identity;
 pub mod isolation;
@@ -158,6 +160,7 @@ pub fn enter(config: &JailConfig, limits: &Limits) -> Result<Jail, JailError> {
     done.note(Isolation::Pid, started_in_one(std::process::id() == 1))?;
     let given = config.given.contains(&Isolation::Cgroup);
     done.note(Isolation::Cgroup, started_in_one(given))?;
+    allocator::settle()?;
     let inside = root::Inside::enter(&config.directory)?;
     privileges::limit(limits)?;
     let alone = done.note(

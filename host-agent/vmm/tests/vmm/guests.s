@@ -271,4 +271,68 @@ calling_fault:
     reset
 calling_end:
 
+# Makes the accesses of the table behind it (see `script.rs`), for ever. An entry:
+# address, value, kind of access, and whether the value is to be another each time.
+    .globl hostile_begin, hostile_end
+hostile_begin:
+    lea r14, [rip + hostile_end]
+    mov r13, [r14]
+    add r14, 8
+    mov r15, r13
+    not r15
+2:  mov rsi, r14
+    mov r12, r13
+3:  mov rdi, [rsi]
+    mov rax, [rsi + 8]
+    mov ecx, [rsi + 16]
+    mov edx, [rsi + 20]
+    add rsi, 24
+    mov rbx, r15
+    shl rbx, 13
+    xor r15, rbx
+    mov rbx, r15
+    shr rbx, 7
+    xor r15, rbx
+    mov rbx, r15
+    shl rbx, 17
+    xor r15, rbx
+    and rdx, r15
+    xor rax, rdx
+    cmp ecx, 0
+    je 10f
+    cmp ecx, 1
+    je 11f
+    cmp ecx, 2
+    je 12f
+    cmp ecx, 3
+    je 13f
+    cmp ecx, 4
+    je 14f
+    cmp ecx, 5
+    je 15f
+    mov edx, edi
+    cmp ecx, 6
+    je 16f
+    in al, dx
+    jmp 4f
+10: mov [rdi], al
+    jmp 4f
+11: mov [rdi], ax
+    jmp 4f
+12: mov [rdi], eax
+    jmp 4f
+13: mov [rdi], rax
+    jmp 4f
+14: mov eax, [rdi]
+    jmp 4f
+15: mov al, [rdi]
+    jmp 4f
+16: out dx, al
+4:  dec r12
+    jnz 3b
+    say '.'
+    say 10
+    jmp 2b
+hostile_end:
+
 .popsection

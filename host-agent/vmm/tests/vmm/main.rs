@@ -5,6 +5,8 @@
 
 mod endings;
 mod guest;
+mod hostile;
 mod refusals;
 mod repairs;
+mod script;
 mod snapshots;
