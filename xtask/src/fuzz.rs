@@ -142,14 +142,7 @@ fn target_dir(project: &Project) -> PathBuf {
 }
 
 fn build(project: &Project) -> Result<()> {
-    let args = [
-        "build",
-        "--release",
-        "--locked",
-        "--bins",
-        "--target",
-        GUEST_TARGET,
-    ];
+    let args = ["build", "--release", "--bins", "--target", GUEST_TARGET];
     let mut command = nightly(&args);
     command
         .current_dir(project.root.join("fuzz"))
