@@ -171,6 +171,7 @@ const EVENT_LOOP: &[Call] = &[
     call(libc::SYS_recvfrom),
     call(libc::SYS_sendto),
     call(libc::SYS_shutdown),
+    with(libc::SYS_setsockopt, 2, libc::SO_SNDBUF as u64),
     ioctl(libc::FIONBIO),
     // Pause, resume, snapshot.
     kvm(1, 0x7b, size_of::<kvm_clock_data>()), // KVM_SET_CLOCK

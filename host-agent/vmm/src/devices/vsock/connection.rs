@@ -5,7 +5,8 @@
 //! connections.
 //!
 //! Data to the guest is read from the socket only when the guest has room for a
-//! packet, so nothing is held in that direction. Readiness is remembered: the
+//! packet, so nothing is held in that direction. In the other, what the socket does
+//! not take at once is held, up to the size of the buffer that the guest was told. Readiness is remembered: the
 //! socket is watched edge-triggered, and `readable` holds until a read finds
 //! nothing.
 
@@ -65,23 +66,30 @@ pub struct Connection<S> {
 
 impl<S: HostStream> Connection<S> {
     /// A connection that the guest asked for by `request`, and the host accepted.
-    pub fn accepted(guest_cid: u64, request: &Header, stream: S) -> Connection<S> {
+    pub fn accepted(guest_cid: u64, request: &Header, stream: S, buffer: usize) -> Connection<S> {
         let state = State::Open(Open::new(true));
-        let mut connection = Connection::new(guest_cid, request.ports_from_guest(), stream, state);
+        let ports = request.ports_from_guest();
+        let mut connection = Connection::new(guest_cid, ports, stream, state, buffer);
         connection.credit.update(request.buf_alloc, request.fwd_cnt);
         connection
     }
 
     /// A connection that the host asks for.
-    pub fn requested(guest_cid: u64, ports: Ports, stream: S, now: Instant) -> Connection<S> {
+    pub fn requested(
+        guest_cid: u64,
+        ports: Ports,
+        stream: S,
+        buffer: usize,
+        now: Instant,
+    ) -> Connection<S> {
         let state = State::Requested {
             said: false,
             until: now + REQUEST_TIMEOUT,
         };
-        Connection::new(guest_cid, ports, stream, state)
+        Connection::new(guest_cid, ports, stream, state, buffer)
     }
 
-    fn new(guest_cid: u64, ports: Ports, stream: S, state: State) -> Connection<S> {
+    fn new(guest_cid: u64, ports: Ports, stream: S, state: State, buffer: usize) -> Connection<S> {
         Connection {
             guest_cid,
             ports,
@@ -89,7 +97,7 @@ impl<S: HostStream> Connection<S> {
             state,
             credit: SendCredit::NONE,
             asked_for_credit: false,
-            received: ReceiveBuffer::default(),
+            received: ReceiveBuffer::new(buffer),
             owes_credit: false,
             readable: false,
         }
@@ -118,6 +126,11 @@ impl<S: HostStream> Connection<S> {
     /// Whether nothing is left to do, not even to tell the guest.
     pub fn is_finished(&self) -> bool {
         self.state == State::Finished { owes_reset: false }
+    }
+
+    /// How many bytes may be held on their way to the host.
+    pub fn buffer_size(&self) -> usize {
+        self.received.size()
     }
 
     /// How many bytes are held on their way to the host.

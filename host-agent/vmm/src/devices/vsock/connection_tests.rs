@@ -205,9 +205,9 @@ proptest! {
         let mut now = Instant::now();
         let script = Script { room: 100, ..Script::default() };
         let mut connection = if host_asks {
-            Connection::requested(CID, PORTS, script, now)
+            Connection::requested(CID, PORTS, script, BUFFER_SIZE, now)
         } else {
-            Connection::accepted(CID, &packet(Op::Request as u16, 0, 4096, 0), script)
+            Connection::accepted(CID, &packet(Op::Request as u16, 0, 4096, 0), script, BUFFER_SIZE)
         };
         let (mut buf_alloc, mut fwd_cnt) = if host_asks { (0, 0) } else { (4096, 0) };
         let mut sent = 0_u32;
@@ -248,7 +248,7 @@ proptest! {
     ) {
         let mut now = Instant::now();
         let mut connection = Connection::accepted(
-            CID, &packet(Op::Request as u16, 0, 1 << 20, 0), Script::default(),
+            CID, &packet(Op::Request as u16, 0, 1 << 20, 0), Script::default(), BUFFER_SIZE,
         );
         for event in &events {
             apply(&mut connection, Connection::stream_mut, event, &mut now);
@@ -267,7 +267,7 @@ proptest! {
     ) {
         let now = Instant::now();
         let request = packet(Op::Request as u16, 0, 1 << 20, 0);
-        let mut connection = Connection::accepted(CID, &request, Script::default());
+        let mut connection = Connection::accepted(CID, &request, Script::default(), BUFFER_SIZE);
         let all: Vec<u8> = (0..chunks.iter().sum()).map(|i: usize| i as u8).collect();
         let mut left = &all[..];
         let (mut sent, mut known) = (0_u32, 0_u32);
@@ -304,7 +304,12 @@ proptest! {
 }
 
 fn accepted(script: Script) -> Connection<Script> {
-    Connection::accepted(CID, &packet(Op::Request as u16, 0, 4096, 0), script)
+    Connection::accepted(
+        CID,
+        &packet(Op::Request as u16, 0, 4096, 0),
+        script,
+        BUFFER_SIZE,
+    )
 }
 
 fn next(connection: &mut Connection<Script>, now: Instant) -> Option<Op> {
@@ -315,7 +320,7 @@ fn next(connection: &mut Connection<Script>, now: Instant) -> Option<Op> {
 #[test]
 fn a_request_that_the_guest_never_answers_is_given_up() {
     let now = Instant::now();
-    let mut connection = Connection::requested(CID, PORTS, Script::default(), now);
+    let mut connection = Connection::requested(CID, PORTS, Script::default(), BUFFER_SIZE, now);
     assert_eq!(next(&mut connection, now), Some(Op::Request));
     connection.expire(now + REQUEST_TIMEOUT / 2);
     assert!(!connection.has_packet());
@@ -327,7 +332,7 @@ fn a_request_that_the_guest_never_answers_is_given_up() {
 #[test]
 fn a_caller_that_gives_up_before_the_guest_was_asked_leaves_no_trace() {
     let now = Instant::now();
-    let mut connection = Connection::requested(CID, PORTS, Script::default(), now);
+    let mut connection = Connection::requested(CID, PORTS, Script::default(), BUFFER_SIZE, now);
     connection.host_ready(
         Readiness {
             hung_up: true,

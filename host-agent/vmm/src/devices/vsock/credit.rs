@@ -6,11 +6,17 @@
 
 use std::collections::VecDeque;
 
+use super::muxer::MAX_CONNECTIONS;
+
 /// How much of a connection's data to the host is held at the most.
 pub const BUFFER_SIZE: usize = 64 << 10;
-/// When the guest is told that room has appeared, unless a packet tells it
-/// anyway: half the buffer, so that it neither stalls nor is told all the time.
-const UPDATE_AFTER: u32 = BUFFER_SIZE as u32 / 2;
+/// The same of connections that come when [`LARGE_BUFFERS`] others are there.
+pub const SMALL_BUFFER_SIZE: usize = 4 << 10;
+/// How many connections of a guest have a buffer of [`BUFFER_SIZE`].
+pub const LARGE_BUFFERS: usize = 128;
+/// How much of all of a guest's data to the host is held at the most: 15.5 MiB.
+pub const HELD_MAX: usize =
+    LARGE_BUFFERS * BUFFER_SIZE + (MAX_CONNECTIONS - LARGE_BUFFERS) * SMALL_BUFFER_SIZE;
 
 /// What the host may still send to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,9 +55,10 @@ impl SendCredit {
 
 /// The bytes that came from the guest and that the host has not taken yet.
 ///
-/// It never holds more than [`BUFFER_SIZE`], and no memory while it is empty.
-#[derive(Debug, Default)]
+/// It never holds more than its size, and no memory while it is empty.
+#[derive(Debug)]
 pub struct ReceiveBuffer {
+    size: usize,
     bytes: VecDeque<u8>,
     taken: u32,
     told: u32,
@@ -62,19 +69,36 @@ pub struct ReceiveBuffer {
 pub struct Overrun;
 
 impl ReceiveBuffer {
+    /// An empty buffer that may hold so many bytes.
+    pub fn new(size: usize) -> ReceiveBuffer {
+        ReceiveBuffer {
+            size,
+            bytes: VecDeque::new(),
+            taken: 0,
+            told: 0,
+        }
+    }
+
+    /// How many bytes it may hold.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
     /// Whether `bytes` more may come.
     ///
     /// # Errors
     ///
     /// [`Overrun`] if the guest ignored what it was told.
     pub fn admit(&self, bytes: usize) -> Result<(), Overrun> {
-        let room = BUFFER_SIZE - self.bytes.len();
+        let room = self.size - self.bytes.len();
         if bytes <= room { Ok(()) } else { Err(Overrun) }
     }
 
     /// Holds bytes that [`admit`](Self::admit) let in and the host did not take
     /// at once.
     pub fn hold(&mut self, bytes: &[u8]) {
+        // Not what an empty queue grows by, which may be twice as much.
+        self.bytes.reserve_exact(bytes.len());
         self.bytes.extend(bytes);
     }
 
@@ -116,12 +140,14 @@ impl ReceiveBuffer {
     /// `buf_alloc` and `fwd_cnt` for a packet, which tells the guest.
     pub fn tell(&mut self) -> (u32, u32) {
         self.told = self.taken;
-        (BUFFER_SIZE as u32, self.taken)
+        (self.size as u32, self.taken)
     }
 
-    /// Whether so much room has appeared that the guest should hear of it.
+    /// Whether so much room has appeared that the guest should hear of it, unless
+    /// a packet tells it anyway: half the buffer, so that it neither stalls nor is
+    /// told all the time.
     pub fn should_tell(&self) -> bool {
-        self.taken.wrapping_sub(self.told) >= UPDATE_AFTER
+        self.taken.wrapping_sub(self.told) >= self.size as u32 / 2
     }
 }
 
@@ -150,9 +176,10 @@ mod tests {
         #[test]
         fn an_honest_guest_neither_overruns_nor_starves(
             start: u32,
+            size in prop::sample::select(vec![SMALL_BUFFER_SIZE, BUFFER_SIZE]),
             steps in prop::collection::vec((0_u32..100_000, 0_usize..100_000), 1..200),
         ) {
-            let mut buffer = ReceiveBuffer { taken: start, told: start, ..Default::default() };
+            let mut buffer = ReceiveBuffer { taken: start, told: start, ..ReceiveBuffer::new(size) };
             let mut guest = Guest { sent: start, ..Default::default() };
             (guest.buf_alloc, guest.fwd_cnt) = buffer.tell();
             for (wanted, host_takes) in steps {
@@ -161,7 +188,7 @@ mod tests {
                 buffer.hold(&vec![0; sent as usize]);
                 guest.sent = guest.sent.wrapping_add(sent);
                 buffer.take(host_takes.min(buffer.len()));
-                prop_assert!(buffer.len() <= BUFFER_SIZE);
+                prop_assert!(buffer.bytes.capacity() <= size);
                 if buffer.should_tell() {
                     (guest.buf_alloc, guest.fwd_cnt) = buffer.tell();
                 }
@@ -194,7 +221,7 @@ mod tests {
 
     #[test]
     fn more_than_the_buffer_is_an_overrun() {
-        let mut buffer = ReceiveBuffer::default();
+        let mut buffer = ReceiveBuffer::new(BUFFER_SIZE);
         buffer.hold(&[0; 100]);
         assert_eq!(buffer.admit(BUFFER_SIZE - 100), Ok(()));
         assert_eq!(buffer.admit(BUFFER_SIZE - 99), Err(Overrun));

@@ -8,7 +8,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt,
+};
 use thiserror::Error;
 
 /// The longest line that whoever calls may write: `CONNECT 4294967295` and a
@@ -153,6 +155,16 @@ pub fn call(path: &Path, port: u32) -> io::Result<UnixStream> {
     let descriptor = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     connect(descriptor.as_raw_fd(), &address)?;
     Ok(UnixStream::from(descriptor))
+}
+
+/// Has the kernel hold at most about twice so many bytes that the other end of
+/// `stream` has not read: its accounting counts its own overhead.
+///
+/// # Errors
+///
+/// If the host refuses.
+pub fn bound_unread(stream: &UnixStream, bytes: usize) -> io::Result<()> {
+    Ok(setsockopt(stream, sockopt::SndBuf, &bytes)?)
 }
 
 /// A caller that has not yet said which port it wants.

@@ -22,10 +22,22 @@
 //! `PATH` and writes `CONNECT N\n` is connected to port N of the guest, and
 //! reads `OK <host port>\n` once the guest has accepted.
 //!
-//! **Bounds.** At most [`muxer::MAX_CONNECTIONS`] connections, each holding at
-//! most [`credit::BUFFER_SIZE`] bytes on their way to the host and none on their
-//! way to the guest; a guest that takes no packets, or a host that reads none,
-//! stops its own connection and no other.
+//! **Bounds.** What one guest can have of its host's memory, whatever it and
+//! those who talk with it do:
+//!
+//! | what | at most |
+//! |---|---|
+//! | connections | [`muxer::MAX_CONNECTIONS`], 2,048; one more is refused |
+//! | callers that have not said which port they want | [`muxer::MAX_CALLERS`], 64, for 5 s each; others wait in the socket's queue |
+//! | held on its way to the host, of one connection | [`credit::BUFFER_SIZE`], 64 KiB, of the first 128; [`credit::SMALL_BUFFER_SIZE`], 4 KiB, of those that come then |
+//! | the same of all connections | [`credit::HELD_MAX`], 15.5 MiB |
+//! | held on its way to the guest | nothing: it stays in the socket of who sent it until the guest has room |
+//! | in the kernel, not yet read by the host | about twice what may be held, by `SO_SNDBUF` |
+//! | answers to packets of no connection | 256; then the guest is not heard until it takes some |
+//!
+//! A guest that takes no packets or gives no credit, or a host that reads
+//! nothing, stops its own connection and no other. Nothing waits for either
+//! without end: a request for 5 s, a connection that is over for 10 s.
 
 pub mod connection;
 pub mod credit;
@@ -38,7 +50,11 @@ pub mod packet;
 pub mod state;
 
 #[cfg(test)]
+mod abuse_tests;
+#[cfg(test)]
 mod connection_tests;
+#[cfg(test)]
+mod test_guest;
 #[cfg(test)]
 mod tests;
 

@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::connection::{Connection, Readiness};
+use super::credit::{BUFFER_SIZE, LARGE_BUFFERS, SMALL_BUFFER_SIZE};
 use super::deadlines::Deadlines;
-use super::host::{Caller, ListenError, Listener, Progress, call};
+use super::host::{Caller, ListenError, Listener, Progress, bound_unread, call};
 use super::packet::{HOST_CID, Header, Op, Ports, TYPE_STREAM};
 
 /// The most connections at a time.
@@ -56,6 +57,8 @@ pub struct Muxer {
     epoll: Epoll,
     deadlines: Deadlines<Id>,
     connections: HashMap<Id, Entry>,
+    /// How many of them have a large buffer.
+    large: usize,
     ids: HashMap<Ports, Id>,
     callers: HashMap<Id, Caller>,
     line: VecDeque<Id>,
@@ -79,13 +82,9 @@ impl Muxer {
         };
         let epoll = Epoll::new().map_err(failed)?;
         let deadlines = Deadlines::new().map_err(failed)?;
-        watch(
-            &epoll,
-            listener.as_raw_fd(),
-            EventSet::IN | EventSet::EDGE_TRIGGERED,
-            LISTENER,
-        )
-        .map_err(failed)?;
+        epoll
+            .ctl(ControlOperation::Add, listener.as_raw_fd(), call_event())
+            .map_err(failed)?;
         watch(&epoll, deadlines.timer_fd(), EventSet::IN, TIMER).map_err(failed)?;
         Ok(Muxer {
             guest_cid,
@@ -95,6 +94,7 @@ impl Muxer {
             epoll,
             deadlines,
             connections: HashMap::new(),
+            large: 0,
             ids: HashMap::new(),
             callers: HashMap::new(),
             line: VecDeque::new(),
@@ -124,6 +124,12 @@ impl Muxer {
             .sum()
     }
 
+    /// How much waits to be said to the guest.
+    #[cfg(test)]
+    pub(super) fn unsaid(&self) -> usize {
+        self.line.len() + self.replies.len()
+    }
+
     /// Whether callers are heard; before the guest's driver runs, they are sent
     /// away at once.
     pub fn set_accepting(&mut self, accepting: bool) {
@@ -140,12 +146,18 @@ impl Muxer {
     pub fn reset(&mut self) {
         self.accepting = false;
         self.connections.clear();
+        self.large = 0;
         self.ids.clear();
         self.callers.clear();
         self.line.clear();
         self.replies.clear();
         self.deadlines.clear();
         self.deadlines.arm(Instant::now());
+        // Callers that wait to be heard are news again, to be sent away.
+        let listener = self.listener.as_raw_fd();
+        let _ = self
+            .epoll
+            .ctl(ControlOperation::Modify, listener, call_event());
     }
 
     /// Whether so many answers wait for the guest that it must take some before
@@ -198,6 +210,7 @@ impl Muxer {
             return Some(reply);
         }
         while let Some(id) = self.line.pop_front() {
+            // Who is over has left the line.
             let Some(entry) = self.connections.get_mut(&id) else {
                 continue;
             };
@@ -251,7 +264,8 @@ impl Muxer {
         let Ok(stream) = call(&self.path, request.dst_port) else {
             return self.refuse(request);
         };
-        let connection = Connection::accepted(self.guest_cid, request, stream);
+        let buffer = self.next_buffer_size();
+        let connection = Connection::accepted(self.guest_cid, request, stream, buffer);
         let id = self.fresh_id();
         self.insert(id, connection, ControlOperation::Add, now);
     }
@@ -302,7 +316,8 @@ impl Muxer {
             && let Some(ports) = self.free_ports(port)
         {
             let stream = caller.into_stream();
-            let connection = Connection::requested(self.guest_cid, ports, stream, now);
+            let buffer = self.next_buffer_size();
+            let connection = Connection::requested(self.guest_cid, ports, stream, buffer, now);
             self.insert(id, connection, ControlOperation::Modify, now);
         }
         self.accept(now);
@@ -326,6 +341,16 @@ impl Muxer {
         None
     }
 
+    /// The first connections have large buffers, and all together no more than a
+    /// guest may have.
+    fn next_buffer_size(&self) -> usize {
+        if self.large < LARGE_BUFFERS {
+            BUFFER_SIZE
+        } else {
+            SMALL_BUFFER_SIZE
+        }
+    }
+
     fn fresh_id(&mut self) -> Id {
         let id = self.next_id;
         self.next_id += 1;
@@ -345,13 +370,14 @@ impl Muxer {
             | EventSet::HANG_UP
             | EventSet::EDGE_TRIGGERED;
         let event = EpollEvent::new(interest, id);
-        if self
-            .epoll
-            .ctl(operation, connection.stream().as_raw_fd(), event)
-            .is_err()
-        {
+        let stream = connection.stream();
+        let size = connection.buffer_size();
+        let watched = bound_unread(stream, size)
+            .and_then(|()| self.epoll.ctl(operation, stream.as_raw_fd(), event));
+        if watched.is_err() {
             connection.abort();
         }
+        self.large += usize::from(size == BUFFER_SIZE);
         self.ids.insert(connection.ports(), id);
         self.connections.insert(
             id,
@@ -400,6 +426,10 @@ impl Muxer {
         self.deadlines.change(id, entry.deadline, deadline);
         entry.deadline = deadline;
         if entry.connection.is_finished() {
+            if entry.in_line {
+                self.line.retain(|waiting| *waiting != id);
+            }
+            self.large -= usize::from(entry.connection.buffer_size() == BUFFER_SIZE);
             self.ids.remove(&entry.connection.ports());
             self.connections.remove(&id);
             return true;
@@ -410,6 +440,11 @@ impl Muxer {
         }
         false
     }
+}
+
+/// That somebody calls.
+fn call_event() -> EpollEvent {
+    EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, LISTENER)
 }
 
 fn watch(epoll: &Epoll, descriptor: RawFd, interest: EventSet, id: Id) -> io::Result<()> {
