@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, path::PathBuf, process::Command};
 use serde_json::Value;
 
 /// Each crate of ours, and those of ours that it may use.
-const MAY_USE: [(&str, &[&str]); 10] = [
+const MAY_USE: [(&str, &[&str]); 11] = [
     ("vhd", &[]),
     ("fabric-vmm", &["vhd"]),
     ("fabric-proto", &[]),
@@ -17,6 +17,7 @@ const MAY_USE: [(&str, &[&str]); 10] = [
     ("fabric-controller", &["fabric-proto", "vhd"]),
     ("fabctl", &["fabric-proto", "vhd"]),
     ("fabric-tests", &["fabric-proto", "fabric-vmm", "vhd"]),
+    ("bus-peer", &[]),
     ("hello-web", &[]),
     ("xtask", &["vhd"]),
 ];

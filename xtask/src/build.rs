@@ -38,6 +38,8 @@ pub struct Images {
     pub kernel: PathBuf,
     /// The guest OS image.
     pub guest_os: PathBuf,
+    /// The initial RAM disk of a guest that is the other end of the VMBus.
+    pub bus_peer: PathBuf,
 }
 
 impl Prepare {
@@ -51,6 +53,7 @@ impl Prepare {
         Ok(Images {
             kernel: image::kernel(project)?,
             guest_os: image::guest_os(project)?,
+            bus_peer: image::bus_peer(project)?,
         })
     }
 }
@@ -84,13 +87,16 @@ pub fn program(project: &Project, package: &str) -> Result<()> {
     .with_context(|| format!("building {package}"))
 }
 
-/// Builds the static programs that run in guests: the guest agent and the demo's role.
+/// Builds the static programs that run in guests: the guest agent, the demo's role,
+/// and what tests and measurements talk with.
 pub fn guest_programs(project: &Project) -> Result<()> {
     let mut command = cargo(
         project,
         &["build", "--profile", "guest", "--target", GUEST_TARGET],
     );
-    command.args(["--package", "guest-agent", "--package", "hello-web"]);
+    for package in ["guest-agent", "hello-web", "bus-peer"] {
+        command.args(["--package", package]);
+    }
     command
         .env("RUSTFLAGS", GUEST_FLAGS)
         .env_remove("CARGO_ENCODED_RUSTFLAGS");

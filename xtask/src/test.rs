@@ -74,6 +74,7 @@ pub fn run(project: &Project, options: &Options) -> Result<()> {
         ("FABRIC_BIN_DIR", project.bin_dir()),
         ("FABRIC_KERNEL", image::kernel(project)?),
         ("FABRIC_GUEST_OS", image::guest_os(project)?),
+        ("FABRIC_BUS_PEER", image::bus_peer(project)?),
         ("FABRIC_CACHE", project.cache.clone()),
     ];
     let mut stages = vec![Stage {

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::{PATIENCE, first_line, median, telling};
+use super::{PATIENCE, first_line, median, median_of, millis, telling, until_ready};
 use crate::{
     build::Prepare,
     demo::service::{self, INSTANCE, SERVICE, Size},
@@ -90,17 +90,16 @@ fn measure(fabric: &mut Fabric, size: &Size, first_line_ms: f64) -> Result<Sampl
     service::apply(fabric, size)?;
     let mut started = None;
     let mut hello = None;
-    let instance = until(fabric, "the role to be Ready", |seen| match seen {
-        Seen::Event(event) if event.subject == INSTANCE => {
+    let instance = until_ready(fabric, |seen| {
+        if let Seen::Event(event) = seen
+            && event.subject == INSTANCE
+        {
             match event.reason.as_str() {
                 "VmmStarted" => started = Some(Instant::now()),
                 "GuestHello" => hello = Some(Instant::now()),
                 _ => {}
             }
-            None
         }
-        Seen::Instance(now) => ready(now),
-        _ => None,
     })?;
     let ready_at = Instant::now();
     let agent_hello_ms = instance
@@ -131,31 +130,25 @@ fn measure(fabric: &mut Fabric, size: &Size, first_line_ms: f64) -> Result<Sampl
     Ok(sample)
 }
 
-fn ready(instance: &Instance) -> Option<Instance> {
-    (instance.instance_id == INSTANCE && instance.is_ready()).then(|| instance.clone())
-}
-
-fn until<T>(fabric: &mut Fabric, what: &str, wanted: impl FnMut(&Seen) -> Option<T>) -> Result<T> {
-    fabric.wait(what, PATIENCE, wanted)
-}
-
 /// Time from the death of the role's process until it is Ready again.
 fn role_restart(fabric: &mut Fabric, dir: &Path, before: &Instance) -> Result<f64> {
     let begun = Instant::now();
     fault::inject(dir, "kill-role web")?;
-    until(
-        fabric,
+    fabric.wait(
         "the killed role to be Ready again",
+        PATIENCE,
         |seen| match seen {
-            Seen::Instance(now) if now.role_restarts > before.role_restarts => ready(now),
+            Seen::Instance(now) if now.instance_id == INSTANCE => {
+                (now.role_restarts > before.role_restarts && now.is_ready()).then_some(())
+            }
             _ => None,
         },
     )?;
-    Ok(begun.elapsed().as_secs_f64() * 1000.0)
+    Ok(millis(begun))
 }
 
 fn medians(samples: &[Sample], machine: Machine, size: &Size) -> Figures {
-    let of = |figure: fn(&Sample) -> f64| median(samples.iter().map(figure).collect());
+    let of = |figure| median_of(samples, figure);
     let by_name = |figure: fn(&Sample) -> &BTreeMap<String, f64>| {
         let names: std::collections::BTreeSet<&String> = samples
             .iter()

@@ -1,16 +1,22 @@
 //! `cargo xtask bench`: figures, as a table and as JSON.
 
 mod boot;
+mod bus;
 mod first_line;
 mod telling;
 mod vmm;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::Subcommand;
 
-use crate::{build::Prepare, demo::service::Size, project::Project};
+use crate::{
+    build::Prepare,
+    demo::service::{INSTANCE, Size},
+    fabric::{Fabric, Instance, Seen},
+    project::Project,
+};
 
 /// How long a guest may take until its role is Ready.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -40,7 +46,7 @@ enum What {
         prepare: Prepare,
     },
     /// Measure the VMM: cold and from a template, many clones at once, pauses,
-    /// snapshots, idling
+    /// snapshots, idling, the VMBus
     ///
     /// Through the whole system, so that what is measured is what users have.
     /// Prints medians as a table, and as JSON in the last line.
@@ -73,6 +79,29 @@ pub fn run(project: &Project, options: &Options) -> Result<()> {
             prepare,
         } => vmm::run(project, *runs, *clones, size, prepare),
     }
+}
+
+/// Waits until the only instance's role is Ready; looks at everything on the way.
+fn until_ready(fabric: &mut Fabric, mut look: impl FnMut(&Seen)) -> Result<Instance> {
+    fabric.wait("the role to be Ready", PATIENCE, |seen| {
+        look(seen);
+        match seen {
+            Seen::Instance(now) if now.instance_id == INSTANCE && now.is_ready() => {
+                Some(Instance::clone(now))
+            }
+            _ => None,
+        }
+    })
+}
+
+/// Time since then in milliseconds, to a tenth.
+fn millis(begun: Instant) -> f64 {
+    (begun.elapsed().as_secs_f64() * 10_000.0).round() / 10.0
+}
+
+/// The median of one figure of all samples.
+fn median_of<T>(samples: &[T], figure: fn(&T) -> f64) -> f64 {
+    median(samples.iter().map(figure).collect())
 }
 
 /// The middle one; of an even number, the mean of the two in the middle. Rounded to

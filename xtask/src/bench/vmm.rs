@@ -12,11 +12,11 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{PATIENCE, median, telling};
+use super::{PATIENCE, bus, median, median_of, millis, telling, until_ready};
 use crate::{
     build::{Images, Prepare},
     demo::service::{self, INSTANCE, SERVICE, Size},
-    fabric::{Fabric, Instance, Seen},
+    fabric::{Fabric, Seen},
     machine::Machine,
     preflight,
     progress::Work,
@@ -64,6 +64,16 @@ struct Figures {
     /// Of one core, by a guest whose role is Ready and does nothing but answer its
     /// probes.
     idle_core_percent: f64,
+    /// A stream from the host to a guest.
+    vsock_h2g_mib_per_s: f64,
+    /// A stream from a guest to the host.
+    vsock_g2h_mib_per_s: f64,
+    /// One byte to a guest and back.
+    vsock_rtt_us: f64,
+    /// A stream between two threads of the host over a unix socket.
+    unix_mib_per_s: f64,
+    /// One byte between them and back.
+    unix_rtt_us: f64,
 }
 
 /// One start of one instance.
@@ -99,23 +109,22 @@ pub fn run(
     let many = many(&mut fabric, size, clones)?;
     fabric.end()?;
 
-    let of = |samples: &[Sample], figure: fn(&Sample) -> f64| {
-        median(samples.iter().map(figure).collect())
-    };
+    let bus = bus::measure(project, &images, size)?;
+
     let figures = Figures {
         bench: "vmm",
         machine,
         runs,
         vcpus: size.vcpus,
         memory: size.memory.clone(),
-        first_run_ms: of(&cold, |sample| sample.first_run_ms),
-        template_first_run_ms: of(&warm, |sample| sample.first_run_ms),
-        vmm_pss_kib: of(&warm, |sample| sample.pss_kib),
-        cold_hello_ms: of(&cold, |sample| sample.hello_ms),
-        cold_ready_ms: of(&cold, |sample| sample.ready_ms),
-        template_made_ready_ms: of(&first, |sample| sample.ready_ms),
-        template_hello_ms: of(&warm, |sample| sample.hello_ms),
-        template_ready_ms: of(&warm, |sample| sample.ready_ms),
+        first_run_ms: median_of(&cold, |sample| sample.first_run_ms),
+        template_first_run_ms: median_of(&warm, |sample| sample.first_run_ms),
+        vmm_pss_kib: median_of(&warm, |sample| sample.pss_kib),
+        cold_hello_ms: median_of(&cold, |sample| sample.hello_ms),
+        cold_ready_ms: median_of(&cold, |sample| sample.ready_ms),
+        template_made_ready_ms: median_of(&first, |sample| sample.ready_ms),
+        template_hello_ms: median_of(&warm, |sample| sample.hello_ms),
+        template_ready_ms: median_of(&warm, |sample| sample.ready_ms),
         clones,
         clones_hello_ms: many.hello_ms,
         clone_private_kib: many.private_kib,
@@ -124,6 +133,11 @@ pub fn run(
         snapshot_ms: kept.snapshot_ms,
         snapshot_kib: kept.snapshot_kib,
         idle_core_percent: kept.idle_core_percent,
+        vsock_h2g_mib_per_s: bus.h2g_mib_per_s,
+        vsock_g2h_mib_per_s: bus.g2h_mib_per_s,
+        vsock_rtt_us: bus.rtt_us,
+        unix_mib_per_s: bus.unix_mib_per_s,
+        unix_rtt_us: bus.unix_rtt_us,
     };
     show(&figures)?;
     println!("{}", serde_json::to_string(&figures)?);
@@ -143,7 +157,7 @@ fn starts(fabric: &mut Fabric, size: &Size, runs: u32, what: &str) -> Result<Vec
     for run in 1..=runs {
         let begun = Instant::now();
         service::apply(fabric, size)?;
-        let instance = until_ready(fabric).with_context(|| format!("{what}: {run}"))?;
+        let instance = until_ready(fabric, |_| {}).with_context(|| format!("{what}: {run}"))?;
         let ready_ms = millis(begun);
         let control = fabric.instance_dir(INSTANCE).join("control.sock");
         samples.push(Sample {
@@ -164,15 +178,6 @@ fn starts(fabric: &mut Fabric, size: &Size, runs: u32, what: &str) -> Result<Vec
     Ok(samples)
 }
 
-fn until_ready(fabric: &mut Fabric) -> Result<Instance> {
-    fabric.wait("the role to be Ready", PATIENCE, |seen| match seen {
-        Seen::Instance(now) if now.instance_id == INSTANCE && now.is_ready() => {
-            Some(Instance::clone(now))
-        }
-        _ => None,
-    })
-}
-
 #[derive(Debug, Default)]
 struct Kept {
     pause_ms: f64,
@@ -186,7 +191,7 @@ struct Kept {
 fn keep(fabric: &mut Fabric, size: &Size, runs: u32) -> Result<Kept> {
     let mut work = Work::begin("Measuring a running guest");
     service::apply(fabric, size)?;
-    let instance = until_ready(fabric)?;
+    let instance = until_ready(fabric, |_| {})?;
     let control = fabric.instance_dir(INSTANCE).join("control.sock");
     work.now("idle");
     let before = telling::cpu_seconds(instance.vmm_pid)?;
@@ -266,10 +271,6 @@ fn many(fabric: &mut Fabric, size: &Size, clones: u32) -> Result<Many> {
     })
 }
 
-fn millis(begun: Instant) -> f64 {
-    (begun.elapsed().as_secs_f64() * 10_000.0).round() / 10.0
-}
-
 /// Prints every figure by its name, which says its unit.
 fn show(figures: &Figures) -> Result<()> {
     let figures = serde_json::to_value(figures)?;
@@ -279,7 +280,10 @@ fn show(figures: &Figures) -> Result<()> {
         .flatten()
         .filter(|(_, value)| value.is_f64())
         .map(|(name, value)| {
-            let (what, unit) = name.rsplit_once('_').unwrap_or((name, ""));
+            let (what, unit) = match name.strip_suffix("_mib_per_s") {
+                Some(what) => (what, "MiB/s"),
+                None => name.rsplit_once('_').unwrap_or((name, "")),
+            };
             let unit = if unit == "percent" { "%" } else { unit };
             [
                 what.replace('_', " "),

@@ -1,6 +1,7 @@
 //! `cargo xtask image`: the guest kernel and the guest OS image, built once and
 //! kept in the cache by the digest of what they are made from.
 
+mod bus_peer;
 mod cache;
 mod ext4;
 mod guest_os;
@@ -86,6 +87,7 @@ pub fn current(project: &Project) -> Result<Images> {
     Ok(Images {
         kernel: find(kernel, vmlinux)?,
         guest_os: find(guest_os, vhd)?,
+        bus_peer: bus_peer::path(project),
     })
 }
 
@@ -97,4 +99,9 @@ pub fn has_kernel(project: &Project) -> bool {
 /// The guest OS image, built if it is not in the cache yet.
 pub fn guest_os(project: &Project) -> Result<PathBuf> {
     guest_os::ensure(project)
+}
+
+/// The initial RAM disk of a guest that is the other end of the VMBus.
+pub fn bus_peer(project: &Project) -> Result<PathBuf> {
+    bus_peer::ensure(project)
 }
