@@ -12,6 +12,7 @@ use thiserror::Error;
 use vhd::SECTOR_SIZE;
 
 use crate::jail::Isolation;
+use crate::limits::{LimitError, Limits};
 
 /// The fewest MiB of memory a guest can have: a kernel and a little room.
 pub const MEMORY_MIN_MIB: u64 = 32;
@@ -87,6 +88,9 @@ pub struct VmConfig {
     /// Whether to repair a KVM that interprets guest kernels.
     #[serde(default)]
     pub repair: RepairMode,
+    /// What the devices are held to. It can be changed while the machine runs.
+    #[serde(default, skip_serializing_if = "Limits::is_none")]
+    pub limits: Limits,
     /// What the process gives up before the guest runs; nothing if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jail: Option<JailConfig>,
@@ -228,6 +232,9 @@ pub enum ConfigError {
         #[source]
         source: serde_json::Error,
     },
+    /// A limit breaks a rule.
+    #[error(transparent)]
+    Limit(#[from] LimitError),
     /// A field's value breaks a rule.
     #[error("`{field}` is {value}: {rule}")]
     Value {
@@ -272,6 +279,7 @@ impl VmConfig {
             console: ConsoleConfig::default(),
             control: None,
             repair: RepairMode::default(),
+            limits: Limits::default(),
             jail: None,
         }
     }
@@ -331,6 +339,7 @@ impl VmConfig {
             check_socket_path("control", path, SOCKET_PATH_MAX)?;
         }
         self.check_jail()?;
+        self.limits.check(self.disks.len())?;
         self.console.check()
     }
 }
@@ -494,6 +503,7 @@ fn default_ring_bytes() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::RateLimit;
 
     fn parse(text: &str) -> Result<VmConfig, serde_json::Error> {
         serde_json::from_str(text)
@@ -608,6 +618,8 @@ mod tests {
             }];
         });
         assert!(text.starts_with("`disks[0].parents` is 8 long"), "{text}");
+        let text = complaint(|c| c.limits.disks = vec![RateLimit::default()]);
+        assert_eq!(text, "`limits.disks` is 1 long: the machine has 0");
         let text = complaint(|c| c.cmdline = "a\nb".into());
         assert!(text.contains("printable ASCII"), "{text}");
         let text = complaint(|c| c.control = Some("x".repeat(108).into()));

@@ -12,6 +12,7 @@
 //! | [`devices`] | serial port, keyboard controller, virtio block and vsock |
 //! | [`console`] | where the serial port's output goes; the ring and its reader |
 //! | [`control`] | the control socket: protocol, client, server |
+//! | [`limits`] | what a guest may use of its host's disks and sockets |
 //! | [`snapshot`] | a paused machine as files |
 //! | [`jail`] | what the process gives up before the guest runs |
 //! | [`probe`] | whether this host can run machines, and what to do where not |
@@ -21,7 +22,7 @@
 //! not hot, and the block devices' own. Everything from the guest is hostile:
 //! it can end its own machine, and that is all it can do.
 //!
-//! The host agent uses [`config`], [`exit`], [`console`], [`control`],
+//! The host agent uses [`config`], [`limits`], [`exit`], [`console`], [`control`],
 //! [`snapshot::verify`] and [`jail::launch`] only.
 
 pub mod boot;
@@ -32,6 +33,7 @@ pub mod devices;
 pub mod exit;
 pub mod jail;
 pub mod kvm;
+pub mod limits;
 pub mod machine;
 pub mod memory;
 pub mod probe;

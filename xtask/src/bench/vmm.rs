@@ -192,7 +192,8 @@ fn keep(fabric: &mut Fabric, size: &Size, runs: u32) -> Result<Kept> {
     let mut work = Work::begin("Measuring a running guest");
     service::apply(fabric, size)?;
     let instance = until_ready(fabric, |_| {})?;
-    let control = fabric.instance_dir(INSTANCE).join("control.sock");
+    let dir = fabric.instance_dir(INSTANCE);
+    let (control, jail) = (dir.join("control.sock"), dir.join("jail"));
     work.now("idle");
     let before = telling::cpu_seconds(instance.vmm_pid)?;
     thread::sleep(IDLE);
@@ -203,7 +204,8 @@ fn keep(fabric: &mut Fabric, size: &Size, runs: u32) -> Result<Kept> {
         work.now(format!("snapshot {run}"));
         pauses.push(telling::tell(&control, &json!({"op": "pause"}))?);
         resumes.push(telling::tell(&control, &json!({"op": "resume"}))?);
-        let path = fabric.dir().join(format!("snapshot-{run}"));
+        // What the VMM can write to from its jail.
+        let path = jail.join(format!("snapshot-{run}"));
         let request = json!({"op": "snapshot", "path": path});
         snapshots.push(telling::tell(&control, &request)?);
         snapshot_kib = disk_kib(&path)?;

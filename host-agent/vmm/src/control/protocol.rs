@@ -7,6 +7,7 @@
 //! {"op":"pause"}   {"version":1,"ok":true}
 //! {"op":"resume"}  {"version":1,"ok":true}
 //! {"op":"snapshot","path":"/new/directory"}   {"version":1,"ok":true}
+//! {"op":"limit","limits":{...}}               {"version":1,"ok":true}
 //! {"op":"dance"}   {"version":1,"ok":false,"error":"unknown variant `dance`, ..."}
 //! ```
 //!
@@ -17,8 +18,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::devices::block::BlockStatsSnapshot;
+use crate::devices::vsock::VsockStats;
 use crate::exit::{KvmKind, RepairReport, Timings};
 use crate::jail::Isolation;
+use crate::limits::{Limits, Throttled};
 
 /// The protocol's version, in every answer.
 pub const VERSION: u32 = 1;
@@ -44,6 +48,11 @@ pub enum Request {
         /// The directory. It must not exist.
         path: PathBuf,
     },
+    /// Hold the devices to other limits from now on.
+    Limit {
+        /// All of them: what is not said is not limited any more.
+        limits: Limits,
+    },
 }
 
 /// A request as it is written. A field that is not known is refused, for it may
@@ -54,6 +63,8 @@ struct RequestLine {
     op: Op,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     path: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    limits: Option<Limits>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -65,36 +76,49 @@ enum Op {
     Pause,
     Resume,
     Snapshot,
+    Limit,
 }
 
 impl TryFrom<RequestLine> for Request {
     type Error = &'static str;
 
-    fn try_from(RequestLine { op, path }: RequestLine) -> Result<Request, &'static str> {
-        match (op, path) {
-            (Op::Snapshot, Some(path)) => Ok(Request::Snapshot { path }),
-            (Op::Snapshot, None) => Err("`path` is missing: the directory for the snapshot"),
-            (_, Some(_)) => Err("`path` belongs to `snapshot` only"),
-            (Op::Status, None) => Ok(Request::Status),
-            (Op::Stats, None) => Ok(Request::Stats),
-            (Op::Stop, None) => Ok(Request::Stop),
-            (Op::Pause, None) => Ok(Request::Pause),
-            (Op::Resume, None) => Ok(Request::Resume),
+    fn try_from(line: RequestLine) -> Result<Request, &'static str> {
+        let RequestLine { op, path, limits } = line;
+        match (op, path, limits) {
+            (Op::Snapshot, Some(path), None) => Ok(Request::Snapshot { path }),
+            (Op::Snapshot, None, _) => Err("`path` is missing: the directory for the snapshot"),
+            (Op::Limit, None, Some(limits)) => Ok(Request::Limit { limits }),
+            (Op::Limit, _, None) => Err("`limits` is missing: all limits from now on"),
+            (_, Some(_), _) => Err("`path` belongs to `snapshot` only"),
+            (_, None, Some(_)) => Err("`limits` belongs to `limit` only"),
+            (Op::Status, None, None) => Ok(Request::Status),
+            (Op::Stats, None, None) => Ok(Request::Stats),
+            (Op::Stop, None, None) => Ok(Request::Stop),
+            (Op::Pause, None, None) => Ok(Request::Pause),
+            (Op::Resume, None, None) => Ok(Request::Resume),
         }
     }
 }
 
 impl From<Request> for RequestLine {
     fn from(request: Request) -> RequestLine {
-        let (op, path) = match request {
-            Request::Status => (Op::Status, None),
-            Request::Stats => (Op::Stats, None),
-            Request::Stop => (Op::Stop, None),
-            Request::Pause => (Op::Pause, None),
-            Request::Resume => (Op::Resume, None),
-            Request::Snapshot { path } => (Op::Snapshot, Some(path)),
+        let (mut path, mut limits) = (None, None);
+        let op = match request {
+            Request::Status => Op::Status,
+            Request::Stats => Op::Stats,
+            Request::Stop => Op::Stop,
+            Request::Pause => Op::Pause,
+            Request::Resume => Op::Resume,
+            Request::Snapshot { path: directory } => {
+                path = Some(directory);
+                Op::Snapshot
+            }
+            Request::Limit { limits: all } => {
+                limits = Some(all);
+                Op::Limit
+            }
         };
-        RequestLine { op, path }
+        RequestLine { op, path, limits }
     }
 }
 
@@ -149,6 +173,27 @@ pub struct Stats {
     pub exits: BTreeMap<String, u64>,
     /// What was repaired.
     pub repair: RepairReport,
+    /// The disks, in their order.
+    #[serde(default)]
+    pub disks: Vec<DiskStats>,
+    /// The vsock device.
+    #[serde(default)]
+    pub vsock: Option<VsockStats>,
+    /// How often console output was left out for its limit, and for how long.
+    #[serde(default)]
+    pub console: Throttled,
+}
+
+/// What a disk has done.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct DiskStats {
+    /// Its serial.
+    pub serial: String,
+    /// Requests and bytes.
+    #[serde(flatten)]
+    pub done: BlockStatsSnapshot,
+    /// What has waited for its limits.
+    pub throttled: Throttled,
 }
 
 impl Answer {
@@ -214,6 +259,10 @@ mod tests {
     fn requests_are_read_by_their_op() {
         assert_eq!(parse_request(br#"{"op":"status"}"#), Ok(Request::Status));
         assert_eq!(parse_request(b"{\"op\":\"stop\"}\r"), Ok(Request::Stop));
+        let line = br#"{"op":"limit","limits":{"console":{"per_second":4096,"burst":1}}}"#;
+        let request = parse_request(line).unwrap();
+        assert!(matches!(&request, Request::Limit { limits } if limits.console.is_some()));
+        assert_eq!(serde_json::to_vec(&request).unwrap(), line);
     }
 
     #[test]
@@ -224,6 +273,10 @@ mod tests {
             "stop",
             r#"{"op":"dance"}"#,
             r#"{"op":"stop","now":1}"#,
+            r#"{"op":"stop","limits":{}}"#,
+            r#"{"op":"limit"}"#,
+            r#"{"op":"limit","limits":{},"path":"/tmp"}"#,
+            r#"{"op":"limit","limits":{"disk":[]}}"#,
             "\u{0}",
         ] {
             let answer = parse_request(line.as_bytes()).unwrap_err();

@@ -153,6 +153,8 @@ const DISK: &[Call] = &[
     call(libc::SYS_ftruncate),
     call(libc::SYS_statx),
     call(libc::SYS_lseek),
+    // Held to its limits, it sleeps for a time.
+    call(libc::SYS_ppoll),
 ];
 
 const EVENT_LOOP: &[Call] = &[

@@ -18,6 +18,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::detection::Detection;
 use super::disks::{self, DiskError};
+use super::governor::Governor;
 use super::keeper::{DiskPart, Parts, SharedTransport, VsockPart};
 use super::restore::{self, RestoreError};
 use crate::boot::layout::{KVM_TSS, MMIO_SIZE, MmioSlot};
@@ -36,6 +37,7 @@ use crate::devices::vsock::{Vsock, VsockError, VsockEventHandler};
 use crate::exit::{ExitReason, KvmKind};
 use crate::jail::JailError;
 use crate::kvm::{self, KvmError};
+use crate::limits::LimitError;
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::repair::counters::RepairCounters;
 use crate::repair::xstate::Layout;
@@ -109,6 +111,9 @@ pub enum AssembleError {
     /// The snapshot.
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    /// The limits.
+    #[error(transparent)]
+    Limits(#[from] LimitError),
     /// The jail.
     #[error(transparent)]
     Jail(#[from] JailError),
@@ -182,6 +187,8 @@ pub struct Assembled {
     pub vcpus: Vec<Vcpu>,
     /// The disks' threads, not running yet.
     pub disk_threads: Vec<DiskThread>,
+    /// What holds its devices to their limits.
+    pub governor: Governor,
     /// The virtual machine and its devices.
     pub parts: Parts,
 }
@@ -216,6 +223,11 @@ pub fn assemble(config: &VmConfig, started: Instant) -> Result<Assembled, Assemb
 
     let sink = ConsoleSink::open(&config.console)?;
     let watch = sink.watch();
+    let mut governor = Governor {
+        disks: Vec::with_capacity(config.disks.len()),
+        vsock: None,
+        console: sink.throttle(),
+    };
     let serial_irq = interrupt(&vm, serial::IRQ)?;
     let serial = match &origin {
         Origin::Kernel(_) => SerialPort::new(serial_irq, sink),
@@ -231,6 +243,7 @@ pub fn assemble(config: &VmConfig, started: Instant) -> Result<Assembled, Assemb
         let size_bytes = image.size();
         let mut block = Block::new(image, &disk.serial, disk.readonly)?;
         disk_threads.extend(block.take_thread());
+        governor.disks.push((disk.serial.clone(), block.handle()?));
         disks.push(DiskPart {
             serial: disk.serial.clone(),
             readonly: disk.readonly,
@@ -242,6 +255,7 @@ pub fn assemble(config: &VmConfig, started: Instant) -> Result<Assembled, Assemb
     if let Some(vsock) = &config.vsock {
         let device = Vsock::new(u64::from(vsock.cid), &vsock.path)?;
         vsock_events = Some(device.event_handler());
+        governor.vsock = Some(device.handle());
         if let Some(template) = &config.template {
             let sign = event()?;
             let ours = sign
@@ -260,6 +274,7 @@ pub fn assemble(config: &VmConfig, started: Instant) -> Result<Assembled, Assemb
             transport: devices.add(Box::new(device))?,
         });
     }
+    governor.limit(&config.limits)?;
     let Devices { bus, slots, .. } = devices;
     if let Origin::Kernel(kernel) = &origin {
         write_boot_data(config, kind, &memory, kernel, &slots)?;
@@ -308,6 +323,7 @@ pub fn assemble(config: &VmConfig, started: Instant) -> Result<Assembled, Assemb
         terminal: terminal.map_err(AssembleError::Terminal)?,
         vcpus,
         disk_threads,
+        governor,
         parts,
     })
 }

@@ -76,6 +76,7 @@ fn run_to_end(
         template_sign,
         vcpus,
         disk_threads,
+        governor,
         parts,
         ..
     } = machine;
@@ -103,7 +104,7 @@ fn run_to_end(
         .map_err(AssembleError::host("confinement"))?;
     let keeper = Keeper::new(parts, Arc::clone(&board), Arc::clone(&threads));
     if let Some(listener) = listener {
-        let operator = Operator::new(reporter.clone(), Arc::clone(&keeper));
+        let operator = Operator::new(reporter.clone(), Arc::clone(&keeper), governor);
         manager.add_subscriber(Box::new(listener.serve(Box::new(operator))));
     }
     if let (Some(sign), Some(template)) = (template_sign, config.template) {

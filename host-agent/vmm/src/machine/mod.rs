@@ -14,6 +14,7 @@
 //! | [`events`] | what wakes the event loop |
 //! | [`halt_check`] | decides when a guest has halted for good |
 //! | [`vcpus`] | the virtual CPUs' threads |
+//! | [`governor`] | holds its devices to their limits |
 //! | [`keeper`] | pauses it, lets it go on, takes snapshots |
 //! | [`restore`] | gives a new machine a snapshot's state |
 //! | [`report`] | what is told during the run and at its end |
@@ -23,6 +24,7 @@ pub mod detection;
 pub mod disks;
 pub mod event_loop;
 pub mod events;
+pub mod governor;
 pub mod halt_check;
 pub mod keeper;
 pub mod report;

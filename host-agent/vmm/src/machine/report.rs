@@ -6,10 +6,12 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use super::assemble::Assembled;
+use super::governor::Governor;
 use super::keeper::{self, SharedKeeper};
 use crate::console::Watch;
 use crate::control::protocol::{Answer, Request, Stats, Status};
 use crate::control::server::Answerer;
+use crate::devices::vsock::VsockHandle;
 use crate::exit::{ExitReason, ExitReport, KvmKind, Timings};
 use crate::jail::Isolation;
 use crate::repair::counters::RepairCounters;
@@ -97,12 +99,15 @@ impl Reporter {
         }
     }
 
-    fn stats(&self) -> Stats {
+    fn stats(&self, governor: &Governor) -> Stats {
         Stats {
             uptime_ms: self.uptime_ms(),
             timings: self.timings(),
             exits: self.board.exits.report(),
             repair: self.repaired.report(self.kvm),
+            disks: governor.disk_stats(),
+            vsock: governor.vsock.as_ref().map(VsockHandle::stats),
+            console: governor.console.lock().throttled(),
         }
     }
 
@@ -133,12 +138,17 @@ impl Reporter {
 pub struct Operator {
     reporter: Reporter,
     keeper: SharedKeeper,
+    governor: Governor,
 }
 
 impl Operator {
-    /// Tells what the reporter knows, and has the keeper do the rest.
-    pub fn new(reporter: Reporter, keeper: SharedKeeper) -> Operator {
-        Operator { reporter, keeper }
+    /// Tells what the reporter knows, and has the keeper and the governor do the rest.
+    pub fn new(reporter: Reporter, keeper: SharedKeeper, governor: Governor) -> Operator {
+        Operator {
+            reporter,
+            keeper,
+            governor,
+        }
     }
 }
 
@@ -147,7 +157,13 @@ impl Answerer for Operator {
         let mut keeper = keeper::lock(&self.keeper);
         let done = match request {
             Request::Status => return Answer::status(self.reporter.status(keeper.is_paused())),
-            Request::Stats => return Answer::stats(self.reporter.stats()),
+            Request::Stats => return Answer::stats(self.reporter.stats(&self.governor)),
+            Request::Limit { limits } => {
+                return match self.governor.limit(&limits) {
+                    Ok(()) => Answer::done(),
+                    Err(error) => Answer::refused(error.to_string()),
+                };
+            }
             Request::Stop => {
                 let by = "the control socket".to_owned();
                 self.reporter.board.ending.end(Outcome::Stopped { by });

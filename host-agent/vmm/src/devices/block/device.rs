@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::time::Instant;
 
 use thiserror::Error;
 use vhd::{BlockDevice, SECTOR_SIZE};
@@ -14,7 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::executor::Executor;
 use super::request::{Limits, MAX_SEGMENT_SECTORS, MAX_SEGMENTS};
-use super::stats::BlockStats;
+use super::stats::{BlockStats, BlockStatsSnapshot};
 use super::thread::{DiskThread, ThreadHandle};
 use super::worker::{Orders, Worker};
 use crate::devices::virtio::device::read_config_bytes;
@@ -22,6 +23,7 @@ use crate::devices::virtio::{
     ActivateError, Activation, QUEUE_SIZE_MAX, QueueError, VirtioDevice, Virtqueue, feature,
 };
 use crate::jail::CallLists;
+use crate::limits::{RateLimit, SharedThrottle, Throttled};
 
 /// The length of a serial number as a driver sees it; shorter ones end in NULs.
 pub const SERIAL_LEN: usize = VIRTIO_BLK_ID_BYTES as usize;
@@ -59,6 +61,7 @@ pub struct Block {
     config: [u8; CONFIG_LEN],
     events: [EventFd; 1],
     stats: Arc<BlockStats>,
+    throttle: SharedThrottle,
     running: Option<Running>,
     thread: ThreadHandle,
     /// The thread itself, until somebody starts it.
@@ -100,16 +103,30 @@ impl Block {
             config: config_space(disk.size()),
             events: [event],
             stats: Arc::default(),
+            throttle: SharedThrottle::default(),
             running: None,
             disk,
             serial,
         })
     }
 
-    /// What the disk has done; stays valid after the device has moved into its
-    /// transport.
-    pub fn stats(&self) -> Arc<BlockStats> {
-        Arc::clone(&self.stats)
+    /// What stays of it outside when the device has moved into its transport.
+    ///
+    /// # Errors
+    ///
+    /// [`BlockError`] if the host gives no event descriptor.
+    pub fn handle(&self) -> Result<BlockHandle, BlockError> {
+        let event = self.events[0]
+            .try_clone()
+            .map_err(|source| BlockError::Event {
+                serial: self.serial.clone(),
+                source,
+            })?;
+        Ok(BlockHandle {
+            stats: Arc::clone(&self.stats),
+            throttle: self.throttle.clone(),
+            event,
+        })
     }
 
     /// The device's thread, for who starts it before the device is activated.
@@ -183,7 +200,35 @@ impl Block {
             executor,
             orders,
             stats: Arc::clone(&self.stats),
+            throttle: self.throttle.clone(),
         })
+    }
+}
+
+/// Limits a disk, and tells what it has done, wherever the device is.
+#[derive(Debug)]
+pub struct BlockHandle {
+    stats: Arc<BlockStats>,
+    throttle: SharedThrottle,
+    event: EventFd,
+}
+
+impl BlockHandle {
+    /// Sets other limits; who waits for the ones before looks again.
+    pub fn limit(&self, limit: &RateLimit) {
+        self.throttle.lock().change(limit, Instant::now());
+        // Fails only when the counter is full, and then the thread wakes as well.
+        let _ = self.event.write(1);
+    }
+
+    /// What it has done.
+    pub fn stats(&self) -> BlockStatsSnapshot {
+        self.stats.snapshot()
+    }
+
+    /// What has waited for its limits.
+    pub fn throttled(&self) -> Throttled {
+        self.throttle.lock().throttled()
     }
 }
 

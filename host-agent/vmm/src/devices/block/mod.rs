@@ -28,7 +28,7 @@ pub mod stats;
 pub mod thread;
 pub mod worker;
 
-pub use device::{Block, BlockError, SERIAL_LEN};
+pub use device::{Block, BlockError, BlockHandle, SERIAL_LEN};
 pub use stats::{BlockStats, BlockStatsSnapshot};
 pub use thread::DiskThread;
 

@@ -68,6 +68,18 @@ pub enum Request {
     WriteZeroes(Vec<Range>),
 }
 
+impl Request {
+    /// How many bytes pass between the disk and the guest. To discard, or to write
+    /// zeroes, moves none: the image makes holes.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Request::Read { into, .. } => into.len() as u64,
+            Request::Write { from, .. } => from.len() as u64,
+            _ => 0,
+        }
+    }
+}
+
 /// A run of whole sectors inside the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range {

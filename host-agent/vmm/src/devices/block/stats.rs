@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Counters of one disk, shared between its thread and whoever asks.
 #[derive(Debug, Default)]
@@ -18,7 +18,8 @@ pub struct BlockStats {
 }
 
 /// The values of [`BlockStats`] at one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct BlockStatsSnapshot {
     /// Requests that read.
     pub reads: u64,

@@ -14,12 +14,13 @@ use virtio_bindings::virtio_mmio as register;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::Block;
 use super::executor::CHUNK;
 use super::request::{MAX_SEGMENT_SECTORS, MAX_SEGMENTS};
+use super::{Block, BlockHandle};
 use crate::devices::bus::MmioDevice;
 use crate::devices::virtio::test_driver::*;
 use crate::devices::virtio::{MmioTransport, feature};
+use crate::limits::{Rate, RateLimit};
 use crate::memory::GuestMemory;
 
 const DISK_SIZE: u64 = 1 << 20;
@@ -149,6 +150,7 @@ struct Guest {
     queue: DriverQueue,
     irq: EventFd,
     disk: Arc<MemoryDisk>,
+    handle: BlockHandle,
 }
 
 impl Guest {
@@ -160,6 +162,7 @@ impl Guest {
         let memory = guest_memory();
         let disk = MemoryDisk::new();
         let block = Block::new(disk.clone(), "os", read_only).unwrap();
+        let handle = block.handle().unwrap();
         let (line, irq) = interrupt_line();
         let mut transport = MmioTransport::new(Box::new(block), memory.clone(), line);
         let queue = DriverQueue::new(&memory, QUEUE, 256);
@@ -170,6 +173,7 @@ impl Guest {
             queue,
             irq,
             disk,
+            handle,
         }
     }
 
@@ -694,5 +698,135 @@ proptest! {
         while interrupted(&guest.irq) {}
         bring_up(&mut guest.transport, ALL_FEATURES, &[&guest.queue]);
         prop_assert_eq!(guest.request(VIRTIO_BLK_T_IN, 0, &[writable(BUFFERS, 512)]), (OK, 513));
+    }
+}
+
+mod limited {
+    //! Disks that are held to limits.
+
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// One request of 64 KiB uses it up for sixteen seconds.
+    const SLOW: RateLimit = RateLimit {
+        bytes: Some(Rate {
+            per_second: 4096,
+            burst: 1,
+        }),
+        operations: None,
+    };
+    const LARGE: u32 = 64 << 10;
+
+    impl Guest {
+        /// Makes a read available that nobody waits for.
+        fn begin(&mut self, number: u64) {
+            let header = HEADER + number * 16;
+            self.put_header(header, VIRTIO_BLK_T_IN, 0);
+            self.queue.add(&[
+                readable(header, 16),
+                writable(BUFFERS, LARGE),
+                writable(STATUS + number, 1),
+            ]);
+            self.notify();
+        }
+
+        fn until_something_waits(&self) {
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while self.handle.throttled().waits == 0 {
+                assert!(Instant::now() < deadline, "nothing waits");
+                std::thread::yield_now();
+            }
+        }
+
+        /// One read that is carried out, and one that waits.
+        fn exhaust(&mut self) {
+            self.handle.limit(&SLOW);
+            self.begin(0);
+            self.wait();
+            self.begin(1);
+            self.until_something_waits();
+            assert_eq!(self.queue.take_used(), None);
+            assert_eq!(self.handle.stats().reads, 1);
+        }
+    }
+
+    #[test]
+    fn what_is_beyond_the_limit_waits_until_the_limit_is_lifted() {
+        let mut guest = Guest::new();
+        guest.exhaust();
+        guest.handle.limit(&RateLimit::default());
+        guest.wait();
+        assert_eq!(guest.handle.stats().reads, 2);
+        assert_eq!(guest.handle.throttled().waits, 1);
+    }
+
+    #[test]
+    fn it_goes_on_by_itself_when_its_time_has_come() {
+        let mut guest = Guest::new();
+        let fast = RateLimit {
+            bytes: Some(Rate {
+                per_second: 2 << 20,
+                burst: 1,
+            }),
+            operations: None,
+        };
+        guest.handle.limit(&fast);
+        let begun = Instant::now();
+        for number in 0..4 {
+            guest.begin(number);
+            guest.wait();
+        }
+        // Three times the 31 ms that a request of this size costs.
+        assert!(begun.elapsed() >= Duration::from_millis(90));
+        assert_eq!(guest.handle.stats().reads, 4);
+    }
+
+    #[test]
+    fn operations_are_limited_whatever_they_are() {
+        let mut guest = Guest::new();
+        guest.handle.limit(&RateLimit {
+            bytes: None,
+            operations: Some(Rate {
+                per_second: 100,
+                burst: 1,
+            }),
+        });
+        let begun = Instant::now();
+        for _ in 0..5 {
+            guest.request(VIRTIO_BLK_T_FLUSH, 0, &[]);
+            guest.request(0xbad, 0, &[]);
+        }
+        assert!(begun.elapsed() >= Duration::from_millis(80));
+    }
+
+    #[test]
+    fn a_reset_does_not_wait_and_gives_nothing() {
+        let mut guest = Guest::new();
+        guest.exhaust();
+        write(&mut guest.transport, register::VIRTIO_MMIO_STATUS, 0);
+        guest
+            .memory
+            .write_slice(&[0; 0x5000], GuestAddress(QUEUE))
+            .unwrap();
+        guest.queue = DriverQueue::new(&guest.memory, QUEUE, 256);
+        bring_up(&mut guest.transport, ALL_FEATURES, &[&guest.queue]);
+        guest.begin(0);
+        guest.until_something_waits();
+        assert_eq!(guest.queue.take_used(), None);
+        guest.handle.limit(&RateLimit::default());
+        guest.wait();
+    }
+
+    #[test]
+    fn a_pause_does_not_wait_and_leaves_the_request_in_the_queue() {
+        let mut guest = Guest::new();
+        guest.exhaust();
+        guest.transport.suspend();
+        assert_eq!(guest.queue.take_used(), None);
+        guest.handle.limit(&RateLimit::default());
+        guest.transport.resume().unwrap();
+        guest.wait();
+        assert_eq!(guest.handle.stats().reads, 2);
     }
 }

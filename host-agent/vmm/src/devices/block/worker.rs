@@ -6,11 +6,18 @@
 //! follows each batch rather than each request, because a guest pays far more
 //! for an interrupt than a request in the page cache takes; before a flush,
 //! which may take long, what is done is reported first.
+//!
+//! A request beyond the disk's limits stays in the queue, and the thread sleeps
+//! until it may be carried out, or something else is wanted of it.
 
 use std::io::ErrorKind;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -18,6 +25,7 @@ use super::executor::{ExecuteError, Executor};
 use super::request::{Limits, Parsed, Request};
 use super::stats::BlockStats;
 use crate::devices::virtio::{Chain, Interrupt, QueueError, Virtqueue};
+use crate::limits::SharedThrottle;
 use crate::memory::GuestMemory;
 
 /// How many requests are finished before the driver is told, at the most.
@@ -76,6 +84,8 @@ pub struct Worker {
     pub orders: Arc<Orders>,
     /// What is counted.
     pub stats: Arc<BlockStats>,
+    /// What it may do in a time.
+    pub throttle: SharedThrottle,
 }
 
 /// A thread that dies of an error of its own leaves a device that says so.
@@ -98,6 +108,10 @@ impl Worker {
             if self.serve().is_err() {
                 self.interrupt.signal_needs_reset();
                 return None;
+            }
+            // Whoever stops it may have woken it from a wait: the event is read then.
+            if self.stopped() {
+                break;
             }
             match self.event.read() {
                 Ok(_) => {}
@@ -129,10 +143,19 @@ impl Worker {
                 let Some(popped) = self.queue.pop()? else {
                     break;
                 };
+                let allowed = self.throttle.lock().ready(Instant::now());
+                if let Err(until) = allowed {
+                    self.queue.undo_pop();
+                    self.queue.notify(&self.interrupt)?;
+                    unreported = 0;
+                    self.wait(until);
+                    continue;
+                }
                 match popped {
                     Ok(chain) => self.answer(chain)?,
                     Err(bad) => {
                         self.stats.count_refused();
+                        self.throttle.lock().charge(0, Instant::now());
                         self.queue.push_used(bad.head, 0)?;
                     }
                 }
@@ -151,12 +174,27 @@ impl Worker {
         }
     }
 
+    /// Sleeps until then, or until the event is written; the caller looks which.
+    fn wait(&self, until: Instant) {
+        let wait = until.saturating_duration_since(Instant::now());
+        // SAFETY: the event is open for as long as `self` is borrowed.
+        let event = unsafe { BorrowedFd::borrow_raw(self.event.as_raw_fd()) };
+        let mut event = [PollFd::new(event, PollFlags::POLLIN)];
+        let woken = ppoll(&mut event, Some(TimeSpec::from_duration(wait)), None);
+        if woken.is_ok_and(|count| count > 0) {
+            let _ = self.event.read();
+        }
+    }
+
     fn answer(&mut self, chain: Chain) -> Result<(), QueueError> {
         let head = chain.head;
         let Some(parsed) = Parsed::from_chain(chain, &self.memory, &self.limits) else {
             self.stats.count_refused();
+            self.throttle.lock().charge(0, Instant::now());
             return self.queue.push_used(head, 0);
         };
+        let bytes = parsed.request.as_ref().map_or(0, Request::bytes);
+        self.throttle.lock().charge(bytes, Instant::now());
         let (status, written) = match parsed.request {
             Err(refusal) => {
                 self.stats.count_refused();

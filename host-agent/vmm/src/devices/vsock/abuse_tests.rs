@@ -434,6 +434,127 @@ mod restored {
     }
 }
 
+mod limited {
+    //! Each direction is held to limits of its own.
+
+    use super::*;
+    use crate::limits::{Rate, RateLimit};
+
+    const NONE: RateLimit = RateLimit {
+        bytes: None,
+        operations: None,
+    };
+
+    const fn bytes(per_second: u64) -> RateLimit {
+        RateLimit {
+            bytes: Some(Rate {
+                per_second,
+                burst: 1,
+            }),
+            operations: None,
+        }
+    }
+
+    /// One packet of four KiB uses it up for a second, and twenty for long.
+    const SLOW: RateLimit = bytes(4096);
+
+    #[test]
+    fn a_guest_that_says_too_much_waits_and_loses_nothing() {
+        let mut guest = Guest::new();
+        let listener = guest.listen(1024);
+        let mut host = guest.connect(&listener, PORTS);
+        guest.handle.limit(&NONE, &SLOW);
+        guest.send(PORTS, Op::Rw, &[7; 48 << 10]);
+        guest.send(PORTS, Op::Rw, b"later");
+        assert_eq!(guest.handle.stats().to_host.waits, 1);
+        guest.expect(Op::CreditUpdate);
+        // The loop has nothing to do meanwhile, and the other direction is open.
+        guest.run();
+        host.write_all(b"to the guest").unwrap();
+        assert_eq!(guest.receive().1, b"to the guest");
+        host.set_nonblocking(true).unwrap();
+        let mut heard = vec![0; 64 << 10];
+        let mut count = 0;
+        while let Ok(more) = host.read(&mut heard[count..]) {
+            count += more;
+        }
+        assert_eq!(count, 48 << 10);
+
+        guest.handle.limit(&NONE, &NONE);
+        guest.run_until("the rest", |_| {
+            host.read(&mut heard).is_ok_and(|count| count == 5)
+        });
+        assert_eq!(&heard[..5], b"later");
+    }
+
+    #[test]
+    fn a_host_that_says_too_much_waits_and_loses_nothing() {
+        let mut guest = Guest::new();
+        let listener = guest.listen(1024);
+        let mut host = guest.connect(&listener, PORTS);
+        guest.handle.limit(&bytes(256), &NONE);
+        host.write_all(&[1; 4096]).unwrap();
+        host.write_all(b"later").unwrap();
+        assert_eq!(guest.receive().1.len(), 4096);
+        guest.expect_nothing();
+        assert_eq!(guest.handle.stats().to_guest.waits, 1);
+        guest.send(PORTS, Op::Rw, b"to the host");
+        let mut heard = [0; 11];
+        host.read_exact(&mut heard).unwrap();
+
+        guest.handle.limit(&NONE, &NONE);
+        assert_eq!(guest.receive().1, b"later");
+    }
+
+    #[test]
+    fn both_go_on_by_themselves_when_their_time_has_come() {
+        let mut guest = Guest::new();
+        let listener = guest.listen(1024);
+        let mut host = guest.connect(&listener, PORTS);
+        let fast = bytes(100 << 10);
+        guest.handle.limit(&fast, &fast);
+        let begun = Instant::now();
+        for _ in 0..3 {
+            host.write_all(&[1; 4096]).unwrap();
+            guest.send(PORTS, Op::Rw, &[2; 4096]);
+        }
+        let (mut to_guest, mut to_host) = (0, 0);
+        host.set_nonblocking(true).unwrap();
+        guest.run_until("everything", |guest| {
+            while let Some((_, payload)) = guest.try_receive() {
+                to_guest += payload.len();
+            }
+            to_host += host.read(&mut [0; 4096]).unwrap_or(0);
+            (to_guest, to_host) == (3 * 4096, 3 * 4096)
+        });
+        // Twice the 40 ms that a packet costs.
+        assert!(begun.elapsed().as_millis() >= 79);
+        let stats = guest.handle.stats();
+        assert!(
+            stats.to_guest.waited_ms > 0 && stats.to_host.waited_ms > 0,
+            "{stats:?}"
+        );
+    }
+
+    #[test]
+    fn a_reset_gives_nothing_and_leaves_no_timer() {
+        let mut guest = Guest::new();
+        let listener = guest.listen(1024);
+        let _host = guest.connect(&listener, PORTS);
+        guest.handle.limit(&NONE, &SLOW);
+        guest.send(PORTS, Op::Rw, &[7; 48 << 10]);
+        guest.send(PORTS, Op::Rw, b"later");
+        guest.reset();
+        guest.run();
+        guest.start_driver();
+        guest.give_buffers(RX_BUFFERS);
+        guest.send(PORTS, Op::Rw, b"still too much");
+        guest.expect_nothing();
+        guest.handle.limit(&NONE, &NONE);
+        guest.expect(Op::Rst);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

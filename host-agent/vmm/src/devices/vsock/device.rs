@@ -9,12 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::event_handler::VsockEventHandler;
 use super::host::ListenError;
+use super::limiter::{Direction, VsockLimiter};
 use super::muxer::{MAX_CALLERS, MAX_CONNECTIONS, Muxer};
 use super::packet::{HEADER_LEN, Header, MAX_PAYLOAD, Op};
 use crate::devices::virtio::device::read_config_bytes;
@@ -22,6 +24,7 @@ use crate::devices::virtio::{
     ActivateError, Activation, Chain, Interrupt, QUEUE_SIZE_MAX, QueueError, VirtioDevice,
     Virtqueue, feature,
 };
+use crate::limits::{RateLimit, Throttled};
 use crate::memory::GuestMemory;
 
 /// `VIRTIO_VSOCK_F_STREAM` (5.10.3).
@@ -87,6 +90,7 @@ impl Vsock {
             payload: vec![0; MAX_PAYLOAD].into_boxed_slice(),
             held_call: None,
             rebirth: Rebirth::Known,
+            limiter: VsockLimiter::new().map_err(VsockError::Event)?,
         };
         Ok(Vsock {
             cid,
@@ -108,6 +112,14 @@ impl Vsock {
         let mut engine = lock(&self.engine);
         engine.muxer.set_former_cid(former_cid);
         engine.rebirth = Rebirth::Untold;
+    }
+
+    /// What stays of the device outside when it has moved into its transport.
+    pub fn handle(&self) -> VsockHandle {
+        VsockHandle {
+            events: Arc::clone(&self.events),
+            engine: Arc::clone(&self.engine),
+        }
     }
 
     /// The device's part of the event loop; one, for one loop.
@@ -179,13 +191,63 @@ impl VirtioDevice for Vsock {
     }
 
     fn suspend(&mut self) -> Option<Vec<Virtqueue>> {
-        let Running { rx, tx, event, .. } = lock(&self.engine).running.take()?;
+        let mut engine = lock(&self.engine);
+        let Running { rx, tx, event, .. } = engine.running.take()?;
+        engine.limiter.forget_waits();
         Some(vec![rx, tx, event])
     }
 
     fn reset(&mut self) {
         lock(&self.engine).stop();
     }
+}
+
+/// Limits a device, and tells what it has done, wherever it is.
+pub struct VsockHandle {
+    events: Arc<[EventFd; 3]>,
+    engine: Arc<Mutex<Engine>>,
+}
+
+impl std::fmt::Debug for VsockHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("VsockHandle").finish_non_exhaustive()
+    }
+}
+
+impl VsockHandle {
+    /// Sets other limits; packets that wait for those before are looked at again.
+    pub fn limit(&self, to_guest: &RateLimit, to_host: &RateLimit) {
+        lock(&self.engine)
+            .limiter
+            .change(to_guest, to_host, Instant::now());
+        for queue in [RX, TX] {
+            let _ = self.events[queue].write(1);
+        }
+    }
+
+    /// What it has, and what has waited.
+    pub fn stats(&self) -> VsockStats {
+        let engine = lock(&self.engine);
+        VsockStats {
+            connections: engine.muxer.connections() as u64,
+            held_bytes: engine.muxer.held() as u64,
+            to_guest: engine.limiter.throttled(Direction::ToGuest),
+            to_host: engine.limiter.throttled(Direction::ToHost),
+        }
+    }
+}
+
+/// What a device has, and what has waited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VsockStats {
+    /// Connections.
+    pub connections: u64,
+    /// Bytes that the host has not taken.
+    pub held_bytes: u64,
+    /// What has waited for the limits to the guest.
+    pub to_guest: Throttled,
+    /// What has waited for the limits to the host.
+    pub to_host: Throttled,
 }
 
 pub(super) fn lock(engine: &Mutex<Engine>) -> MutexGuard<'_, Engine> {
@@ -199,6 +261,7 @@ pub(super) struct Engine {
     payload: Box<[u8]>,
     held_call: Option<HeldCall>,
     rebirth: Rebirth,
+    pub(super) limiter: VsockLimiter,
 }
 
 /// A call at which the machine stops.
@@ -244,6 +307,7 @@ impl Engine {
     fn stop(&mut self) {
         self.running = None;
         self.muxer.reset();
+        self.limiter.forget_waits();
     }
 
     /// Handles events of the host's sockets.
@@ -281,6 +345,7 @@ impl Engine {
             payload,
             held_call,
             rebirth,
+            limiter,
         } = self
         else {
             return Ok(Leftover::default());
@@ -295,9 +360,10 @@ impl Engine {
             leftover.tx = true;
         }
         if listen {
-            leftover.tx = running.drain_tx(muxer, payload, held_call, now)?;
+            leftover.tx = running.drain_tx(muxer, payload, held_call, limiter, now)?;
         }
-        leftover.rx = running.fill_rx(muxer, payload, now)?;
+        leftover.rx = running.fill_rx(muxer, payload, limiter, now)?;
+        limiter.arm(now);
         if running.tx_waits && !muxer.is_congested() {
             running.tx_waits = false;
             leftover.tx = true;
@@ -314,16 +380,25 @@ impl Running {
         muxer: &mut Muxer,
         payload: &mut [u8],
         held_call: &mut Option<HeldCall>,
+        limiter: &mut VsockLimiter,
         now: Instant,
     ) -> Result<bool, QueueError> {
+        limiter.look(Direction::ToHost);
         self.tx.disable_notification()?;
         for _ in 0..PACKETS_AT_A_TIME {
             if muxer.is_congested() {
                 self.tx_waits = true;
                 return Ok(false);
             }
-            let head = match self.tx.pop()? {
+            let popped = self.tx.pop()?;
+            if popped.is_some() && !limiter.allows(Direction::ToHost, now) {
+                self.tx.undo_pop();
+                return Ok(false);
+            }
+            let head = match popped {
                 Some(Ok(chain)) => {
+                    let bytes = chain.readable.len().min(HEADER_LEN + MAX_PAYLOAD);
+                    limiter.charge(Direction::ToHost, bytes, now);
                     if let Some(held) = held_call
                         && self.is_call(&chain, held.port)
                     {
@@ -334,7 +409,10 @@ impl Running {
                     self.receive(muxer, &chain, payload, now);
                     chain.head
                 }
-                Some(Err(bad)) => bad.head,
+                Some(Err(bad)) => {
+                    limiter.charge(Direction::ToHost, 0, now);
+                    bad.head
+                }
                 None if self.tx.enable_notification()? => continue,
                 None => return Ok(false),
             };
@@ -401,10 +479,12 @@ impl Running {
         &mut self,
         muxer: &mut Muxer,
         payload: &mut [u8],
+        limiter: &mut VsockLimiter,
         now: Instant,
     ) -> Result<bool, QueueError> {
+        limiter.look(Direction::ToGuest);
         for _ in 0..PACKETS_AT_A_TIME {
-            if !muxer.has_packet() {
+            if !muxer.has_packet() || !limiter.allows(Direction::ToGuest, now) {
                 return Ok(false);
             }
             let chain = match self.rx.pop()? {
@@ -434,6 +514,7 @@ impl Running {
                 return Ok(false);
             };
             let written = self.send(&chain, &header, payload)?;
+            limiter.charge(Direction::ToGuest, written, now);
             self.rx.push_used(chain.head, written)?;
         }
         Ok(muxer.has_packet())

@@ -7,8 +7,10 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{EVENT, Engine, Leftover, RX, TX, lock};
 
-/// What woke the handler: queue numbers, and beyond them the host's sockets.
+/// What woke the handler: queue numbers, and beyond them the host's sockets and the
+/// time for what was held to its limits.
 const HOST: u32 = 3;
+const TIME: u32 = 4;
 
 /// Moves the device's packets when a queue or a socket of the host is ready.
 pub struct VsockEventHandler {
@@ -23,9 +25,11 @@ impl VsockEventHandler {
 
     fn handle(&self, source: u32) {
         let mut engine = lock(&self.engine);
-        let listen = source == TX as u32;
+        let listen = source == TX as u32 || source == TIME;
         if source == HOST {
             engine.poll_host();
+        } else if source == TIME {
+            engine.limiter.acknowledge();
         } else if let Some(queue) = self.queues.get(source as usize) {
             // It is readable, and if not, nothing is lost.
             let _ = queue.read();
@@ -51,12 +55,16 @@ impl MutEventSubscriber for VsockEventHandler {
     }
 
     fn init(&mut self, ops: &mut EventOps) {
-        let host = lock(&self.engine).muxer.event_fd();
+        let (host, timer) = {
+            let engine = lock(&self.engine);
+            (engine.muxer.event_fd(), engine.limiter.timer_fd())
+        };
         let sources = [
             Events::with_data(&self.queues[RX], RX as u32, EventSet::IN),
             Events::with_data(&self.queues[TX], TX as u32, EventSet::IN),
             Events::with_data(&self.queues[EVENT], EVENT as u32, EventSet::IN),
             Events::with_data_raw(host, HOST, EventSet::IN),
+            Events::with_data_raw(timer, TIME, EventSet::IN),
         ];
         for source in sources {
             if let Err(error) = ops.add(source) {

@@ -12,6 +12,7 @@
 //! | [`state`] | the life of a connection, as an enum |
 //! | [`connection`] | one stream: a unix socket, its state and its credit |
 //! | [`host`] | the unix sockets: listening, being called, calling |
+//! | [`limiter`] | what may pass in a time, each way |
 //! | [`deadlines`] | what must happen until when |
 //! | [`muxer`] | all connections, and what they have to say to the guest |
 //! | [`device`] | the device behind the transport |
@@ -45,6 +46,7 @@ pub mod deadlines;
 pub mod device;
 pub mod event_handler;
 pub mod host;
+pub mod limiter;
 pub mod muxer;
 pub mod packet;
 pub mod state;
@@ -58,5 +60,5 @@ mod test_guest;
 #[cfg(test)]
 mod tests;
 
-pub use device::{Vsock, VsockError};
+pub use device::{Vsock, VsockError, VsockHandle, VsockStats};
 pub use event_handler::VsockEventHandler;

@@ -13,7 +13,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::packet::{HEADER_LEN, HOST_CID, Header, Op, Ports, Shutdown, TYPE_STREAM};
-use super::{Vsock, VsockEventHandler};
+use super::{Vsock, VsockEventHandler, VsockHandle};
 use crate::devices::virtio::MmioTransport;
 use crate::devices::virtio::test_driver::*;
 use crate::memory::GuestMemory;
@@ -38,6 +38,7 @@ pub struct Guest {
     pub event: DriverQueue,
     pub irq: EventFd,
     pub dir: TempDir,
+    pub handle: VsockHandle,
 }
 
 impl Guest {
@@ -60,6 +61,7 @@ impl Guest {
         let memory = guest_memory();
         let vsock = Vsock::new(CID, &dir.path().join("v")).unwrap();
         prepare(&vsock);
+        let handle = vsock.handle();
         let mut manager = EventManager::new().unwrap();
         manager.add_subscriber(vsock.event_handler());
         let (line, irq) = interrupt_line();
@@ -72,6 +74,7 @@ impl Guest {
             irq,
             dir,
             memory,
+            handle,
         }
     }
 
