@@ -17,13 +17,15 @@ pub struct Place {
     pub kernel: PathBuf,
     /// The guest OS image.
     pub guest_os: PathBuf,
+    /// The initial RAM disk of a guest that is the other end of the VMBus.
+    pub bus_peer: PathBuf,
     /// Templates, which all clusters share that are not about them.
     pub templates: PathBuf,
 }
 
 impl Place {
-    /// Finds them: where `FABRIC_BIN_DIR`, `FABRIC_KERNEL` and `FABRIC_GUEST_OS`
-    /// say, else beside this program and in the cache.
+    /// Finds them: where `FABRIC_BIN_DIR`, `FABRIC_KERNEL`, `FABRIC_GUEST_OS` and
+    /// `FABRIC_BUS_PEER` say, else beside this program and in the cache.
     ///
     /// # Errors
     ///
@@ -31,11 +33,13 @@ impl Place {
     pub fn find() -> anyhow::Result<Self> {
         let cache = cache()?;
         let given = |name: &str| env::var_os(name).map(PathBuf::from);
+        let programs = match given("FABRIC_BIN_DIR") {
+            Some(folder) => folder,
+            None => beside_this_program()?,
+        };
         let place = Self {
-            programs: match given("FABRIC_BIN_DIR") {
-                Some(folder) => folder,
-                None => beside_this_program()?,
-            },
+            bus_peer: given("FABRIC_BUS_PEER").unwrap_or(programs.join("../bus-peer.cpio")),
+            programs,
             kernel: given("FABRIC_KERNEL").unwrap_or(cache.join("kernel/current/vmlinux")),
             guest_os: given("FABRIC_GUEST_OS")
                 .unwrap_or(cache.join("guest-os/current/guest-os.vhd")),

@@ -23,6 +23,7 @@ use fabric_vmm::{
     control::{self, Request},
     exit::{ExitReason, ExitReport},
     jail::launch::{Launch, launch},
+    limits::{Limits, Rate, RateLimit},
 };
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
@@ -42,6 +43,7 @@ use crate::{
         disks::{PACKAGE_CAPACITY, PACKAGE_SERIAL, chain},
         state::{Exit, ExitKind},
     },
+    policy::shares::{BURST_SECONDS, Shares},
     template::SNAPSHOT,
 };
 
@@ -184,6 +186,7 @@ impl ProcessHypervisor {
     }
 
     fn configuration(&self, spec: &VmSpec) -> VmConfig {
+        let shares = Shares::of(spec.vcpus, spec.memory_mib);
         let os = DiskConfig {
             path: spec.os_disk.into(),
             format: DiskFormat::Vhd,
@@ -191,6 +194,7 @@ impl ProcessHypervisor {
             readonly: false,
             parents: spec.os_parents.clone(),
             capacity_bytes: None,
+            quota_bytes: Some(shares.disk_quota),
         };
         let package = spec.package.as_ref().map(|package| {
             let (path, format) = match package {
@@ -206,8 +210,10 @@ impl ProcessHypervisor {
                 // The same for every package, so that a guest cannot tell them apart
                 // before it reads them.
                 capacity_bytes: Some(PACKAGE_CAPACITY),
+                quota_bytes: None,
             }
         });
+        let disks: Vec<_> = std::iter::once(os).chain(package).collect();
         let (mut cmdline, mut template, mut restore) = (self.cmdline.clone(), None, None);
         match &spec.origin {
             Origin::Boot => {}
@@ -230,7 +236,8 @@ impl ProcessHypervisor {
             restore,
             memory_mib: spec.memory_mib.into(),
             vcpus: spec.vcpus,
-            disks: std::iter::once(os).chain(package).collect(),
+            limits: limits(&shares, disks.len()),
+            disks,
             vsock: Some(VsockConfig {
                 cid: spec.cid,
                 path: VMBUS.into(),
@@ -281,6 +288,30 @@ impl ProcessHypervisor {
             stderr: &append(VMM_ERR)?,
             groups: &group.map(Group::doors).unwrap_or_default(),
         })
+    }
+}
+
+/// What a machine with so many disks is held to.
+fn limits(shares: &Shares, disks: usize) -> Limits {
+    let rate = |per_second| {
+        Some(Rate {
+            per_second,
+            burst: per_second * BURST_SECONDS,
+        })
+    };
+    let disk = RateLimit {
+        bytes: rate(shares.disk_bytes),
+        operations: rate(shares.disk_operations),
+    };
+    let bus = RateLimit {
+        bytes: rate(shares.bus_bytes),
+        operations: rate(shares.bus_packets),
+    };
+    Limits {
+        disks: vec![disk; disks],
+        vsock_to_guest: bus,
+        vsock_to_host: bus,
+        console: rate(shares.console_bytes),
     }
 }
 

@@ -341,6 +341,9 @@ fn a_guest_that_becomes_a_template_and_one_that_is_copied_from_it_have_the_same_
     for config in [made, copied] {
         config.check().unwrap();
         assert_eq!(config.disks[1].capacity_bytes, Some(PACKAGE_CAPACITY));
+        assert_eq!(config.disks[0].quota_bytes, Some(20 << 30));
+        assert_eq!(config.limits.disks.len(), 2);
+        assert!(!config.limits.vsock_to_host.is_none());
     }
 }
 

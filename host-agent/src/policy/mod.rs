@@ -6,3 +6,4 @@
 
 pub mod ladder;
 pub mod rate;
+pub mod shares;

@@ -119,6 +119,11 @@ pub struct DiskConfig {
     /// that are made from one snapshot can then have different images there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity_bytes: Option<u64>,
+    /// How large the file of a writable VHD may become, in bytes. A guest that has
+    /// used it up gets I/O errors where it writes for the first time; what it has
+    /// written stays, and can be written again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota_bytes: Option<u64>,
 }
 
 /// The format of a disk image.
@@ -413,6 +418,12 @@ impl DiskConfig {
             );
             return Err(ConfigError::value(field("capacity_bytes"), bytes, rule));
         }
+        if let Some(bytes) = self.quota_bytes
+            && (self.readonly || self.format == DiskFormat::Raw)
+        {
+            let rule = "only writable VHDs can have one: others do not grow";
+            return Err(ConfigError::value(field("quota_bytes"), bytes, rule));
+        }
         if self.format == DiskFormat::Raw && !self.parents.is_empty() {
             let value = format!("{} long", self.parents.len());
             return Err(ConfigError::value(
@@ -523,6 +534,7 @@ mod tests {
             readonly: false,
             parents: Vec::new(),
             capacity_bytes: None,
+            quota_bytes: None,
         }
     }
 
@@ -618,6 +630,14 @@ mod tests {
             }];
         });
         assert!(text.starts_with("`disks[0].parents` is 8 long"), "{text}");
+        let text = complaint(|c| {
+            c.disks = vec![DiskConfig {
+                readonly: true,
+                quota_bytes: Some(1 << 30),
+                ..disk()
+            }];
+        });
+        assert!(text.starts_with("`disks[0].quota_bytes` is"), "{text}");
         let text = complaint(|c| c.limits.disks = vec![RateLimit::default()]);
         assert_eq!(text, "`limits.disks` is 1 long: the machine has 0");
         let text = complaint(|c| c.cmdline = "a\nb".into());

@@ -154,6 +154,15 @@ pub enum Error {
         rule: &'static str,
     },
 
+    /// The file has become as large as it may.
+    #[error("{}: its quota of {quota} bytes is used up", path.display())]
+    Quota {
+        /// The file.
+        path: PathBuf,
+        /// How large it may become.
+        quota: u64,
+    },
+
     /// The block table cannot address any more of the file.
     #[error("{}: the file has grown to the format's limit of 2 TiB", path.display())]
     FileFull {

@@ -24,6 +24,7 @@ impl FromStr for DiskArg {
             readonly: false,
             parents: Vec::new(),
             capacity_bytes: None,
+            quota_bytes: None,
         };
         for part in parts {
             match part.split_once('=') {

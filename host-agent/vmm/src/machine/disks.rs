@@ -86,7 +86,7 @@ fn open_image(index: usize, disk: &DiskConfig) -> Result<Arc<dyn BlockDevice>, D
             let options = if disk.readonly {
                 OpenOptions::read_only()
             } else {
-                OpenOptions::read_write()
+                OpenOptions::read_write().with_quota(disk.quota_bytes)
             };
             let options = options.with_parents(disk.parents.iter());
             let image = vhd::open(&disk.path, &options).map_err(fail)?;

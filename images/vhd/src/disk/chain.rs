@@ -87,7 +87,7 @@ pub(super) fn open_layer(
             }
             None => {}
         }
-        let sparse = Sparse::open(path, storage, &located, header, parent, options.read_only)?;
+        let sparse = Sparse::open(path, storage, &located, header, parent, options)?;
         Body::Sparse(Box::new(sparse))
     };
     Ok(Disk {

@@ -44,6 +44,10 @@ pub struct OpenOptions {
     /// For chains of other tools, which record when the parent file was last
     /// modified: a copy of the file has lost that.
     pub ignore_parent_time_stamp: bool,
+    /// How large the file of a dynamic or differencing disk may become, its
+    /// structures among it; no limit if absent. What is in the file already can
+    /// be written again when that is reached, and nothing can be added to it.
+    pub quota: Option<u64>,
 }
 
 impl OpenOptions {
@@ -66,6 +70,13 @@ impl OpenOptions {
     #[must_use]
     pub fn with_parents(mut self, parents: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
         self.parents = parents.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The same with a limit to how large the file may become.
+    #[must_use]
+    pub fn with_quota(mut self, quota: Option<u64>) -> Self {
+        self.quota = quota;
         self
     }
 

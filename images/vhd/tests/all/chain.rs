@@ -344,3 +344,39 @@ fn making_a_child_takes_no_longer_for_a_larger_parent() {
     assert!(begun.elapsed() < Duration::from_secs(2));
     assert_eq!(open_ro(&child, &[&base]).size(), 100 << 30);
 }
+
+#[test]
+fn a_disk_that_has_used_up_its_quota_keeps_what_it_has_and_takes_no_more() {
+    const BLOCK: u64 = 2 << 20;
+    let folder = Folder::new();
+    let base = folder.base("base.vhd");
+    let child = folder.child("child.vhd", &base);
+    // Headers and table, and two of the four blocks with their bitmaps.
+    let quota = std::fs::metadata(&child).unwrap().len() + 2 * (BLOCK + 4096);
+    let options = OpenOptions::read_write()
+        .with_parents([&base])
+        .with_quota(Some(quota));
+    let disk = Disk::open(&child, &options).unwrap();
+    let within = || std::fs::metadata(&child).unwrap().len() <= quota;
+    disk.write_at(&noise(1, 4096), 0).unwrap();
+    disk.write_at(&noise(2, 4096), BLOCK).unwrap();
+    for block in [2, 3] {
+        let error = disk.write_at(&noise(3, 4096), block * BLOCK).unwrap_err();
+        assert!(matches!(error, Error::Quota { .. }), "{error}");
+        assert!(within());
+    }
+    // What has a place in the file is written as before, and flushed.
+    disk.write_at(&noise(4, 4096), 512 << 10).unwrap();
+    disk.write_at(&noise(5, 4096), 0).unwrap();
+    disk.flush().unwrap();
+    let now = contents(&disk);
+    assert!(now[..4096] == noise(5, 4096) && now[BLOCK as usize..][..4096] == noise(2, 4096));
+    assert!(now[2 * BLOCK as usize..].iter().all(|byte| *byte == 0));
+    drop(disk);
+    assert!(within());
+
+    // With a larger one it goes on.
+    let more = options.with_quota(None);
+    let disk = Disk::open(&child, &more).unwrap();
+    disk.write_at(&noise(6, 4096), 3 * BLOCK).unwrap();
+}

@@ -91,6 +91,8 @@ pub(super) struct Sparse {
     shape: BlockShape,
     parent: Option<Arc<Disk>>,
     read_only: bool,
+    /// The length that the file may have.
+    quota: u64,
     state: Mutex<State>,
     /// Held by the one thread that flushes; taken before `state`.
     committing: Mutex<()>,

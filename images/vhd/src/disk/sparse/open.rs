@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use super::bitmap::Bitmaps;
 use super::layout::{self, Layout};
 use super::{Sparse, State};
-use crate::disk::{Disk, Located};
+use crate::disk::{Disk, Located, OpenOptions};
 use crate::error::{Defect, Error, Result, Structure};
 use crate::format::footer::FOOTER_LEN;
 use crate::format::header::HEADER_LEN;
@@ -44,8 +44,9 @@ impl Sparse {
         located: &Located,
         header: Header,
         parent: Option<Arc<Disk>>,
-        read_only: bool,
+        options: &OpenOptions,
     ) -> Result<Self> {
+        let read_only = options.read_only;
         let invalid = |defect| Error::invalid(path, defect);
         let limit = located.limit();
         header
@@ -78,6 +79,7 @@ impl Sparse {
             header,
             parent,
             read_only,
+            quota: options.quota.unwrap_or(u64::MAX),
             state: Mutex::new(State {
                 bat,
                 unpublished: std::collections::BTreeSet::new(),

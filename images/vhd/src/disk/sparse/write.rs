@@ -73,6 +73,12 @@ impl Sparse {
             });
         }
         let new_end = block_at + self.shape.stored_len();
+        if new_end + FOOTER_LEN as u64 > self.quota {
+            return Err(Error::Quota {
+                path: self.path.clone(),
+                quota: self.quota,
+            });
+        }
         if let Err(source) = self.extend(state.end, block_at, new_end) {
             self.retract(state.end);
             return Err(Error::io(&self.path, "add a block", source));

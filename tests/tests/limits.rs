@@ -1,0 +1,148 @@
+//! A real guest is held to its limits, on its disk and on the VMBus, and to its quota.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::Shutdown,
+    path::Path,
+    process::{Command, ExitCode},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use fabric_tests::{Peer, Place, line, run, story};
+use serde_json::{Value, json};
+
+fn main() -> ExitCode {
+    run(&[
+        story!(a_limited_disk_takes_its_time_until_the_limit_is_lifted),
+        story!(each_direction_of_the_bus_is_limited_by_itself),
+        story!(a_guest_that_fills_its_disk_hits_its_quota_and_keeps_what_it_has),
+    ])
+}
+
+const MIB: u64 = 1 << 20;
+/// Slow enough to be told from what a guest does without a limit.
+const SLOW: u64 = 256 << 10;
+
+fn rate(per_second: u64) -> Value {
+    json!({"bytes": {"per_second": per_second, "burst": 4096}})
+}
+
+async fn a_limited_disk_takes_its_time_until_the_limit_is_lifted() -> Result<()> {
+    let peer = Peer::start(|dir| {
+        let disk = dir.join("disk.raw");
+        fs::File::create(&disk)?.set_len(16 * MIB)?;
+        Ok(json!({
+            "disks": [{"path": disk, "format": "raw", "serial": "d"}],
+            "limits": {"disks": [rate(SLOW)]},
+        }))
+    })
+    .await?;
+    let begun = Instant::now();
+    ensure!(peer.ask("read /dev/vda 0 1048576")? == "ok", "a read");
+    let limited = begun.elapsed();
+    // The last request's debt is paid by who comes next.
+    ensure!(
+        limited >= Duration::from_secs(3),
+        "1 MiB within {limited:?}"
+    );
+    let stats = peer.stats()?;
+    let disk = &stats["disks"][0];
+    ensure!(disk["serial"] == "d", "{stats}");
+    ensure!(
+        disk["throttled"]["waited_ms"].as_u64() >= Some(2000),
+        "{stats}"
+    );
+    ensure!(disk["read_bytes"].as_u64() >= Some(MIB), "{stats}");
+
+    // A pause does not wait for what waits, and the limit goes on after it.
+    let mut reading = peer.tell("read /dev/vda 4194304 524288")?;
+    for op in ["pause", "resume"] {
+        peer.control(&json!({"op": op}))?;
+    }
+    ensure!(line(&mut reading)? == "ok", "a read across a pause");
+
+    peer.control(&json!({"op": "limit", "limits": {}}))?;
+    let before = peer.stats()?["disks"][0]["throttled"]["waits"].take();
+    ensure!(peer.ask("read /dev/vda 8388608 1048576")? == "ok", "a read");
+    let after = peer.stats()?["disks"][0]["throttled"]["waits"].take();
+    ensure!(
+        before == after,
+        "it waited {before} times, and then {after}"
+    );
+    Ok(())
+}
+
+async fn each_direction_of_the_bus_is_limited_by_itself() -> Result<()> {
+    let peer = Peer::start(|_| Ok(json!({}))).await?;
+    let waits = |direction: &str| -> Result<u64> {
+        let stats = peer.stats()?;
+        let waits = stats["vsock"][direction]["waits"].as_u64();
+        waits.with_context(|| stats.to_string())
+    };
+    let limits = json!({"op": "limit", "limits": {"vsock_to_host": rate(SLOW)}});
+    peer.control(&limits)?;
+    let begun = Instant::now();
+    let mut source = peer.tell(&format!("source {MIB}"))?;
+    let mut taken = Vec::new();
+    source.read_to_end(&mut taken)?;
+    ensure!(taken.len() as u64 == MIB, "{} bytes came", taken.len());
+    let took = begun.elapsed();
+    ensure!(took >= Duration::from_secs(3), "1 MiB within {took:?}");
+    ensure!(
+        waits("to_host")? > 0 && waits("to_guest")? == 0,
+        "the other waited"
+    );
+
+    let limits = json!({"op": "limit", "limits": {"vsock_to_guest": rate(SLOW)}});
+    peer.control(&limits)?;
+    let before = waits("to_host")?;
+    let begun = Instant::now();
+    let mut sink = peer.tell("sink")?;
+    sink.write_all(&vec![1; usize::try_from(MIB)?])?;
+    sink.shutdown(Shutdown::Write)?;
+    ensure!(line(&mut sink)? == MIB.to_string(), "not all was taken");
+    let took = begun.elapsed();
+    ensure!(took >= Duration::from_secs(3), "1 MiB within {took:?}");
+    ensure!(
+        waits("to_guest")? > 0 && waits("to_host")? == before,
+        "the other waited"
+    );
+
+    let refused = peer.control(&json!({"op": "limit", "limits": {"disks": [{}]}}));
+    ensure!(refused.is_err(), "a limit of a disk that is not there");
+    Ok(())
+}
+
+async fn a_guest_that_fills_its_disk_hits_its_quota_and_keeps_what_it_has() -> Result<()> {
+    const QUOTA: u64 = 5 * MIB;
+    let vhd = Place::find()?.program("vhd");
+    let peer = Peer::start(|dir| {
+        let disk = dir.join("disk.vhd");
+        let mut create = Command::new(&vhd);
+        let created = create
+            .args(["create", "--size", "64MiB"])
+            .arg(&disk)
+            .output()?;
+        ensure!(created.status.success(), "{created:?}");
+        Ok(json!({"disks": [{"path": disk, "serial": "d", "quota_bytes": QUOTA}]}))
+    })
+    .await?;
+    let size = |path: &Path| -> Result<u64> { Ok(fs::metadata(path)?.len()) };
+    let file = peer.path("disk.vhd");
+    // A block of 2 MiB is added to the file at a time, and two fit.
+    for offset in [0, 2 * MIB] {
+        let answer = peer.ask(&format!("write /dev/vda {offset} 131072"))?;
+        ensure!(answer == "ok", "{answer}");
+    }
+    let answer = peer.ask(&format!("write /dev/vda {} 131072", 4 * MIB))?;
+    ensure!(answer.starts_with("error: "), "{answer}");
+    ensure!(size(&file)? <= QUOTA, "{} bytes", size(&file)?);
+    let stats = peer.stats()?;
+    ensure!(stats["disks"][0]["failed"].as_u64() > Some(0), "{stats}");
+    // What it has can be written again, and there is room beside it.
+    let answer = peer.ask("write /dev/vda 65536 131072")?;
+    ensure!(answer == "ok", "{answer}");
+    Ok(())
+}
