@@ -63,17 +63,7 @@ pub fn ranges(size: u64) -> Vec<(u64, u64)> {
 pub fn create(mib: u64) -> Result<GuestMemory, MemoryError> {
     let size = mib << 20;
     let file = memfd(size).map_err(|source| MemoryError::Memfd { mib, source })?;
-    let file = Arc::new(file);
-    let mut in_file = 0;
-    let mut regions = Vec::new();
-    for (start, length) in ranges(size) {
-        let offset = FileOffset::from_arc(Arc::clone(&file), in_file);
-        regions.push((GuestAddress(start), length as usize, Some(offset)));
-        in_file += length;
-    }
-    let memory = GuestMemoryMmap::from_ranges_with_files(regions)
-        .map_err(|source| MemoryError::Map { mib, source })?;
-    Ok(Arc::new(memory))
+    map(&Arc::new(file), mib, libc::MAP_SHARED)
 }
 
 /// Maps a file of `mib` MiB as memory, copy-on-write: the file is only read.
@@ -82,11 +72,16 @@ pub fn create(mib: u64) -> Result<GuestMemory, MemoryError> {
 ///
 /// When the host has no room.
 pub fn map_private(file: &Arc<File>, mib: u64) -> Result<GuestMemory, MemoryError> {
+    map(file, mib, libc::MAP_PRIVATE)
+}
+
+/// Maps a file of `mib` MiB as memory, shared or private.
+fn map(file: &Arc<File>, mib: u64, flags: libc::c_int) -> Result<GuestMemory, MemoryError> {
     let map = |start, length: u64, in_file| {
         let region = MmapRegionBuilder::new(length as usize)
             .with_file_offset(FileOffset::from_arc(Arc::clone(file), in_file))
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+            .with_mmap_flags(flags | libc::MAP_NORESERVE)
             .build()
             .map_err(FromRangesError::MmapRegion)?;
         GuestRegionMmap::new(region, GuestAddress(start)).ok_or(FromRangesError::InvalidGuestRegion)

@@ -109,6 +109,24 @@ pub struct Parts {
     pub vsock: Option<VsockPart>,
 }
 
+impl Parts {
+    /// Does something to every virtio device; the first error, when all have had
+    /// their turn.
+    pub fn for_each_device(
+        &self,
+        mut act: impl FnMut(&mut MmioTransport) -> Result<(), ActivateError>,
+    ) -> Result<(), ActivateError> {
+        let disks = self.disks.iter().map(|disk| &disk.transport);
+        let vsock = self.vsock.iter().map(|vsock| &vsock.transport);
+        let mut first_error = Ok(());
+        for device in disks.chain(vsock) {
+            let done = act(&mut lock_transport(device));
+            first_error = first_error.and(done);
+        }
+        first_error
+    }
+}
+
 /// Keeps a running machine.
 #[derive(Debug)]
 pub struct Keeper {
@@ -158,7 +176,7 @@ impl Keeper {
         let clock = self.parts.vm.get_clock();
         match clock.map_err(KeepError::kvm("KVM_GET_CLOCK")) {
             Ok(clock) => {
-                self.for_each_device(|device| {
+                self.parts.for_each_device(|device| {
                     device.suspend();
                     Ok(())
                 })?;
@@ -183,7 +201,8 @@ impl Keeper {
             return Ok(());
         };
         let clock = set_clock(&self.parts.vm, clock);
-        let devices = self.for_each_device(MmioTransport::resume);
+        let devices = self.parts.for_each_device(MmioTransport::resume);
+        let devices = devices.map_err(KeepError::from);
         self.board.gate.open();
         clock.and(devices)
     }
@@ -261,20 +280,6 @@ impl Keeper {
             ],
             pit,
         })
-    }
-
-    fn for_each_device(
-        &self,
-        mut act: impl FnMut(&mut MmioTransport) -> Result<(), ActivateError>,
-    ) -> Result<(), KeepError> {
-        let disks = self.parts.disks.iter().map(|disk| &disk.transport);
-        let vsock = self.parts.vsock.iter().map(|vsock| &vsock.transport);
-        let mut first_error = Ok(());
-        for device in disks.chain(vsock) {
-            let done = act(&mut lock_transport(device));
-            first_error = first_error.and(done.map_err(KeepError::from));
-        }
-        first_error
     }
 }
 

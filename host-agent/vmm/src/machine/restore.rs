@@ -4,7 +4,7 @@ use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
 
-use super::keeper::{self, KeepError, Parts, SharedTransport, lock_transport};
+use super::keeper::{self, KeepError, Parts, lock_transport};
 use crate::config::VmConfig;
 use crate::devices::virtio::mmio::TransportStateError;
 use crate::devices::virtio::{ActivateError, MmioTransport};
@@ -167,12 +167,5 @@ pub fn chips(vm: &VmFd, state: &MachineState) -> Result<(), RestoreError> {
 ///
 /// When the host has no room for one.
 pub fn start_devices(parts: &Parts) -> Result<(), RestoreError> {
-    let start = |device: &SharedTransport| MmioTransport::resume(&mut lock_transport(device));
-    for disk in &parts.disks {
-        start(&disk.transport)?;
-    }
-    if let Some(vsock) = &parts.vsock {
-        start(&vsock.transport)?;
-    }
-    Ok(())
+    Ok(parts.for_each_device(MmioTransport::resume)?)
 }

@@ -74,9 +74,9 @@ impl Gate {
         let parked = self.lock();
         let (parked, _) = self
             .changed
-            .wait_timeout_while(parked, patience, |parked| parked.contains_none())
+            .wait_timeout_while(parked, patience, |parked| one_is_missing(parked))
             .unwrap_or_else(PoisonError::into_inner);
-        !parked.contains_none()
+        !one_is_missing(&parked)
     }
 
     /// The states of all that are parked, in order of their numbers.
@@ -103,14 +103,9 @@ impl Gate {
     }
 }
 
-trait ContainsNone {
-    fn contains_none(&self) -> bool;
-}
-
-impl<T> ContainsNone for Vec<Option<T>> {
-    fn contains_none(&self) -> bool {
-        self.iter().any(Option::is_none)
-    }
+/// Whether one has not parked yet.
+fn one_is_missing(parked: &[Option<Parked>]) -> bool {
+    parked.iter().any(Option::is_none)
 }
 
 #[cfg(test)]

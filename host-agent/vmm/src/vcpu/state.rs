@@ -162,7 +162,7 @@ impl VcpuState {
         fd.set_mp_state(self.mp_state)
             .map_err(kvm("KVM_SET_MP_STATE"))?;
         fd.set_regs(&self.regs).map_err(kvm("KVM_SET_REGS"))?;
-        fd.set_sregs(&self.settled_sregs())
+        fd.set_sregs(&self.system_registers())
             .map_err(kvm("KVM_SET_SREGS"))?;
         fd.set_xcrs(&self.xcrs).map_err(kvm("KVM_SET_XCRS"))?;
         // SAFETY: KVM reads 4096 bytes, the size of the structure: no guest
@@ -181,13 +181,9 @@ impl VcpuState {
         self.syscall
     }
 
-    /// The system registers.
+    /// The system registers. An interrupt that is being delivered is told by the
+    /// events alone.
     pub fn system_registers(&self) -> kvm_sregs {
-        self.settled_sregs()
-    }
-
-    /// An interrupt that is being delivered is told by the events alone.
-    fn settled_sregs(&self) -> kvm_sregs {
         kvm_sregs {
             interrupt_bitmap: [0; 4],
             ..self.sregs
@@ -211,11 +207,11 @@ impl VcpuState {
     }
 
     fn give_msrs(&self, fd: &VcpuFd) -> Result<(), VcpuStateError> {
-        let last = |entry: &kvm_msr_entry| entry.index == MSR_TSC_DEADLINE;
-        for entry in self.msrs.iter().filter(|entry| !last(entry)) {
-            let taken = set_msr(fd, *entry);
+        let last = |entry: &&kvm_msr_entry| entry.index == MSR_TSC_DEADLINE;
+        let all_but_last = self.msrs.iter().filter(|entry| !last(entry)).copied();
+        for entry in set_msrs(fd, all_but_last.collect())? {
             // Some cannot be written, and have the value they always have.
-            if !taken && entry.index != MSR_TSC && read_msr(fd, entry.index) != Some(entry.data) {
+            if entry.index != MSR_TSC && read_msr(fd, entry.index) != Some(entry.data) {
                 return Err(VcpuStateError::Msr {
                     index: entry.index,
                     value: entry.data,
@@ -239,13 +235,12 @@ impl VcpuState {
             data: now.wrapping_add(deadline.saturating_sub(then)).max(1),
             ..kvm_msr_entry::default()
         };
-        if set_msr(fd, entry) {
-            Ok(())
-        } else {
-            Err(VcpuStateError::Msr {
-                index: entry.index,
-                value: entry.data,
-            })
+        match set_msrs(fd, vec![entry])?.first() {
+            None => Ok(()),
+            Some(refused) => Err(VcpuStateError::Msr {
+                index: refused.index,
+                value: refused.data,
+            }),
         }
     }
 }
@@ -286,8 +281,26 @@ fn read_msr(fd: &VcpuFd, index: u32) -> Option<u64> {
     (fd.get_msrs(&mut list).ok()? == 1).then(|| list.as_slice()[0].data)
 }
 
-fn set_msr(fd: &VcpuFd, entry: kvm_msr_entry) -> bool {
-    Msrs::from_entries(&[entry]).is_ok_and(|list| fd.set_msrs(&list).is_ok_and(|count| count == 1))
+/// Sets registers in their order, and returns those that KVM does not take.
+fn set_msrs(
+    fd: &VcpuFd,
+    mut entries: Vec<kvm_msr_entry>,
+) -> Result<Vec<kvm_msr_entry>, VcpuStateError> {
+    let mut refused = Vec::new();
+    while !entries.is_empty() {
+        let list = Msrs::from_entries(&entries).map_err(|_| VcpuStateError::TooMany {
+            what: "registers",
+            count: entries.len(),
+            max: MSRS_MAX,
+        })?;
+        let count = fd
+            .set_msrs(&list)
+            .map_err(VcpuStateError::kvm("KVM_SET_MSRS"))?;
+        // KVM stops at one that it does not take.
+        refused.extend(entries.get(count));
+        entries.drain(..(count + 1).min(entries.len()));
+    }
+    Ok(refused)
 }
 
 /// Vendor, family, model and stepping (CPUID leaves 0 and 1).
