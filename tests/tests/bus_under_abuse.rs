@@ -4,18 +4,17 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::Shutdown,
-    os::unix::net::UnixStream,
+    os::unix::net::{UnixListener, UnixStream},
     process::ExitCode,
-    thread,
 };
 
 use anyhow::{Context as _, Result, ensure};
-use fabric_tests::{Peer, SOON, fill, line, patient, run, story};
+use fabric_tests::{Peer, SOON, eventually, fill, line, patient, run, story};
 use serde_json::{Value, json};
 
 fn main() -> ExitCode {
     run(&[
-        story!(a_thousand_connections_are_open_at_once_and_half_closed),
+        story!(hundreds_of_connections_are_open_at_once_and_half_closed),
         story!(who_does_not_read_stops_only_their_own_connection),
         story!(a_guest_that_resets_the_device_mid_stream_comes_back),
     ])
@@ -24,20 +23,18 @@ fn main() -> ExitCode {
 /// What a VMM may hold of data to the host, in all.
 const HELD_MAX: u64 = 16 << 20;
 
-async fn a_thousand_connections_are_open_at_once_and_half_closed() -> Result<()> {
-    const COUNT: u32 = 1000;
+/// The device's own tests have a thousand. Here each costs 30 ms of a processor where
+/// KVM interprets the guest's kernel.
+async fn hundreds_of_connections_are_open_at_once_and_half_closed() -> Result<()> {
+    const COUNT: u32 = 200;
     const PORT: u32 = 2000;
     let peer = Peer::start(|_| Ok(json!({}))).await?;
     let listener = peer.listen(PORT)?;
     let mut told = peer.tell(&format!("call {PORT} {COUNT}"))?;
-    let host = thread::spawn(move || -> Result<Vec<UnixStream>> {
-        let mut streams = Vec::new();
-        while streams.len() < COUNT as usize {
-            streams.push(listener.accept()?.0);
-        }
-        Ok(streams)
-    });
-    let mut streams = host.join().expect("the host accepts")?;
+    let mut streams: Vec<UnixStream> = Vec::new();
+    while streams.len() < COUNT as usize {
+        streams.push(until_called(&listener).await?);
+    }
     let stats = peer.stats()?;
     ensure!(
         stats["vsock"]["connections"] == u64::from(COUNT) + 1,
@@ -83,7 +80,7 @@ async fn who_does_not_read_stops_only_their_own_connection() -> Result<()> {
     // A host that takes nothing: the guest is held up, in bounded memory.
     let before = resident_kib(&peer)?;
     let stuck: u64 = peer.ask(&format!("flood {PORT}"))?.parse()?;
-    let (mut deaf, _) = listener.accept()?;
+    let mut deaf = until_called(&listener).await?;
     let held = held(&peer.stats()?)?;
     ensure!((1..=64 << 10).contains(&held), "{held} bytes are held");
     // And a guest that takes nothing: the host is held up.
@@ -106,7 +103,7 @@ async fn a_guest_that_resets_the_device_mid_stream_comes_back() -> Result<()> {
     let peer = Peer::start(|_| Ok(json!({}))).await?;
     let listener = peer.listen(PORT)?;
     peer.ask(&format!("flood {PORT}"))?;
-    let (mut deaf, _) = listener.accept()?;
+    let mut deaf = until_called(&listener).await?;
     let mut starved = peer.tell("keep")?;
     fill(&mut starved)?;
     let mut told = peer.tell("reset")?;
@@ -124,6 +121,17 @@ async fn a_guest_that_resets_the_device_mid_stream_comes_back() -> Result<()> {
     let stats = peer.stats()?;
     ensure!(held(&stats)? == 0, "{stats}");
     Ok(())
+}
+
+/// The guest's next call.
+async fn until_called(listener: &UnixListener) -> Result<UnixStream> {
+    listener.set_nonblocking(true)?;
+    let stream = eventually(SOON, "a call of the guest", || async {
+        listener.accept().map_err(|error| error.to_string())
+    });
+    let (stream, _) = stream.await?;
+    stream.set_nonblocking(false)?;
+    Ok(stream)
 }
 
 fn held(stats: &Value) -> Result<u64> {

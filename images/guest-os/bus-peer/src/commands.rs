@@ -6,6 +6,7 @@ use std::{
     io::{self, ErrorKind, Read, Write},
     net::Shutdown,
     os::unix::fs::{FileExt, OpenOptionsExt as _},
+    time::Duration,
 };
 
 use nix::libc::O_DIRECT;
@@ -13,6 +14,10 @@ use vsock::{VMADDR_CID_HOST, VsockListener, VsockStream};
 
 /// What passes at a time.
 const CHUNK: usize = 64 << 10;
+/// What it says and writes, where nobody says what.
+static BYTES: [u8; CHUNK] = [0x5a; CHUNK];
+/// When a connection takes nothing for so long, nobody reads at its other end.
+const STUCK: Duration = Duration::from_secs(2);
 /// On whose borders what goes past the kernel's cache has to lie.
 const PAGE: usize = 4096;
 /// The vsock device's driver.
@@ -41,7 +46,7 @@ impl Peer {
         Peer {
             listener,
             kept: Vec::new(),
-            chunk: vec![0x5a; CHUNK],
+            chunk: vec![0; CHUNK],
         }
     }
 
@@ -59,7 +64,7 @@ impl Peer {
                 let taken = self.sink(caller)?;
                 writeln!(caller, "{taken}")?;
             }
-            ["source", bytes] => self.source(caller, bytes.parse()?)?,
+            ["source", bytes] => source(caller, bytes.parse()?)?,
             ["keep"] => return Ok(Answer::Keep),
             ["call", port, count] => {
                 call(port.parse()?, count.parse()?)?;
@@ -74,7 +79,7 @@ impl Peer {
                 writeln!(caller, "ok")?;
             }
             ["write", disk, offset, bytes] => {
-                self.write(disk, offset.parse()?, bytes.parse()?)?;
+                write(disk, offset.parse()?, bytes.parse()?)?;
                 writeln!(caller, "ok")?;
             }
             ["read", disk, offset, bytes] => {
@@ -109,21 +114,12 @@ impl Peer {
         }
     }
 
-    fn source(&mut self, caller: &mut VsockStream, mut bytes: usize) -> io::Result<()> {
-        while bytes > 0 {
-            let count = bytes.min(CHUNK);
-            caller.write_all(&self.chunk[..count])?;
-            bytes -= count;
-        }
-        Ok(())
-    }
-
     fn flood(&mut self, port: u32) -> io::Result<u64> {
         let mut stream = VsockStream::connect_with_cid_port(VMADDR_CID_HOST, port)?;
-        stream.set_nonblocking(true)?;
+        stream.set_write_timeout(Some(STUCK))?;
         let mut taken = 0;
         loop {
-            match stream.write(&self.chunk) {
+            match stream.write(&BYTES) {
                 Ok(count) => taken += count as u64,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
@@ -142,14 +138,6 @@ impl Peer {
             callers.push(caller);
         }
         hear_numbers(&mut callers)
-    }
-
-    fn write(&mut self, disk: &str, offset: u64, bytes: u64) -> io::Result<()> {
-        let file = OpenOptions::new().write(true).open(disk)?;
-        over_chunks(offset, bytes, |at, count| {
-            file.write_all_at(&self.chunk[..count], at)
-        })?;
-        file.sync_all()
     }
 }
 
@@ -177,6 +165,23 @@ fn hear_numbers(streams: &mut [VsockStream]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn source(caller: &mut VsockStream, mut bytes: usize) -> io::Result<()> {
+    while bytes > 0 {
+        let count = bytes.min(CHUNK);
+        caller.write_all(&BYTES[..count])?;
+        bytes -= count;
+    }
+    Ok(())
+}
+
+fn write(disk: &str, offset: u64, bytes: u64) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open(disk)?;
+    over_chunks(offset, bytes, |at, count| {
+        file.write_all_at(&BYTES[..count], at)
+    })?;
+    file.sync_all()
 }
 
 fn read(disk: &str, offset: u64, bytes: u64) -> io::Result<()> {
