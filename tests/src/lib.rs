@@ -19,7 +19,7 @@ mod runner;
 mod service;
 
 pub use cluster::{Cluster, Options, last_end, status, vmms_in};
-pub use peer::{Peer, fill, line, patient};
+pub use peer::{Peer, control, fill, line, patient};
 pub use place::{Place, run_in_own_mounts};
 pub use process::Program;
 pub use runner::{Story, run};

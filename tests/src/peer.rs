@@ -151,14 +151,7 @@ impl Peer {
     ///
     /// It does not, or refuses.
     pub fn control(&self, request: &Value) -> Result<Value> {
-        let mut stream = UnixStream::connect(self.path("control.sock"))?;
-        patient(&stream)?;
-        writeln!(stream, "{request}")?;
-        let mut line = String::new();
-        BufReader::new(stream).read_line(&mut line)?;
-        let answer: Value = serde_json::from_str(&line)?;
-        ensure!(answer["ok"] == true, "{request} is answered by {answer}");
-        Ok(answer)
+        control(&self.path("control.sock"), request)
     }
 
     /// What the VMM has counted.
@@ -169,6 +162,22 @@ impl Peer {
     pub fn stats(&self) -> Result<Value> {
         Ok(self.control(&json!({"op": "stats"}))?["stats"].take())
     }
+}
+
+/// What a VMM answers on its control socket.
+///
+/// # Errors
+///
+/// It does not, or refuses.
+pub fn control(socket: &Path, request: &Value) -> Result<Value> {
+    let mut stream = UnixStream::connect(socket)?;
+    patient(&stream)?;
+    writeln!(stream, "{request}")?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    let answer: Value = serde_json::from_str(&line)?;
+    ensure!(answer["ok"] == true, "{request} is answered by {answer}");
+    Ok(answer)
 }
 
 /// Writes until nothing more is taken; how many bytes were.

@@ -10,13 +10,16 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use fabric_tests::{Peer, Place, line, run, story};
+use fabric_tests::{
+    Cluster, Peer, Place, SOON, ServiceFile, control, eventually, line, run, story,
+};
 use serde_json::{Value, json};
 
 fn main() -> ExitCode {
     run(&[
         story!(a_limited_disk_takes_its_time_until_the_limit_is_lifted),
         story!(each_direction_of_the_bus_is_limited_by_itself),
+        story!(an_instance_is_limited_by_its_size_and_otherwise_while_it_runs),
         story!(a_guest_that_fills_its_disk_hits_its_quota_and_keeps_what_it_has),
     ])
 }
@@ -112,6 +115,46 @@ async fn each_direction_of_the_bus_is_limited_by_itself() -> Result<()> {
 
     let refused = peer.control(&json!({"op": "limit", "limits": {"disks": [{}]}}));
     ensure!(refused.is_err(), "a limit of a disk that is not there");
+    Ok(())
+}
+
+/// Jailed as every instance is: a thread that may not wait for its limits would be
+/// killed.
+async fn an_instance_is_limited_by_its_size_and_otherwise_while_it_runs() -> Result<()> {
+    const INSTANCE: &str = "shop-web-0";
+    let cluster = Cluster::start().await?;
+    cluster.upload_guest_os()?;
+    let script = "while :; do echo x >> /tmp/x; sync; sleep 1; done";
+    cluster.apply(&ServiceFile::web("shop").script(script))?;
+    cluster.until_ready(INSTANCE).await?;
+    let dir = cluster.instance_dir(INSTANCE);
+    let config: Value = serde_json::from_slice(&fs::read(dir.join("vm.json"))?)?;
+    let share = &config["limits"]["disks"][0]["bytes"]["per_second"];
+    ensure!(share.as_u64() == Some(32 * MIB), "{config}");
+    ensure!(config["disks"][0]["quota_bytes"].is_u64(), "{config}");
+
+    let socket = dir.join("control.sock");
+    let pid = || -> Result<Value> {
+        Ok(control(&socket, &json!({"op": "status"}))?["status"]["pid"].take())
+    };
+    let before = pid()?;
+    let all =
+        json!({"disks": [rate(4096)], "vsock_to_host": rate(4096), "vsock_to_guest": rate(4096)});
+    control(&socket, &json!({"op": "limit", "limits": all}))?;
+    eventually(SOON, "disk and VMBus to wait for their limits", || async {
+        let stats = control(&socket, &json!({"op": "stats"})).map_err(|e| e.to_string())?;
+        let waits = |throttled: &Value| throttled["waits"].as_u64() > Some(0);
+        let stats = &stats["stats"];
+        if waits(&stats["disks"][0]["throttled"]) && waits(&stats["vsock"]["to_host"]) {
+            Ok(())
+        } else {
+            Err(stats.to_string())
+        }
+    })
+    .await?;
+    control(&socket, &json!({"op": "limit", "limits": {}}))?;
+    ensure!(pid()? == before, "the machine is another one");
+    cluster.until_ready(INSTANCE).await?;
     Ok(())
 }
 
