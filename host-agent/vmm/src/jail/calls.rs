@@ -109,6 +109,9 @@ const EVERY: &[Call] = &[
     call(libc::SYS_munmap),
     call(libc::SYS_mremap),
     call(libc::SYS_madvise),
+    // What the first thread allocated lies below the program break, and whoever has
+    // it now may grow it or give it back.
+    call(libc::SYS_brk),
     call(libc::SYS_sched_yield),
     call(libc::SYS_read),
     call(libc::SYS_write),
@@ -162,7 +165,6 @@ const EVENT_LOOP: &[Call] = &[
     call(libc::SYS_epoll_ctl),
     call(libc::SYS_timerfd_settime),
     call(libc::SYS_clock_nanosleep),
-    call(libc::SYS_brk),
     KILL_THREAD,
     call(libc::SYS_getpid),
     call(libc::SYS_exit_group),

@@ -1,4 +1,4 @@
-//! Every system call that is not on a thread's list kills.
+//! Every system call that is not on a thread's list kills, and what threads need is there.
 
 use std::collections::BTreeSet;
 use std::process::{Command, ExitCode};
@@ -24,6 +24,12 @@ pub fn name(kind: ThreadKind) -> &'static str {
     }
 }
 
+/// The kind of that name.
+fn kind(word: &str) -> ThreadKind {
+    let found = ThreadKind::ALL.into_iter().find(|kind| name(*kind) == word);
+    found.expect("a kind of thread")
+}
+
 /// Starts a process that tries each of them.
 pub fn every_unlisted_one_kills(kind: ThreadKind) {
     let output = Command::new(std::env::current_exe().unwrap())
@@ -37,10 +43,7 @@ pub fn every_unlisted_one_kills(kind: ThreadKind) {
 
 /// Tries each in a child, and prints those that the child survived.
 pub fn try_all(arguments: &[String]) -> ExitCode {
-    let kind = ThreadKind::ALL
-        .into_iter()
-        .find(|kind| name(*kind) == arguments[0]);
-    let kind = kind.expect("a kind of thread");
+    let kind = kind(&arguments[0]);
     let listed: BTreeSet<i64> = kind.calls().map(|call| call.number).collect();
     let lists = CallLists::compile().unwrap();
     prctl::set_no_new_privs().unwrap();
@@ -68,5 +71,33 @@ pub fn try_all(arguments: &[String]) -> ExitCode {
             other => println!("{number}: {other:?}"),
         }
     }
+    ExitCode::SUCCESS
+}
+
+/// Starts a process whose thread of that kind has memory of the first thread's.
+pub fn memory_of_another_thread_is_no_crime(kind: ThreadKind) {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["memory", name(kind)])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// Has a confined thread grow and give back what the first thread allocated, which
+/// is done where the first thread's memory is: at the program break.
+pub fn handle_memory(arguments: &[String]) -> ExitCode {
+    let kind = kind(&arguments[0]);
+    let lists = CallLists::compile().unwrap();
+    prctl::set_no_new_privs().unwrap();
+    let mut held: Vec<Vec<u8>> = (0..64).map(|_| Vec::with_capacity(1 << 10)).collect();
+    std::thread::spawn(move || {
+        lists.confine(kind).unwrap();
+        for one in &mut held {
+            one.reserve_exact(100 << 10);
+        }
+        drop(held);
+    })
+    .join()
+    .unwrap();
     ExitCode::SUCCESS
 }

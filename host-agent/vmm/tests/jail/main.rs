@@ -28,6 +28,7 @@ fn main() -> ExitCode {
     match arguments.first().map(String::as_str) {
         Some("compromised") => return house::compromised(&arguments[1..]),
         Some("calls") => return calls::try_all(&arguments[1..]),
+        Some("memory") => return calls::handle_memory(&arguments[1..]),
         _ => {}
     }
     let mut arguments = Arguments::from_args();
@@ -48,6 +49,14 @@ fn main() -> ExitCode {
         let name = format!("a_call_that_is_not_listed_kills_{}", calls::name(kind));
         trials.push(Trial::test(name, move || {
             calls::every_unlisted_one_kills(kind);
+            Ok(())
+        }));
+        let name = format!(
+            "memory_of_another_thread_is_no_crime_of_{}",
+            calls::name(kind)
+        );
+        trials.push(Trial::test(name, move || {
+            calls::memory_of_another_thread_is_no_crime(kind);
             Ok(())
         }));
     }

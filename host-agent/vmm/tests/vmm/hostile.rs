@@ -63,6 +63,7 @@ impl Stage {
             readonly,
             parents: parents.iter().map(|name| self.bench.path(name)).collect(),
             capacity_bytes: None,
+            quota_bytes: None,
         };
         let mut config = VmConfig::new(self.bench.path("kernel"));
         config.memory_mib = 32;
