@@ -137,7 +137,7 @@ pub struct Answer {
     pub status: Option<Status>,
     /// The answer to `stats`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stats: Option<Stats>,
+    pub stats: Option<Box<Stats>>,
 }
 
 /// What a machine is.
@@ -219,7 +219,7 @@ impl Answer {
     /// The answer to `stats`.
     pub fn stats(stats: Stats) -> Answer {
         Answer {
-            stats: Some(stats),
+            stats: Some(Box::new(stats)),
             ..Answer::done()
         }
     }
