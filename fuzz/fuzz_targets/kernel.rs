@@ -8,7 +8,7 @@ use arbitrary::Arbitrary;
 use fabric_fuzz::rarely::Rarely;
 use fabric_fuzz::scratch::Scratch;
 use fabric_vmm::boot::layout::MmioSlot;
-use fabric_vmm::boot::{BootPlan, finish, load_kernel};
+use fabric_vmm::boot::{BootFile, BootPlan, finish, load_kernel};
 use fabric_vmm::memory::{self, GuestMemory};
 use libfuzzer_sys::fuzz_target;
 
@@ -94,14 +94,14 @@ fn run(scratch: &Scratch, input: &Input) {
     if let Some(cut) = input.cut.0 {
         file.truncate(usize::from(cut));
     }
-    let path = scratch.file("kernel", &file);
-    let Ok(kernel) = load_kernel(&MEMORY, SIZE, &path) else {
+    let open = |name, bytes: &[u8]| BootFile::open(&scratch.file(name, bytes)).unwrap();
+    let Ok(kernel) = load_kernel(&MEMORY, SIZE, &open("kernel", &file)) else {
         return;
     };
     assert!(kernel.end <= SIZE, "it ends at {:#x}", kernel.end);
     let initrd = input
         .initrd
-        .map(|len| scratch.file("initrd", &vec![7; usize::from(len)]));
+        .map(|len| open("initrd", &vec![7; usize::from(len)]));
     let devices: Vec<_> = (0..usize::from(input.devices % 18))
         .filter_map(MmioSlot::nth)
         .collect();
@@ -109,7 +109,7 @@ fn run(scratch: &Scratch, input: &Input) {
     let plan = BootPlan {
         kernel: &kernel,
         cmdline: &cmdline,
-        initrd: initrd.as_deref(),
+        initrd: initrd.as_ref(),
         memory_size: SIZE,
         vcpus: input.vcpus % 8 + 1,
         devices: &devices,

@@ -9,12 +9,13 @@
 //! host the pages it uses.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::FromRawFd;
 use std::sync::Arc;
 
 use thiserror::Error;
 use vm_memory::mmap::{FromRangesError, MmapRegionBuilder};
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 
 /// The guest's memory, shared between vCPUs, devices and their threads.
 pub type GuestMemory = Arc<GuestMemoryMmap>;
@@ -100,6 +101,34 @@ fn map(file: &Arc<File>, mib: u64, flags: libc::c_int) -> Result<GuestMemory, Me
     Ok(Arc::new(memory))
 }
 
+/// Makes all of the memory zero, as it was when it was created, and gives the
+/// host its pages back. Nobody may use it meanwhile.
+///
+/// # Errors
+///
+/// When the host refuses; what is in the memory is not known then.
+pub fn clear(memory: &GuestMemory) -> io::Result<()> {
+    for region in memory.iter() {
+        let (start, length) = (region.as_ptr().cast(), region.size());
+        let private = region.flags() & libc::MAP_PRIVATE != 0;
+        let done = if private {
+            let flags = region.flags() | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+            // SAFETY: these are the addresses of the region, which stays mapped as
+            // what it was, readable and writable; whoever looks sees other bytes,
+            // as with all of a guest's memory.
+            let mapped = unsafe { libc::mmap(start, length, region.prot(), flags, -1, 0) };
+            mapped != libc::MAP_FAILED
+        } else {
+            // SAFETY: the same, and the file below is this mapping's alone.
+            unsafe { libc::madvise(start, length, libc::MADV_REMOVE) == 0 }
+        };
+        if !done {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 fn memfd(size: u64) -> std::io::Result<File> {
     // SAFETY: the name is a string with its NUL; the call takes nothing else.
     let fd = unsafe { libc::memfd_create(c"guest-memory".as_ptr(), libc::MFD_CLOEXEC) };
@@ -114,6 +143,8 @@ fn memfd(size: u64) -> std::io::Result<File> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt as _;
+
     use vm_memory::{Bytes, GuestMemoryBackend};
 
     use super::*;
@@ -125,6 +156,25 @@ mod tests {
         assert_eq!(ranges(128 << 20), [(0, 128 << 20)]);
         assert_eq!(ranges(3 * GIB), [(0, 3 * GIB)]);
         assert_eq!(ranges(5 * GIB), [(0, 3 * GIB), (4 * GIB, 2 * GIB)]);
+    }
+
+    #[test]
+    fn memory_that_was_cleared_is_as_if_it_were_new() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        file.write_all_at(b"left", 0).unwrap();
+        let file = Arc::new(file);
+        for memory in [create(1).unwrap(), map_private(&file, 1).unwrap()] {
+            memory.write_obj(7u64, GuestAddress(0x3008)).unwrap();
+            clear(&memory).unwrap();
+            for address in [0, 0x3008] {
+                assert_eq!(memory.read_obj::<u64>(GuestAddress(address)).unwrap(), 0);
+            }
+            memory.write_obj(7u64, GuestAddress(0x3008)).unwrap();
+        }
+        let mut kept = [0; 4];
+        file.read_exact_at(&mut kept, 0).unwrap();
+        assert_eq!(&kept, b"left", "what it was mapped from is as it was");
     }
 
     #[test]

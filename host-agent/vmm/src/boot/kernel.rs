@@ -5,7 +5,6 @@
 //! The file's header is judged here, field by field, so that a wrong or
 //! truncated file is named as such; the reading itself is `linux-loader`'s.
 
-use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -16,6 +15,7 @@ use linux_loader::loader::{self, KernelLoader};
 use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
+use super::file::BootFile;
 use super::layout::HIGH_MEMORY;
 
 /// What a kernel comes as, which tells what to expect of it.
@@ -88,7 +88,19 @@ pub enum KernelError {
     },
 }
 
-/// Reads the kernel at `path` into `memory`, whose low part ends at `ram_end`.
+/// Opens the kernel at `path`.
+///
+/// # Errors
+///
+/// When it cannot be read.
+pub fn open(path: &Path) -> Result<BootFile, KernelError> {
+    BootFile::open(path).map_err(|source| KernelError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Reads a kernel into `memory`, whose low part ends at `ram_end`.
 ///
 /// # Errors
 ///
@@ -96,9 +108,9 @@ pub enum KernelError {
 pub fn load(
     memory: &GuestMemoryMmap,
     ram_end: u64,
-    path: &Path,
+    file: &BootFile,
 ) -> Result<LoadedKernel, KernelError> {
-    let image = Image::open(path, ram_end)?;
+    let image = Image { file, ram_end };
     let magic = image.bytes::<4>("the first four bytes", 0)?;
     if magic == *b"\x7fELF" {
         return image.load_elf(memory);
@@ -145,32 +157,12 @@ const XLF_KERNEL_64: u16 = 1;
 const ENTRY_64: u64 = 0x200;
 
 struct Image<'a> {
-    path: &'a Path,
-    file: File,
-    length: u64,
+    file: &'a BootFile,
     ram_end: u64,
 }
 
-impl<'a> Image<'a> {
-    fn open(path: &'a Path, ram_end: u64) -> Result<Image<'a>, KernelError> {
-        let fail = |source| KernelError::Read {
-            path: path.to_owned(),
-            source,
-        };
-        let file = File::open(path).map_err(fail)?;
-        let metadata = file.metadata().map_err(fail)?;
-        if !metadata.is_file() {
-            return Err(fail(std::io::Error::other("it is not a regular file")));
-        }
-        Ok(Image {
-            path,
-            file,
-            length: metadata.len(),
-            ram_end,
-        })
-    }
-
-    fn load_elf(mut self, memory: &GuestMemoryMmap) -> Result<LoadedKernel, KernelError> {
+impl Image<'_> {
+    fn load_elf(self, memory: &GuestMemoryMmap) -> Result<LoadedKernel, KernelError> {
         self.expect(
             "e_ident[EI_CLASS]",
             self.bytes::<1>("e_ident", EI_CLASS)?[0],
@@ -202,7 +194,8 @@ impl<'a> Image<'a> {
             .max()
             .unwrap_or(0);
         self.fits(end)?;
-        Elf::load(memory, None, &mut self.file, None).map_err(|source| self.unloadable(source))?;
+        let mut reader = self.file.reader().map_err(|source| self.unread(source))?;
+        Elf::load(memory, None, &mut reader, None).map_err(|source| self.unloadable(source))?;
         Ok(LoadedKernel {
             format: KernelFormat::Elf,
             entry,
@@ -247,9 +240,12 @@ impl<'a> Image<'a> {
         name: impl Fn(&str) -> String,
     ) -> Result<(), KernelError> {
         let end = segment.offset.checked_add(segment.in_file);
-        if end.is_none_or(|end| end > self.length) {
+        if end.is_none_or(|end| end > self.file.length()) {
             let value = format!("{:#x} bytes at {:#x}", segment.in_file, segment.offset);
-            let rule = format!("the file ends at {:#x}: it is cut short", self.length);
+            let rule = format!(
+                "the file ends at {:#x}: it is cut short",
+                self.file.length()
+            );
             return Err(self.wrong(name("p_filesz"), value, rule));
         }
         if segment.in_memory < segment.in_file {
@@ -264,7 +260,7 @@ impl<'a> Image<'a> {
         Ok(())
     }
 
-    fn load_bzimage(mut self, memory: &GuestMemoryMmap) -> Result<LoadedKernel, KernelError> {
+    fn load_bzimage(self, memory: &GuestMemoryMmap) -> Result<LoadedKernel, KernelError> {
         let version = self.u16("version", VERSION)?;
         if version < VERSION_MIN {
             let rule = format!("the boot protocol must be {VERSION_MIN:#x} or later (Linux 3.8)");
@@ -285,7 +281,8 @@ impl<'a> Image<'a> {
         let end = preferred.saturating_add(u64::from(self.u32("init_size", INIT_SIZE)?));
         self.fits(end)?;
         let load_at = Some(GuestAddress(HIGH_MEMORY));
-        let loaded = BzImage::load(memory, load_at, &mut self.file, None)
+        let mut reader = self.file.reader().map_err(|source| self.unread(source))?;
+        let loaded = BzImage::load(memory, load_at, &mut reader, None)
             .map_err(|source| self.unloadable(source))?;
         let setup = loaded.setup_header.unwrap_or_else(elf_setup);
         Ok(LoadedKernel {
@@ -305,12 +302,12 @@ impl<'a> Image<'a> {
         let payload = u64::from(self.u32("syssize", SYSSIZE)?) * 16;
         let needed = (setup_sects + 1) * 512 + payload;
         // The last paragraph need not be whole.
-        if needed <= self.length + 15 {
+        if needed <= self.file.length() + 15 {
             return Ok(());
         }
         let rule = format!(
             "the file ends at {:#x}, not at {needed:#x}: it is cut short",
-            self.length
+            self.file.length()
         );
         Err(self.wrong("syssize", format!("{payload:#x} bytes"), rule))
     }
@@ -319,7 +316,7 @@ impl<'a> Image<'a> {
         if end <= self.ram_end {
             return Ok(());
         }
-        let (path, needed_mib) = (self.path.to_owned(), end.div_ceil(1 << 20));
+        let (path, needed_mib) = (self.file.path().to_owned(), end.div_ceil(1 << 20));
         Err(KernelError::Memory {
             path,
             needed_mib,
@@ -342,17 +339,17 @@ impl<'a> Image<'a> {
 
     fn bytes<const N: usize>(&self, field: &str, at: u64) -> Result<[u8; N], KernelError> {
         let mut bytes = [0; N];
-        match self.file.read_exact_at(&mut bytes, at) {
+        match self.file.file().read_exact_at(&mut bytes, at) {
             Ok(()) => Ok(bytes),
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
                 let value = format!("at {at:#x}");
-                let rule = format!("the file ends at {:#x}: it is cut short", self.length);
+                let rule = format!(
+                    "the file ends at {:#x}: it is cut short",
+                    self.file.length()
+                );
                 Err(self.wrong(field, value, rule))
             }
-            Err(source) => Err(KernelError::Read {
-                path: self.path.to_owned(),
-                source,
-            }),
+            Err(source) => Err(self.unread(source)),
         }
     }
 
@@ -376,16 +373,23 @@ impl<'a> Image<'a> {
     ) -> KernelError {
         let (field, value, rule) = (field.into(), value.to_string(), rule.into());
         KernelError::Field {
-            path: self.path.to_owned(),
+            path: self.file.path().to_owned(),
             field,
             value,
             rule,
         }
     }
 
+    fn unread(&self, source: std::io::Error) -> KernelError {
+        KernelError::Read {
+            path: self.file.path().to_owned(),
+            source,
+        }
+    }
+
     fn unloadable(&self, source: loader::Error) -> KernelError {
         KernelError::Load {
-            path: self.path.to_owned(),
+            path: self.file.path().to_owned(),
             source,
         }
     }
@@ -469,7 +473,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), contents).unwrap();
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM as usize)]).unwrap();
-        match load(&memory, RAM, file.path()) {
+        match open(file.path()).and_then(|kernel| load(&memory, RAM, &kernel)) {
             Ok(kernel) => Ok((kernel, memory)),
             Err(error) => {
                 let text = error.to_string();
@@ -546,11 +550,7 @@ mod tests {
 
     #[test]
     fn a_folder_is_no_kernel() {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4096)]).unwrap();
         let folder = tempfile::tempdir().unwrap();
-        assert!(matches!(
-            load(&memory, RAM, folder.path()),
-            Err(KernelError::Read { .. })
-        ));
+        assert!(matches!(open(folder.path()), Err(KernelError::Read { .. })));
     }
 }

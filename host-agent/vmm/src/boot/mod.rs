@@ -3,6 +3,7 @@
 //! | file | what it writes |
 //! |---|---|
 //! | [`layout`] | nothing: it says where everything lies |
+//! | [`file`] | nothing: it is a file to boot from, kept open for resets |
 //! | [`kernel`] | the kernel, an ELF or a bzImage |
 //! | [`cmdline`] | composes the kernel command line |
 //! | [`params`] | the boot parameters with the memory map |
@@ -18,19 +19,20 @@
 
 pub mod acpi;
 pub mod cmdline;
+pub mod file;
 pub mod kernel;
 pub mod layout;
 pub mod mptable;
 pub mod params;
 pub mod tables;
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 pub use cmdline::{CmdlineParts, CmdlineTooLong};
+pub use file::BootFile;
 pub use kernel::{KernelError, KernelFormat, LoadedKernel};
 use layout::{ACPI, BOOT_PARAMS, CMDLINE, EBDA, MmioSlot};
 use params::InitrdPlace;
@@ -75,7 +77,7 @@ pub struct BootPlan<'a> {
     /// The composed command line.
     pub cmdline: &'a str,
     /// The initial RAM disk, if there is one.
-    pub initrd: Option<&'a Path>,
+    pub initrd: Option<&'a BootFile>,
     /// The guest's memory in bytes.
     pub memory_size: u64,
     /// The number of virtual CPUs.
@@ -92,9 +94,25 @@ pub struct BootPlan<'a> {
 pub fn load_kernel(
     memory: &GuestMemoryMmap,
     memory_size: u64,
-    path: &Path,
+    file: &BootFile,
 ) -> Result<LoadedKernel, KernelError> {
-    kernel::load(memory, memory_size.min(GAP_START), path)
+    kernel::load(memory, memory_size.min(GAP_START), file)
+}
+
+/// Opens the initial RAM disk at `path`.
+///
+/// # Errors
+///
+/// When it cannot be read.
+pub fn open_initrd(path: &Path) -> Result<BootFile, BootError> {
+    BootFile::open(path).map_err(|source| unreadable_initrd(path, source))
+}
+
+fn unreadable_initrd(path: &Path, source: std::io::Error) -> BootError {
+    BootError::InitrdRead {
+        path: path.to_owned(),
+        source,
+    }
 }
 
 /// Writes everything else.
@@ -105,7 +123,7 @@ pub fn load_kernel(
 pub fn finish(memory: &GuestMemoryMmap, plan: &BootPlan<'_>) -> Result<(), BootError> {
     let initrd = plan
         .initrd
-        .map(|path| load_initrd(memory, plan, path))
+        .map(|file| load_initrd(memory, plan, file))
         .transpose()?;
     let mut cmdline = plan.cmdline.as_bytes().to_vec();
     cmdline.push(0);
@@ -123,16 +141,11 @@ pub fn finish(memory: &GuestMemoryMmap, plan: &BootPlan<'_>) -> Result<(), BootE
 fn load_initrd(
     memory: &GuestMemoryMmap,
     plan: &BootPlan<'_>,
-    path: &Path,
+    file: &BootFile,
 ) -> Result<InitrdPlace, BootError> {
-    let unreadable = |source| BootError::InitrdRead {
-        path: path.to_owned(),
-        source,
-    };
-    let mut file = File::open(path).map_err(unreadable)?;
-    let size = file.metadata().map_err(unreadable)?.len();
+    let size = file.length();
     let too_big = || BootError::InitrdSize {
-        path: path.to_owned(),
+        path: file.path().to_owned(),
         size,
     };
     let highest = u64::from(plan.kernel.setup.initrd_addr_max) + 1;
@@ -142,7 +155,10 @@ fn load_initrd(
         return Err(too_big());
     }
     let (address, length) = (start as u32, size as usize);
-    memory.read_exact_volatile_from(GuestAddress(start), &mut file, length)?;
+    let mut reader = file
+        .reader()
+        .map_err(|source| unreadable_initrd(file.path(), source))?;
+    memory.read_exact_volatile_from(GuestAddress(start), &mut reader, length)?;
     Ok(InitrdPlace {
         address,
         length: length as u32,

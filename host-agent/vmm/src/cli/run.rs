@@ -55,8 +55,9 @@ pub struct RunArgs {
     kernel: Option<PathBuf>,
     /// Go on from the snapshot in this directory instead of booting a kernel.
     /// Memory, virtual CPUs and disks must be as they were; the snapshot is only
-    /// read, and any number of machines can go on from it.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initrd", "cmdline", "root"])]
+    /// read, and any number of machines can go on from it. What else a guest boots
+    /// from, if it is named too, is for when the machine is reset.
+    #[arg(long, value_name = "DIR")]
     restore: Option<PathBuf>,
     /// An initial RAM disk.
     #[arg(long, value_name = "FILE")]

@@ -47,6 +47,13 @@ impl Watch {
         self.panic.as_deref()
     }
 
+    /// Forgets the last words of a kernel that was reset. When things first happened
+    /// stays what it is.
+    pub fn begin_anew(&mut self) {
+        self.line.clear();
+        self.panic = None;
+    }
+
     fn end_line(&mut self) {
         self.first_line.get_or_insert_with(Instant::now);
         if self.panic.is_none() {

@@ -6,6 +6,7 @@
 //! {"op":"stop"}    {"version":1,"ok":true}
 //! {"op":"pause"}   {"version":1,"ok":true}
 //! {"op":"resume"}  {"version":1,"ok":true}
+//! {"op":"reset"}   {"version":1,"ok":true}
 //! {"op":"snapshot","path":"/new/directory"}   {"version":1,"ok":true}
 //! {"op":"limit","limits":{...}}               {"version":1,"ok":true}
 //! {"op":"dance"}   {"version":1,"ok":false,"error":"unknown variant `dance`, ..."}
@@ -43,6 +44,8 @@ pub enum Request {
     Pause,
     /// Go on, by the guest's own clock from where it was paused.
     Resume,
+    /// Start anew in place, as when the reset button is pressed.
+    Reset,
     /// Write a snapshot; a machine that runs is paused meanwhile.
     Snapshot {
         /// The directory. It must not exist.
@@ -75,6 +78,7 @@ enum Op {
     Stop,
     Pause,
     Resume,
+    Reset,
     Snapshot,
     Limit,
 }
@@ -96,6 +100,7 @@ impl TryFrom<RequestLine> for Request {
             (Op::Stop, None, None) => Ok(Request::Stop),
             (Op::Pause, None, None) => Ok(Request::Pause),
             (Op::Resume, None, None) => Ok(Request::Resume),
+            (Op::Reset, None, None) => Ok(Request::Reset),
         }
     }
 }
@@ -109,6 +114,7 @@ impl From<Request> for RequestLine {
             Request::Stop => Op::Stop,
             Request::Pause => Op::Pause,
             Request::Resume => Op::Resume,
+            Request::Reset => Op::Reset,
             Request::Snapshot { path: directory } => {
                 path = Some(directory);
                 Op::Snapshot
@@ -151,6 +157,9 @@ pub struct Status {
     pub pid: u32,
     /// Since the start of the process, in milliseconds.
     pub uptime_ms: u64,
+    /// How often it was reset in place.
+    #[serde(default)]
+    pub resets: u32,
     /// Virtual CPUs.
     pub vcpus: u8,
     /// Guest memory in MiB.

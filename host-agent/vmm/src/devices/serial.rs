@@ -15,6 +15,28 @@ pub const PORTS: u16 = 8;
 /// COM1's interrupt line.
 pub const IRQ: u32 = 4;
 
+// The 16550's registers (PC16550D data sheet, table II).
+const DATA: u8 = 0;
+const INTERRUPT_ENABLE: u8 = 1;
+const INTERRUPT_IDENTIFICATION: u8 = 2;
+const LINE_CONTROL: u8 = 3;
+const MODEM_CONTROL: u8 = 4;
+const LINE_STATUS: u8 = 5;
+const SCRATCH: u8 = 7;
+const DATA_READY: u8 = 1;
+
+/// What a driver would have to write for what is there at power on: 9600 baud, the
+/// divisor by way of the line control's highest bit, eight bits, no interrupts.
+const POWER_ON: [(u8, u8); 7] = [
+    (LINE_CONTROL, 0x83),
+    (DATA, 12),
+    (INTERRUPT_ENABLE, 0),
+    (LINE_CONTROL, 3),
+    (INTERRUPT_ENABLE, 0),
+    (MODEM_CONTROL, 8),
+    (SCRATCH, 0),
+];
+
 /// An interrupt line behind an irqfd.
 #[derive(Debug)]
 pub struct IrqLine(EventFd);
@@ -61,6 +83,17 @@ impl SerialPort {
         })
     }
 
+    /// Forgets what its driver told it and what has not been read, as at power on.
+    pub fn reset(&mut self) {
+        for (register, value) in POWER_ON {
+            self.write(register, value);
+        }
+        while self.read(LINE_STATUS) & DATA_READY != 0 {
+            self.read(DATA);
+        }
+        self.read(INTERRUPT_IDENTIFICATION);
+    }
+
     /// The registers and what has not been read.
     pub fn state(&self) -> SerialState {
         self.uart.state()
@@ -95,6 +128,29 @@ mod tests {
 
     use super::*;
     use crate::config::ConsoleConfig;
+
+    #[test]
+    fn a_port_that_was_reset_is_as_at_power_on() {
+        let irq = EventFd::new(EFD_NONBLOCK).unwrap();
+        let sink = ConsoleSink::open(&ConsoleConfig::None).unwrap();
+        let mut port = SerialPort::new(irq, sink);
+        let at_power_on = port.state();
+        for (register, value) in [
+            (3, 0x80),
+            (0, 1),
+            (1, 1),
+            (3, 0x1b),
+            (1, 3),
+            (4, 0xb),
+            (7, 9),
+        ] {
+            port.write(register, value);
+        }
+        port.input(b"never read");
+        assert_ne!(port.state(), at_power_on);
+        port.reset();
+        assert_eq!(port.state(), at_power_on);
+    }
 
     #[test]
     fn output_passes_the_watch_and_input_raises_the_line() {

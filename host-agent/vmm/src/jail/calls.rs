@@ -138,6 +138,14 @@ const VCPU: &[Call] = &[
     kvm_get::<kvm_xsave>(0xa4),       // KVM_GET_XSAVE
     kvm_set::<kvm_xsave>(0xa5),       // KVM_SET_XSAVE
     kvm_get::<kvm_xcrs>(0xa6),        // KVM_GET_XCRS
+    // Reset.
+    kvm_set::<kvm_regs>(0x82),        // KVM_SET_REGS
+    kvm_set::<kvm_sregs>(0x84),       // KVM_SET_SREGS
+    kvm_set::<kvm_lapic_state>(0x8f), // KVM_SET_LAPIC
+    kvm_set::<kvm_mp_state>(0x99),    // KVM_SET_MP_STATE
+    kvm_set::<kvm_vcpu_events>(0xa0), // KVM_SET_VCPU_EVENTS
+    kvm_set::<kvm_debugregs>(0xa2),   // KVM_SET_DEBUGREGS
+    kvm_set::<kvm_xcrs>(0xa7),        // KVM_SET_XCRS
     // The console ring.
     call(libc::SYS_pwrite64),
     // Devices, started and reset by their drivers.
@@ -177,11 +185,14 @@ const EVENT_LOOP: &[Call] = &[
     call(libc::SYS_shutdown),
     with(libc::SYS_setsockopt, 2, libc::SO_SNDBUF as u64),
     ioctl(libc::FIONBIO),
-    // Pause, resume, snapshot.
+    // Pause, resume, snapshot, reset.
     kvm(1, 0x7b, size_of::<kvm_clock_data>()), // KVM_SET_CLOCK
     kvm(2, 0x7c, size_of::<kvm_clock_data>()), // KVM_GET_CLOCK
     kvm_both::<kvm_irqchip>(0x62),             // KVM_GET_IRQCHIP
+    kvm_get::<kvm_irqchip>(0x63),              // KVM_SET_IRQCHIP
     kvm_get::<kvm_pit_state2>(0x9f),           // KVM_GET_PIT2
+    kvm_set::<kvm_pit_state2>(0xa0),           // KVM_SET_PIT2
+    call(libc::SYS_lseek),
     call(libc::SYS_openat),
     call(libc::SYS_statx),
     call(libc::SYS_fstat),

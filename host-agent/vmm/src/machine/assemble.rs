@@ -12,18 +12,18 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
 use thiserror::Error;
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::detection::Detection;
 use super::disks::{self, DiskError};
 use super::governor::Governor;
-use super::keeper::{DiskPart, Parts, SharedTransport, VsockPart};
+use super::keeper::{self, DiskPart, KeepError, Parts, SharedTransport, VsockPart};
+use super::reset::{BootFiles, FillError, ResetPlan};
 use super::restore::{self, RestoreError};
+use crate::boot::LoadedKernel;
 use crate::boot::layout::{KVM_TSS, MMIO_SIZE, MmioSlot};
-use crate::boot::{self, BootError, BootPlan, CmdlineParts, CmdlineTooLong, KernelError};
-use crate::boot::{LoadedKernel, cmdline};
 use crate::config::VmConfig;
 use crate::console::{ConsoleSink, RawTerminal, RingError, Watch};
 use crate::control::server::ServerError;
@@ -47,8 +47,8 @@ use crate::snapshot::state::MachineState;
 use crate::vcpu::board::{Ending, Halts};
 use crate::vcpu::counters::ExitCounters;
 use crate::vcpu::gate::Gate;
-use crate::vcpu::setup::{self, SetupError, Start};
-use crate::vcpu::state::{MsrList, VcpuStateError};
+use crate::vcpu::setup::{self, SetupError};
+use crate::vcpu::state::{MsrList, VcpuState, VcpuStateError};
 use crate::vcpu::{Board, Vcpu};
 
 /// What the threads that help to assemble may use as their stacks.
@@ -66,15 +66,15 @@ pub enum AssembleError {
     /// The guest's memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// The kernel.
+    /// What the guest boots from.
     #[error(transparent)]
-    Kernel(#[from] KernelError),
-    /// The command line.
+    Fill(#[from] FillError),
+    /// The guest's memory is not where it should be.
     #[error(transparent)]
-    Cmdline(#[from] CmdlineTooLong),
-    /// What the kernel finds in memory.
-    #[error(transparent)]
-    Boot(#[from] BootError),
+    Place(#[from] GuestMemoryError),
+    /// The machine's chips.
+    #[error("the state of the interrupt controllers cannot be taken")]
+    Chips(#[source] KeepError),
     /// A disk image.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -108,6 +108,12 @@ pub enum AssembleError {
     /// The list of a virtual CPU's registers.
     #[error("KVM does not say of which registers a virtual CPU consists")]
     Msrs(#[source] VcpuStateError),
+    /// What a virtual CPU is when it is new.
+    #[error("the state of a new virtual CPU cannot be taken")]
+    State(#[source] VcpuStateError),
+    /// There is neither a kernel nor a snapshot.
+    #[error("there is no kernel to boot")]
+    NoKernel,
     /// The snapshot.
     #[error(transparent)]
     Restore(#[from] RestoreError),
@@ -146,6 +152,8 @@ impl AssembleError {
             | AssembleError::Repair(_)
             | AssembleError::Setup(_)
             | AssembleError::Msrs(_)
+            | AssembleError::State(_)
+            | AssembleError::Chips(_)
             | AssembleError::Overlap(_)
             | AssembleError::Jail(JailError::Step { .. })
             | AssembleError::Call { .. }
@@ -191,6 +199,8 @@ pub struct Assembled {
     pub governor: Governor,
     /// The virtual machine and its devices.
     pub parts: Parts,
+    /// What to start anew with, if a kernel is known.
+    pub reset: Option<ResetPlan>,
 }
 
 impl std::fmt::Debug for Assembled {
@@ -209,7 +219,8 @@ impl std::fmt::Debug for Assembled {
 pub fn assemble(config: &VmConfig, started: Instant) -> Result<Assembled, AssembleError> {
     let kvm = kvm::open()?;
     let detected = Detection::begin(config.repair)?;
-    let (origin, memory, vm) = begin(&kvm, config)?;
+    let files = BootFiles::open(config)?;
+    let (origin, memory, vm) = begin(&kvm, config, files.as_ref())?;
     let kind = detected.verdict()?;
     if let Origin::Snapshot(state) = &origin {
         restore::check(config, kind, state)?;
@@ -220,6 +231,8 @@ pub fn assemble(config: &VmConfig, started: Instant) -> Result<Assembled, Assemb
         kvm::check_repairable(&kvm)?;
         repair::prepare(&vm)?;
     }
+
+    let chips = keeper::take_chips(&vm, kind, 0).map_err(AssembleError::Chips)?;
 
     let sink = ConsoleSink::open(&config.console)?;
     let watch = sink.watch();
@@ -276,9 +289,15 @@ pub fn assemble(config: &VmConfig, started: Instant) -> Result<Assembled, Assemb
     }
     governor.limit(&config.limits)?;
     let Devices { bus, slots, .. } = devices;
-    if let Origin::Kernel(kernel) = &origin {
-        write_boot_data(config, kind, &memory, kernel, &slots)?;
+    if let (Origin::Kernel(kernel), Some(files)) = (&origin, &files) {
+        files.write_boot_data(&memory, config, kind, kernel, &slots)?;
     }
+    let reset = files.map(|files| ResetPlan {
+        config: config.clone(),
+        files,
+        devices: slots,
+        chips,
+    });
 
     let board = Arc::new(Board {
         memory: Arc::clone(&memory),
@@ -325,6 +344,7 @@ pub fn assemble(config: &VmConfig, started: Instant) -> Result<Assembled, Assemb
         disk_threads,
         governor,
         parts,
+        reset,
     })
 }
 
@@ -337,10 +357,18 @@ enum Origin {
 }
 
 /// Makes the virtual machine and fills its memory.
-fn begin(kvm: &Kvm, config: &VmConfig) -> Result<(Origin, GuestMemory, VmFd), AssembleError> {
+fn begin(
+    kvm: &Kvm,
+    config: &VmConfig,
+    files: Option<&BootFiles>,
+) -> Result<(Origin, GuestMemory, VmFd), AssembleError> {
     let Some(directory) = &config.restore else {
+        let files = files.ok_or(AssembleError::NoKernel)?;
         let memory = memory::create(config.memory_mib)?;
-        let (kernel, vm) = load_beside(&memory, config, || create_vm(kvm, &memory))?;
+        let (kernel, vm) = load_beside(
+            || files.load_kernel(&memory, config),
+            || create_vm(kvm, &memory),
+        )?;
         return Ok((Origin::Kernel(kernel), memory, vm));
     };
     let state = snapshot::read(directory).map_err(RestoreError::from)?;
@@ -354,18 +382,14 @@ fn begin(kvm: &Kvm, config: &VmConfig) -> Result<(Origin, GuestMemory, VmFd), As
 /// Reads the kernel in one thread while `other`, which mostly waits for KVM, goes
 /// on in this.
 fn load_beside<T>(
-    memory: &GuestMemory,
-    config: &VmConfig,
+    load: impl FnOnce() -> Result<LoadedKernel, FillError> + Send,
     other: impl FnOnce() -> Result<T, AssembleError>,
 ) -> Result<(LoadedKernel, T), AssembleError> {
-    let memory_size = config.memory_mib << 20;
     thread::scope(|scope| {
         let loading = thread::Builder::new()
             .name("load".to_owned())
             .stack_size(HELPER_STACK)
-            .spawn_scoped(scope, || {
-                boot::load_kernel(memory, memory_size, &config.kernel)
-            })
+            .spawn_scoped(scope, load)
             .map_err(AssembleError::host("thread"))?;
         let other = other();
         let kernel = loading
@@ -387,7 +411,7 @@ fn create_vm(kvm: &Kvm, memory: &GuestMemory) -> Result<VmFd, AssembleError> {
         let start = region.start_addr();
         let host = memory
             .get_host_address(start)
-            .map_err(|error| AssembleError::Boot(BootError::Memory(error)))?;
+            .map_err(AssembleError::Place)?;
         let region = kvm_userspace_memory_region {
             slot: slot as u32,
             flags: 0,
@@ -463,36 +487,6 @@ impl<'a> Devices<'a> {
     }
 }
 
-fn write_boot_data(
-    config: &VmConfig,
-    kvm: KvmKind,
-    memory: &GuestMemory,
-    kernel: &LoadedKernel,
-    devices: &[MmioSlot],
-) -> Result<(), AssembleError> {
-    let cmdline = cmdline::compose(&CmdlineParts {
-        root: config
-            .disks
-            .first()
-            .map(|_| config.root.as_str())
-            .filter(|root| !root.is_empty()),
-        root_readonly: config.disks.first().is_some_and(|disk| disk.readonly),
-        devices,
-        kvm,
-        format: kernel.format,
-        extra: &config.cmdline,
-    })?;
-    let plan = BootPlan {
-        kernel,
-        cmdline: &cmdline,
-        initrd: config.initrd.as_deref(),
-        memory_size: config.memory_mib << 20,
-        vcpus: config.vcpus,
-        devices,
-    };
-    Ok(boot::finish(memory, &plan)?)
-}
-
 fn create_vcpus(
     kvm: &Kvm,
     vm: &VmFd,
@@ -516,25 +510,29 @@ fn create_vcpus(
                 let memory = Arc::clone(&board.memory);
                 Repair::new(&mut fd, memory, Arc::clone(repaired), Arc::clone(layout))
             });
-            match origin {
+            let made = || VcpuState::take(&fd, &msrs, None).map(VcpuState::without_time);
+            let made = match origin {
                 Origin::Kernel(kernel) => {
-                    let start = Start {
-                        entry: kernel.entry,
-                        vcpus: config.vcpus,
-                    };
-                    setup::set_up(&fd, id, &supported, start)?;
+                    setup::describe(&fd, id, &supported, config.vcpus)?;
+                    let made = made().map_err(AssembleError::State)?;
+                    setup::set_up(&fd, id, kernel.entry)?;
+                    made
                 }
                 Origin::Snapshot(state) => {
                     let state = &state.vcpus[usize::from(id)];
-                    restore::vcpu(id, &fd, &supported, state, repair.as_mut())?;
+                    restore::processor(id, &fd, &supported, state)?;
+                    let made = made().map_err(AssembleError::State)?;
+                    restore::vcpu(id, &fd, state, repair.as_mut())?;
+                    made
                 }
-            }
+            };
             Ok(Vcpu::new(
                 id,
                 fd,
                 Arc::clone(board),
                 repair,
                 Arc::clone(&msrs),
+                made,
             ))
         })
         .collect()

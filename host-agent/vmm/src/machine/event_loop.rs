@@ -78,6 +78,7 @@ fn run_to_end(
         disk_threads,
         governor,
         parts,
+        reset,
         ..
     } = machine;
     // Before the guest runs: whoever waits for the socket can talk to all of it.
@@ -102,7 +103,7 @@ fn run_to_end(
     jail.calls
         .confine(ThreadKind::EventLoop)
         .map_err(AssembleError::host("confinement"))?;
-    let keeper = Keeper::new(parts, Arc::clone(&board), Arc::clone(&threads));
+    let keeper = Keeper::new(parts, Arc::clone(&board), Arc::clone(&threads), reset);
     if let Some(listener) = listener {
         let operator = Operator::new(reporter.clone(), Arc::clone(&keeper), governor);
         manager.add_subscriber(Box::new(listener.serve(Box::new(operator))));

@@ -1,9 +1,10 @@
-//! Pauses a machine, lets it go on, and takes snapshots of it.
+//! Pauses a machine, lets it go on, takes snapshots of it, and resets it.
 //!
 //! ```text
 //!  running ── pause ──▶ vCPUs parked ── devices suspended, clock noted ──▶ paused
 //!     ▲                                                                      │
-//!     └── vCPUs go on ◀── devices resumed ◀── clock set back ◀── resume ─────┘
+//!     ├── vCPUs go on ◀── devices resumed ◀── clock set back ◀── resume ─────┤
+//!     └── vCPUs go on ◀── all as at power on ◀── reset (running, or paused) ─┘
 //! ```
 //!
 //! Everything here runs in the event loop, so that no packet is on its way
@@ -21,6 +22,7 @@ use thiserror::Error;
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::reset::{FillError, ResetPlan};
 use super::vcpus::Threads;
 use crate::config::TemplateConfig;
 use crate::devices::serial::SerialPort;
@@ -48,6 +50,15 @@ pub enum KeepError {
     /// The files.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// There is nothing to start anew with.
+    #[error("the machine went on from a snapshot and knows no kernel to start anew with")]
+    NoKernel,
+    /// The memory cannot be cleared.
+    #[error("the guest's memory cannot be cleared")]
+    Clear(#[source] std::io::Error),
+    /// The memory cannot be filled.
+    #[error("the guest's memory cannot be filled anew")]
+    Fill(#[from] FillError),
     /// A call to KVM failed.
     #[error("{call} failed")]
     Kvm {
@@ -135,6 +146,8 @@ pub struct Keeper {
     threads: Arc<Threads>,
     /// The guest's clock when it was paused, if it is.
     paused_at: Option<u64>,
+    reset: Option<ResetPlan>,
+    resets: u32,
 }
 
 /// A keeper for all who ask it, which are all in the event loop.
@@ -147,12 +160,19 @@ pub fn lock(keeper: &SharedKeeper) -> MutexGuard<'_, Keeper> {
 
 impl Keeper {
     /// The keeper of a machine that has been started.
-    pub fn new(parts: Parts, board: Arc<Board>, threads: Arc<Threads>) -> SharedKeeper {
+    pub fn new(
+        parts: Parts,
+        board: Arc<Board>,
+        threads: Arc<Threads>,
+        reset: Option<ResetPlan>,
+    ) -> SharedKeeper {
         Arc::new(Mutex::new(Keeper {
             parts,
             board,
             threads,
             paused_at: None,
+            reset,
+            resets: 0,
         }))
     }
 
@@ -207,6 +227,44 @@ impl Keeper {
         clock.and(devices)
     }
 
+    /// How often it was started anew.
+    pub fn resets(&self) -> u32 {
+        self.resets
+    }
+
+    /// Starts the machine anew, in place; one that was paused runs then.
+    ///
+    /// # Errors
+    ///
+    /// When it knows no kernel, or does not stop: it runs on then. When something
+    /// cannot be had again, it ends.
+    pub fn reset(&mut self) -> Result<(), KeepError> {
+        let plan = self.reset.as_ref().ok_or(KeepError::NoKernel)?;
+        if !self.is_paused() && !self.threads.park() {
+            return Err(KeepError::DoesNotStop);
+        }
+        let done =
+            plan.carry_out(&self.parts)
+                .and_then(|entry| match self.threads.restart(entry) {
+                    true => Ok(()),
+                    false => Err(KeepError::DoesNotStop),
+                });
+        match &done {
+            Ok(()) => {
+                self.paused_at = None;
+                self.resets += 1;
+                // What was found of the former guest does not count any more.
+                self.board.halts.begin_round();
+                self.board.gate.open();
+            }
+            Err(error) => self.board.ending.end(Outcome::Failed {
+                message: format!("the machine cannot be reset: {}", chain(error)),
+                fault: None,
+            }),
+        }
+        done
+    }
+
     /// Takes a snapshot; a machine that runs is paused for as long as it takes.
     ///
     /// # Errors
@@ -257,30 +315,39 @@ impl Keeper {
     }
 
     fn chips(&self) -> Result<ChipsState, KeepError> {
-        let vm = &self.parts.vm;
-        let chip = |chip_id| {
-            let mut chip = kvm_irqchip {
-                chip_id,
-                ..kvm_irqchip::default()
-            };
-            vm.get_irqchip(&mut chip)
-                .map_err(KeepError::kvm("KVM_GET_IRQCHIP"))?;
-            Ok::<_, KeepError>(chip)
-        };
-        let pit = match self.parts.kvm {
-            KvmKind::Hardware => Some(vm.get_pit2().map_err(KeepError::kvm("KVM_GET_PIT2"))?),
-            KvmKind::Interpreted => None,
-        };
-        Ok(ChipsState {
-            clock_ns: self.paused_at.unwrap_or_default(),
-            irqchips: [
-                chip(KVM_IRQCHIP_PIC_MASTER)?,
-                chip(KVM_IRQCHIP_PIC_SLAVE)?,
-                chip(KVM_IRQCHIP_IOAPIC)?,
-            ],
-            pit,
-        })
+        let clock_ns = self.paused_at.unwrap_or_default();
+        take_chips(&self.parts.vm, self.parts.kvm, clock_ns)
     }
+}
+
+/// Takes the state of the chips, at what the guest's clock says.
+///
+/// # Errors
+///
+/// When KVM refuses.
+pub fn take_chips(vm: &VmFd, kvm: KvmKind, clock_ns: u64) -> Result<ChipsState, KeepError> {
+    let chip = |chip_id| {
+        let mut chip = kvm_irqchip {
+            chip_id,
+            ..kvm_irqchip::default()
+        };
+        vm.get_irqchip(&mut chip)
+            .map_err(KeepError::kvm("KVM_GET_IRQCHIP"))?;
+        Ok::<_, KeepError>(chip)
+    };
+    let pit = match kvm {
+        KvmKind::Hardware => Some(vm.get_pit2().map_err(KeepError::kvm("KVM_GET_PIT2"))?),
+        KvmKind::Interpreted => None,
+    };
+    Ok(ChipsState {
+        clock_ns,
+        irqchips: [
+            chip(KVM_IRQCHIP_PIC_MASTER)?,
+            chip(KVM_IRQCHIP_PIC_SLAVE)?,
+            chip(KVM_IRQCHIP_IOAPIC)?,
+        ],
+        pit,
+    })
 }
 
 /// Gives a new machine the chips of another.

@@ -15,8 +15,9 @@
 //! | [`halt_check`] | decides when a guest has halted for good |
 //! | [`vcpus`] | the virtual CPUs' threads |
 //! | [`governor`] | holds its devices to their limits |
-//! | [`keeper`] | pauses it, lets it go on, takes snapshots |
+//! | [`keeper`] | pauses it, lets it go on, takes snapshots, resets it |
 //! | [`restore`] | gives a new machine a snapshot's state |
+//! | [`reset`] | starts a machine anew in place |
 //! | [`report`] | what is told during the run and at its end |
 
 pub mod assemble;
@@ -28,6 +29,7 @@ pub mod governor;
 pub mod halt_check;
 pub mod keeper;
 pub mod report;
+pub mod reset;
 pub mod restore;
 pub mod vcpus;
 

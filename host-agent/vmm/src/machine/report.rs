@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::assemble::Assembled;
 use super::governor::Governor;
-use super::keeper::{self, SharedKeeper};
+use super::keeper::{self, Keeper, SharedKeeper};
 use crate::console::Watch;
 use crate::control::protocol::{Answer, Request, Stats, Status};
 use crate::control::server::Answerer;
@@ -79,10 +79,10 @@ impl Reporter {
         report
     }
 
-    fn status(&self, paused: bool) -> Status {
+    fn status(&self, keeper: &Keeper) -> Status {
         let state = if self.board.ending.has_ended() {
             "stopping"
-        } else if paused {
+        } else if keeper.is_paused() {
             "paused"
         } else {
             "running"
@@ -92,6 +92,7 @@ impl Reporter {
             state: state.to_owned(),
             pid: self.pid,
             uptime_ms: self.uptime_ms(),
+            resets: keeper.resets(),
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
             kvm: self.kvm,
@@ -156,7 +157,7 @@ impl Answerer for Operator {
     fn answer(&mut self, request: Request) -> Answer {
         let mut keeper = keeper::lock(&self.keeper);
         let done = match request {
-            Request::Status => return Answer::status(self.reporter.status(keeper.is_paused())),
+            Request::Status => return Answer::status(self.reporter.status(&keeper)),
             Request::Stats => return Answer::stats(self.reporter.stats(&self.governor)),
             Request::Limit { limits } => {
                 return match self.governor.limit(&limits) {
@@ -171,6 +172,9 @@ impl Answerer for Operator {
             }
             Request::Pause => keeper.pause(),
             Request::Resume => keeper.resume(),
+            Request::Reset => keeper
+                .reset()
+                .inspect(|()| self.reporter.watch().begin_anew()),
             Request::Snapshot { path } => keeper.snapshot(&path),
         };
         match done {

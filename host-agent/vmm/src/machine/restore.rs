@@ -129,7 +129,23 @@ pub fn devices(parts: &Parts, state: &MachineState) -> Result<(), RestoreError> 
     Ok(())
 }
 
-/// Gives virtual CPU `id` its state.
+/// Tells virtual CPU `id` what its processor is.
+///
+/// # Errors
+///
+/// When it is of another kind, or KVM refuses it.
+pub fn processor(
+    id: u8,
+    fd: &VcpuFd,
+    supported: &CpuId,
+    state: &VcpuState,
+) -> Result<(), RestoreError> {
+    state
+        .give_cpuid(fd, supported)
+        .map_err(|source| RestoreError::Vcpu { id, source })
+}
+
+/// Gives virtual CPU `id`, which has been told of its processor, its state.
 ///
 /// # Errors
 ///
@@ -137,12 +153,11 @@ pub fn devices(parts: &Parts, state: &MachineState) -> Result<(), RestoreError> 
 pub fn vcpu(
     id: u8,
     fd: &VcpuFd,
-    supported: &CpuId,
     state: &VcpuState,
     repair: Option<&mut Repair>,
 ) -> Result<(), RestoreError> {
     state
-        .give(fd, supported)
+        .give(fd)
         .map_err(|source| RestoreError::Vcpu { id, source })?;
     if let (Some(repair), Some(syscall)) = (repair, state.syscall()) {
         repair

@@ -92,6 +92,20 @@ impl Threads {
         false
     }
 
+    /// Has every virtual CPU, parked, begin anew at a kernel's `entry` and park again;
+    /// false if one does not come back, or the machine has ended.
+    pub fn restart(&self, entry: u64) -> bool {
+        let gate = &self.board.gate;
+        gate.restart(entry);
+        let until = Instant::now() + LEAVE_TIMEOUT;
+        while !self.board.ending.has_ended() && Instant::now() < until {
+            if gate.wait_until_all_parked(LEAVE_INTERVAL) {
+                return true;
+            }
+        }
+        false
+    }
+
     /// Gets every virtual CPU out of the guest. One that does not come, stuck in
     /// the host's kernel, is left to the end of the process.
     pub fn leave(&self) {

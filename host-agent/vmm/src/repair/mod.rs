@@ -201,6 +201,16 @@ impl Repair {
         self.syscall.restore(fd, &self.memory, registers, sregs)
     }
 
+    /// Forgets all of a guest that is started anew.
+    ///
+    /// # Errors
+    ///
+    /// When KVM refuses what follows from it.
+    pub fn reset(&mut self, fd: &VcpuFd) -> Result<(), RepairError> {
+        self.text_changes = 0;
+        self.syscall.reset(fd)
+    }
+
     /// What the guest reads from a filtered register.
     pub fn read_msr(&self, index: u32) -> Option<u64> {
         self.syscall.read_msr(index)

@@ -148,6 +148,16 @@ impl SyscallRepair {
         self.arm(fd, memory, sregs)
     }
 
+    /// Forgets what the guest wrote: nothing is armed.
+    ///
+    /// # Errors
+    ///
+    /// When KVM does not take the breakpoint back.
+    pub fn reset(&mut self, fd: &VcpuFd) -> Result<(), RepairError> {
+        *self = SyscallRepair::default();
+        self.set_breakpoint(fd)
+    }
+
     /// What the guest reads from one of the three registers.
     pub fn read_msr(&self, index: u32) -> Option<u64> {
         match index {

@@ -3,7 +3,9 @@
 //! ```text
 //!  open ── close ──▶ closing: each finishes its exit and parks, leaving its state
 //!    ▲                   │ all parked
-//!    └────── open ───── paused
+//!    └────── open ───── paused ◀─┐
+//!                          │     │ all parked again
+//!                          └─ restart: each begins anew and parks
 //! ```
 //!
 //! A virtual CPU that is in the guest does not see the gate: whoever closes it
@@ -18,11 +20,22 @@ use super::state::{VcpuState, VcpuStateError};
 /// What a parked virtual CPU leaves: its state, or why there is none.
 type Parked = Result<Arc<VcpuState>, VcpuStateError>;
 
+/// Where a virtual CPU is, as far as the gate knows.
+#[derive(Debug)]
+enum Place {
+    /// On its way: in the guest, or busy with what it was told.
+    Away,
+    /// Here.
+    Parked(Parked),
+    /// Here, and told to begin anew, where a kernel begins.
+    Restarted { entry: u64 },
+}
+
 /// The gate of one machine.
 #[derive(Debug)]
 pub struct Gate {
     closed: AtomicBool,
-    parked: Mutex<Vec<Option<Parked>>>,
+    places: Mutex<Vec<Place>>,
     changed: Condvar,
 }
 
@@ -31,7 +44,7 @@ impl Gate {
     pub fn new(vcpus: u8) -> Gate {
         Gate {
             closed: AtomicBool::new(false),
-            parked: Mutex::new((0..vcpus).map(|_| None).collect()),
+            places: Mutex::new((0..vcpus).map(|_| Place::Away).collect()),
             changed: Condvar::new(),
         }
     }
@@ -48,35 +61,49 @@ impl Gate {
 
     /// Opens it; whoever is parked goes on.
     pub fn open(&self) {
-        let mut parked = self.lock();
-        parked.fill_with(|| None);
+        let mut places = self.lock();
+        places.fill_with(|| Place::Away);
         self.closed.store(false, Ordering::Release);
         self.changed.notify_all();
     }
 
-    /// Parks virtual CPU `id` until the gate is open.
-    pub fn park(&self, id: u8, left: Parked) {
-        let mut parked = self.lock();
-        if let Some(place) = parked.get_mut(usize::from(id)) {
-            *place = Some(left);
+    /// Parks virtual CPU `id` until the gate is open, or until it is to begin anew,
+    /// at a kernel's entry, and to park again.
+    pub fn park(&self, id: u8, left: Parked) -> Option<u64> {
+        let id = usize::from(id);
+        let mut places = self.lock();
+        if let Some(place) = places.get_mut(id) {
+            *place = Place::Parked(left);
         }
         self.changed.notify_all();
         while self.is_closed() {
-            parked = self
+            if let Some(Place::Restarted { entry }) = places.get(id) {
+                let entry = *entry;
+                places[id] = Place::Away;
+                return Some(entry);
+            }
+            places = self
                 .changed
-                .wait(parked)
+                .wait(places)
                 .unwrap_or_else(PoisonError::into_inner);
         }
+        None
+    }
+
+    /// Has all that are parked begin anew, at a kernel's `entry`. They park again.
+    pub fn restart(&self, entry: u64) {
+        self.lock().fill_with(|| Place::Restarted { entry });
+        self.changed.notify_all();
     }
 
     /// Waits for a while; true once all are parked.
     pub fn wait_until_all_parked(&self, patience: Duration) -> bool {
-        let parked = self.lock();
-        let (parked, _) = self
+        let places = self.lock();
+        let (places, _) = self
             .changed
-            .wait_timeout_while(parked, patience, |parked| one_is_missing(parked))
+            .wait_timeout_while(places, patience, |places| one_is_missing(places))
             .unwrap_or_else(PoisonError::into_inner);
-        !one_is_missing(&parked)
+        !one_is_missing(&places)
     }
 
     /// The states of all that are parked, in order of their numbers.
@@ -85,27 +112,24 @@ impl Gate {
     ///
     /// The first that has none.
     pub fn states(&self) -> Result<Vec<Arc<VcpuState>>, VcpuStateError> {
-        let mut parked = self.lock();
-        parked
+        self.lock()
             .iter_mut()
-            .map(|left| match left {
-                Some(Ok(state)) => Ok(Arc::clone(state)),
-                left => Err(match left.take() {
-                    Some(Err(error)) => error,
-                    _ => VcpuStateError::NotParked,
-                }),
+            .map(|place| match place {
+                Place::Parked(Ok(state)) => Ok(Arc::clone(state)),
+                Place::Parked(left) => std::mem::replace(left, Err(VcpuStateError::NotParked)),
+                Place::Away | Place::Restarted { .. } => Err(VcpuStateError::NotParked),
             })
             .collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Option<Parked>>> {
-        self.parked.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Vec<Place>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Whether one has not parked yet.
-fn one_is_missing(parked: &[Option<Parked>]) -> bool {
-    parked.iter().any(Option::is_none)
+fn one_is_missing(places: &[Place]) -> bool {
+    !places.iter().all(|place| matches!(place, Place::Parked(_)))
 }
 
 #[cfg(test)]
@@ -128,6 +152,21 @@ mod tests {
             gate.open();
         });
         assert!(!gate.wait_until_all_parked(Duration::ZERO));
+    }
+
+    #[test]
+    fn who_is_restarted_parks_again() {
+        let gate = Gate::new(1);
+        gate.close();
+        let nothing = || Err(VcpuStateError::NotParked);
+        thread::scope(|scope| {
+            let parked = scope.spawn(|| [gate.park(0, nothing()), gate.park(0, nothing())]);
+            assert!(gate.wait_until_all_parked(Duration::from_secs(60)));
+            gate.restart(0x10);
+            assert!(gate.wait_until_all_parked(Duration::from_secs(60)));
+            gate.open();
+            assert_eq!(parked.join().unwrap(), [Some(0x10), None]);
+        });
     }
 
     #[test]

@@ -30,11 +30,13 @@ use kvm_bindings::{
     KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use thiserror::Error;
 
 pub use board::{Board, Outcome};
 use counters::ExitKind;
 
-use state::{MsrList, VcpuState};
+use setup::SetupError;
+use state::{MsrList, VcpuState, VcpuStateError};
 
 use crate::devices::ports::PortEffect;
 use crate::repair::{Repair, RepairError};
@@ -49,6 +51,17 @@ pub struct Vcpu {
     board: Arc<Board>,
     repair: Option<Repair>,
     msrs: Arc<MsrList>,
+    /// As it was when it was made, for when it begins anew.
+    made: VcpuState,
+}
+
+/// Why a virtual CPU cannot begin anew.
+#[derive(Debug, Error)]
+#[error("the virtual CPU cannot be reset")]
+enum ResetError {
+    State(#[from] VcpuStateError),
+    Setup(#[from] SetupError),
+    Repair(#[from] RepairError),
 }
 
 /// What an exit asks for once its borrow of the virtual CPU has ended.
@@ -72,13 +85,15 @@ enum Next {
 }
 
 impl Vcpu {
-    /// Virtual CPU `id`, set up; with its repairs where KVM needs them.
+    /// Virtual CPU `id`, set up, which was `made` so; with its repairs where KVM needs
+    /// them.
     pub fn new(
         id: u8,
         fd: VcpuFd,
         board: Arc<Board>,
         repair: Option<Repair>,
         msrs: Arc<MsrList>,
+        made: VcpuState,
     ) -> Vcpu {
         Vcpu {
             id,
@@ -86,6 +101,7 @@ impl Vcpu {
             board,
             repair,
             msrs,
+            made,
         }
     }
 
@@ -121,12 +137,29 @@ impl Vcpu {
             }
         };
         self.fd.set_kvm_immediate_exit(0);
-        if settled.is_none() {
-            let syscall = self.repair.as_ref().map(Repair::syscall_registers);
-            let state = VcpuState::take(&self.fd, &self.msrs, syscall);
-            self.board.gate.park(self.id, state.map(Arc::new));
+        if settled.is_some() {
+            return settled;
         }
-        settled
+        while let Some(entry) = self.board.gate.park(self.id, self.state().map(Arc::new)) {
+            if let Err(error) = self.begin_anew(entry) {
+                return Some(self.give_up(fault::chain(&error)));
+            }
+        }
+        None
+    }
+
+    fn state(&self) -> Result<VcpuState, VcpuStateError> {
+        let syscall = self.repair.as_ref().map(Repair::syscall_registers);
+        VcpuState::take(&self.fd, &self.msrs, syscall)
+    }
+
+    /// Becomes what it was when it was made, and starts at a kernel's entry.
+    fn begin_anew(&mut self, entry: u64) -> Result<(), ResetError> {
+        if let Some(repair) = &mut self.repair {
+            repair.reset(&self.fd)?;
+        }
+        self.made.give(&self.fd)?;
+        Ok(setup::set_up(&self.fd, self.id, entry)?)
     }
 
     /// Does what an exit asks for.

@@ -46,22 +46,28 @@ pub enum SetupError {
     },
 }
 
-/// Where the machine starts.
-#[derive(Debug, Clone, Copy)]
-pub struct Start {
-    /// The kernel's 64-bit entry.
-    pub entry: u64,
-    /// How many virtual CPUs there are.
-    pub vcpus: u8,
-}
-
-/// Sets up virtual CPU `id`. The first starts at the kernel's entry, the others
-/// wait for it to start them.
+/// Tells virtual CPU `id` of `vcpus` what its processor is.
 ///
 /// # Errors
 ///
 /// When KVM refuses.
-pub fn set_up(fd: &VcpuFd, id: u8, supported: &CpuId, start: Start) -> Result<(), SetupError> {
+pub fn describe(fd: &VcpuFd, id: u8, supported: &CpuId, vcpus: u8) -> Result<(), SetupError> {
+    let mut entries = supported.clone();
+    cpuid::describe(&mut entries, id, vcpus);
+    fd.set_cpuid2(&entries).map_err(|source| SetupError::Kvm {
+        call: "KVM_SET_CPUID2",
+        vcpu: id,
+        source,
+    })
+}
+
+/// Sets up virtual CPU `id`. The first starts at `entry`, the kernel's in 64-bit mode;
+/// the others wait for it to start them.
+///
+/// # Errors
+///
+/// When KVM refuses.
+pub fn set_up(fd: &VcpuFd, id: u8, entry: u64) -> Result<(), SetupError> {
     let kvm = |call| {
         move |source| SetupError::Kvm {
             call,
@@ -69,10 +75,6 @@ pub fn set_up(fd: &VcpuFd, id: u8, supported: &CpuId, start: Start) -> Result<()
             source,
         }
     };
-    let mut entries = supported.clone();
-    cpuid::describe(&mut entries, id, start.vcpus);
-    fd.set_cpuid2(&entries).map_err(kvm("KVM_SET_CPUID2"))?;
-
     let msrs = [
         (MSR_MISC_ENABLE, FAST_STRINGS),
         (MSR_MTRR_DEFAULT, MTRR_WRITE_BACK),
@@ -97,7 +99,7 @@ pub fn set_up(fd: &VcpuFd, id: u8, supported: &CpuId, start: Start) -> Result<()
     enter_long_mode(&mut sregs);
     fd.set_sregs(&sregs).map_err(kvm("KVM_SET_SREGS"))?;
     let regs = kvm_regs {
-        rip: start.entry,
+        rip: entry,
         rsi: BOOT_PARAMS,
         rsp: BOOT_STACK,
         rbp: BOOT_STACK,

@@ -145,20 +145,30 @@ impl VcpuState {
         })
     }
 
-    /// Gives the state to a new virtual CPU, all but what a repair has to do.
+    /// Gives a new virtual CPU what the state's says of its processor.
     ///
     /// # Errors
     ///
     /// When the state is of another kind of processor, or KVM refuses it.
-    pub fn give(&self, fd: &VcpuFd, supported: &CpuId) -> Result<(), VcpuStateError> {
-        let kvm = VcpuStateError::kvm;
+    pub fn give_cpuid(&self, fd: &VcpuFd, supported: &CpuId) -> Result<(), VcpuStateError> {
         self.check(supported)?;
         let cpuid = CpuId::from_entries(&self.cpuid).map_err(|_| VcpuStateError::TooMany {
             what: "CPUID entries",
             count: self.cpuid.len(),
             max: KVM_MAX_CPUID_ENTRIES,
         })?;
-        fd.set_cpuid2(&cpuid).map_err(kvm("KVM_SET_CPUID2"))?;
+        fd.set_cpuid2(&cpuid)
+            .map_err(VcpuStateError::kvm("KVM_SET_CPUID2"))
+    }
+
+    /// Gives the state to a virtual CPU that is of the same processor, all but what a
+    /// repair has to do.
+    ///
+    /// # Errors
+    ///
+    /// When KVM refuses it.
+    pub fn give(&self, fd: &VcpuFd) -> Result<(), VcpuStateError> {
+        let kvm = VcpuStateError::kvm;
         fd.set_mp_state(self.mp_state)
             .map_err(kvm("KVM_SET_MP_STATE"))?;
         fd.set_regs(&self.regs).map_err(kvm("KVM_SET_REGS"))?;
@@ -174,6 +184,14 @@ impl VcpuState {
         self.give_msrs(fd)?;
         fd.set_vcpu_events(&self.events)
             .map_err(kvm("KVM_SET_VCPU_EVENTS"))
+    }
+
+    /// The state without the time stamp counter, which runs on in a processor that is
+    /// reset, and is the same in all of them only if nobody sets it.
+    #[must_use]
+    pub fn without_time(mut self) -> VcpuState {
+        self.msrs.retain(|entry| entry.index != MSR_TSC);
+        self
     }
 
     /// The guest's registers of SYSCALL, where they are repaired.

@@ -8,5 +8,6 @@ mod guest;
 mod hostile;
 mod refusals;
 mod repairs;
+mod resets;
 mod script;
 mod snapshots;

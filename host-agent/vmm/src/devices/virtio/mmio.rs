@@ -373,7 +373,8 @@ impl MmioTransport {
         })
     }
 
-    fn reset(&mut self) {
+    /// Resets the device, as its driver does and as a machine is reset.
+    pub fn reset(&mut self) {
         // First the device, which may still raise the interrupt until it has
         // stopped.
         self.suspended = None;
