@@ -138,8 +138,9 @@ async fn an_instance_is_limited_by_its_size_and_otherwise_while_it_runs() -> Res
         Ok(control(&socket, &json!({"op": "status"}))?["status"]["pid"].take())
     };
     let before = pid()?;
-    let all =
-        json!({"disks": [rate(4096)], "vsock_to_host": rate(4096), "vsock_to_guest": rate(4096)});
+    // Less than one heartbeat, which has to wait then.
+    let hardly = json!({"bytes": {"per_second": 64, "burst": 64}});
+    let all = json!({"disks": [rate(4096)], "vsock_to_host": hardly, "vsock_to_guest": hardly});
     control(&socket, &json!({"op": "limit", "limits": all}))?;
     eventually(SOON, "disk and VMBus to wait for their limits", || async {
         let stats = control(&socket, &json!({"op": "stats"})).map_err(|e| e.to_string())?;

@@ -10,6 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::jail::Isolation;
 
+/// Has panics say what and where they are and no more, for good: a thread that is
+/// confined may not look for its number and for the program's symbols.
+pub fn keep_panics_short() {
+    std::panic::set_hook(Box::new(|panic| eprintln!("fabric-vmm: {panic}")));
+}
+
 /// Why a machine ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

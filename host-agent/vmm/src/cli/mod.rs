@@ -39,6 +39,7 @@ enum Command {
 
 /// Runs the program; `started` is when it began.
 pub fn main(started: Instant) -> ExitCode {
+    fabric_vmm::exit::keep_panics_short();
     match Cli::parse().command {
         Command::Run(args) => run::run(*args, started),
         Command::Probe(args) => probe::run(&args),

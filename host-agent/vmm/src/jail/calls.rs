@@ -112,14 +112,11 @@ const EVERY: &[Call] = &[
     // What the first thread allocated lies below the program break, and whoever has
     // it now may grow it or give it back.
     call(libc::SYS_brk),
-    call(libc::SYS_sched_yield),
-    call(libc::SYS_read),
     call(libc::SYS_write),
     call(libc::SYS_close),
     call(libc::SYS_clock_gettime),
     call(libc::SYS_rt_sigprocmask),
     call(libc::SYS_sigaltstack),
-    call(libc::SYS_exit),
     call(libc::SYS_restart_syscall),
 ];
 
@@ -154,21 +151,23 @@ const VCPU: &[Call] = &[
     call(libc::SYS_timerfd_settime),
     // Interrupted to be paused.
     call(libc::SYS_rt_sigreturn),
+    call(libc::SYS_exit),
 ];
 
 const DISK: &[Call] = &[
+    call(libc::SYS_read),
+    call(libc::SYS_exit),
     call(libc::SYS_pread64),
     call(libc::SYS_pwrite64),
     call(libc::SYS_fdatasync),
     call(libc::SYS_fallocate),
     call(libc::SYS_ftruncate),
-    call(libc::SYS_statx),
-    call(libc::SYS_lseek),
     // Held to its limits, it sleeps for a time.
     call(libc::SYS_ppoll),
 ];
 
 const EVENT_LOOP: &[Call] = &[
+    call(libc::SYS_read),
     call(libc::SYS_epoll_wait),
     call(libc::SYS_epoll_ctl),
     call(libc::SYS_timerfd_settime),
@@ -211,7 +210,6 @@ const EVENT_LOOP: &[Call] = &[
     with(libc::SYS_fcntl, 1, libc::F_DUPFD_CLOEXEC as u64),
     call(libc::SYS_flock),
     call(libc::SYS_pread64),
-    call(libc::SYS_rt_sigreturn),
 ];
 
 impl ThreadKind {

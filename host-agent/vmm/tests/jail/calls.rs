@@ -1,7 +1,9 @@
 //! Every system call that is not on a thread's list kills, and what threads need is there.
 
 use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, ExitCode};
+use std::thread;
 
 use fabric_vmm::jail::{CallLists, ThreadKind};
 use nix::sys::prctl;
@@ -86,18 +88,46 @@ pub fn memory_of_another_thread_is_no_crime(kind: ThreadKind) {
 /// Has a confined thread grow and give back what the first thread allocated, which
 /// is done where the first thread's memory is: at the program break.
 pub fn handle_memory(arguments: &[String]) -> ExitCode {
-    let kind = kind(&arguments[0]);
-    let lists = CallLists::compile().unwrap();
-    prctl::set_no_new_privs().unwrap();
     let mut held: Vec<Vec<u8>> = (0..64).map(|_| Vec::with_capacity(1 << 10)).collect();
-    std::thread::spawn(move || {
-        lists.confine(kind).unwrap();
+    let done = confined(kind(&arguments[0]), move || {
         for one in &mut held {
             one.reserve_exact(100 << 10);
         }
         drop(held);
-    })
-    .join()
-    .unwrap();
+    });
+    done.unwrap();
     ExitCode::SUCCESS
+}
+
+/// Does something in a confined thread of that kind; the event loop is the first.
+fn confined(kind: ThreadKind, work: impl FnOnce() + Send + 'static) -> thread::Result<()> {
+    let lists = CallLists::compile().unwrap();
+    prctl::set_no_new_privs().unwrap();
+    let work = move || {
+        lists.confine(kind).unwrap();
+        work();
+    };
+    match kind {
+        ThreadKind::EventLoop => catch_unwind(AssertUnwindSafe(work)),
+        ThreadKind::Vcpu | ThreadKind::Disk => thread::spawn(work).join(),
+    }
+}
+
+/// Starts a process whose thread of that kind panics, where panics could say a lot.
+pub fn a_panic_is_told(kind: ThreadKind) {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["panic", name(kind)])
+        .env("RUST_BACKTRACE", "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{output:?}");
+    assert!(said.contains("not so confined"), "{said}");
+}
+
+/// Has a confined thread panic, and catches that.
+pub fn panic_once(arguments: &[String]) -> ExitCode {
+    fabric_vmm::exit::keep_panics_short();
+    let done = confined(kind(&arguments[0]), || panic!("not so confined"));
+    ExitCode::from(u8::from(done.is_ok()))
 }

@@ -28,6 +28,7 @@ fn main() -> ExitCode {
     match arguments.first().map(String::as_str) {
         Some("compromised") => return house::compromised(&arguments[1..]),
         Some("calls") => return calls::try_all(&arguments[1..]),
+        Some("panic") => return calls::panic_once(&arguments[1..]),
         Some("memory") => return calls::handle_memory(&arguments[1..]),
         _ => {}
     }
@@ -49,6 +50,11 @@ fn main() -> ExitCode {
         let name = format!("a_call_that_is_not_listed_kills_{}", calls::name(kind));
         trials.push(Trial::test(name, move || {
             calls::every_unlisted_one_kills(kind);
+            Ok(())
+        }));
+        let name = format!("a_panic_is_told_of_{}", calls::name(kind));
+        trials.push(Trial::test(name, move || {
+            calls::a_panic_is_told(kind);
             Ok(())
         }));
         let name = format!(

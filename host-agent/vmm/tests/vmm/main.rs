@@ -3,6 +3,7 @@
 // clippy knows test functions as tests, but not what they call.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
+mod calls;
 mod endings;
 mod guest;
 mod hostile;
@@ -11,3 +12,4 @@ mod repairs;
 mod resets;
 mod script;
 mod snapshots;
+mod tracer;

@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use nix::libc::O_DIRECT;
+use nix::{
+    fcntl::{FallocateFlags, fallocate},
+    libc::O_DIRECT,
+};
 use vsock::{VMADDR_CID_HOST, VsockListener, VsockStream};
 
 /// What passes at a time.
@@ -84,6 +87,10 @@ impl Peer {
             }
             ["read", disk, offset, bytes] => {
                 read(disk, offset.parse()?, bytes.parse()?)?;
+                writeln!(caller, "ok")?;
+            }
+            ["discard", disk, offset, bytes] => {
+                discard(disk, offset.parse()?, bytes.parse()?)?;
                 writeln!(caller, "ok")?;
             }
             ["reset"] => {
@@ -194,6 +201,12 @@ fn read(disk: &str, offset: u64, bytes: u64) -> io::Result<()> {
     over_chunks(offset, bytes, |at, count| {
         file.read_exact_at(&mut room[start..start + count], at)
     })
+}
+
+fn discard(disk: &str, offset: i64, bytes: i64) -> Result<()> {
+    let file = OpenOptions::new().write(true).open(disk)?;
+    let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    Ok(fallocate(file, hole, offset, bytes)?)
 }
 
 fn over_chunks(

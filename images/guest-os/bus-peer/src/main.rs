@@ -15,6 +15,7 @@
 //! | `listen COUNT` | has so many callers at once |
 //! | `write DISK OFFSET BYTES` | writes to a disk, and says whether it was written |
 //! | `read DISK OFFSET BYTES` | reads from a disk past the kernel's cache |
+//! | `discard DISK OFFSET BYTES` | makes zeros of what is there on a disk, without writing them |
 //! | `reset` | has the driver give up the vsock device and take it again |
 //!
 //! One thread and one caller at a time, for where KVM interprets guest kernels every
