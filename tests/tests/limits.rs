@@ -124,7 +124,8 @@ async fn an_instance_is_limited_by_its_size_and_otherwise_while_it_runs() -> Res
     const INSTANCE: &str = "shop-web-0";
     let cluster = Cluster::start().await?;
     cluster.upload_guest_os()?;
-    let script = "while :; do echo x >> /tmp/x; sync; sleep 1; done";
+    // More to a disk, and more to say, than it may have later.
+    let script = "while :; do echo x >> /tmp/x; sync; seq 1 2000; sleep 1; done";
     cluster.apply(&ServiceFile::web("shop").script(script))?;
     cluster.until_ready(INSTANCE).await?;
     let dir = cluster.instance_dir(INSTANCE);
@@ -138,9 +139,8 @@ async fn an_instance_is_limited_by_its_size_and_otherwise_while_it_runs() -> Res
         Ok(control(&socket, &json!({"op": "status"}))?["status"]["pid"].take())
     };
     let before = pid()?;
-    // Less than one heartbeat, which has to wait then.
-    let hardly = json!({"bytes": {"per_second": 64, "burst": 64}});
-    let all = json!({"disks": [rate(4096)], "vsock_to_host": hardly, "vsock_to_guest": hardly});
+    let all =
+        json!({"disks": [rate(4096)], "vsock_to_host": rate(4096), "vsock_to_guest": rate(4096)});
     control(&socket, &json!({"op": "limit", "limits": all}))?;
     eventually(SOON, "disk and VMBus to wait for their limits", || async {
         let stats = control(&socket, &json!({"op": "stats"})).map_err(|e| e.to_string())?;
