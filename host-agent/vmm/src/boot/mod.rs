@@ -3,7 +3,7 @@
 //! | file | what it writes |
 //! |---|---|
 //! | [`layout`] | nothing: it says where everything lies |
-//! | [`file`] | nothing: it is a file to boot from, kept open for resets |
+//! | [`mod@file`] | nothing: it is a file to boot from, kept open for resets |
 //! | [`kernel`] | the kernel, an ELF or a bzImage |
 //! | [`cmdline`] | composes the kernel command line |
 //! | [`params`] | the boot parameters with the memory map |
