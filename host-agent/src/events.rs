@@ -53,6 +53,13 @@ pub enum Reason {
     TemplateMade,
     TemplateFailed,
     TemplateRefused,
+    InstancePaused,
+    InstanceResumed,
+    PauseFailed,
+    SnapshotTaken,
+    SnapshotFailed,
+    InstanceRestoring,
+    RestoreFailed,
 }
 
 /// Something that happened.

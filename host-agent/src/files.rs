@@ -3,11 +3,12 @@
 use std::{
     fs::{self, DirBuilder, File, Permissions},
     io::{self, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, lchown},
     path::{Path, PathBuf},
 };
 
 use fabric_proto::id::Digest;
+use rustix::process::{getegid, geteuid};
 use sha2::{Digest as _, Sha256};
 
 /// Writes a file so that after a crash at any moment either its old or its new
@@ -48,6 +49,44 @@ pub fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Removes a directory and everything in it; that it is not there is as good.
+///
+/// # Errors
+///
+/// What the file system says.
+pub fn remove_directory_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Moves a directory of files that another user made to where nobody else can change
+/// its names, and makes it and them ours, for reading.
+///
+/// # Errors
+///
+/// When it holds anything else, or the file system fails.
+pub fn take_over(from: &Path, to: &Path) -> io::Result<()> {
+    let strange = |path: &Path| io::Error::other(format!("{} is no file", path.display()));
+    let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+    fs::rename(from, to)?;
+    if !fs::symlink_metadata(to)?.is_dir() {
+        return Err(strange(to));
+    }
+    lchown(to, Some(uid), Some(gid))?;
+    fs::set_permissions(to, Permissions::from_mode(0o700))?;
+    for entry in fs::read_dir(to)? {
+        let file = entry?.path();
+        if !fs::symlink_metadata(&file)?.is_file() {
+            return Err(strange(&file));
+        }
+        lchown(&file, Some(uid), Some(gid))?;
+        fs::set_permissions(file, Permissions::from_mode(0o444))?;
+    }
+    Ok(())
+}
+
 /// A directory for us alone, made if it is not there; its full path.
 ///
 /// # Errors
@@ -74,6 +113,39 @@ pub fn sha256(path: &Path) -> io::Result<Digest> {
             count => sum.update(&buffer[..count]),
         }
     }
+}
+
+/// Bytes that the files in a directory take on the disk: memory is full of holes.
+///
+/// # Errors
+///
+/// What the file system says.
+pub fn bytes_on_disk(directory: &Path) -> io::Result<u64> {
+    let mut bytes: u64 = 0;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let facts = entry.metadata()?;
+        bytes = bytes.saturating_add(if facts.is_dir() {
+            bytes_on_disk(&entry.path())?
+        } else {
+            // st_blocks counts in 512 bytes, whatever the file system's own are.
+            facts.blocks().saturating_mul(512)
+        });
+    }
+    Ok(bytes)
+}
+
+/// Does work that waits for the file system, where it holds up nothing else.
+///
+/// # Errors
+///
+/// Those of the work, and that it was cut off.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
 /// Gives a file a second name, or where that cannot be, makes a copy.

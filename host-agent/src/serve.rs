@@ -155,7 +155,14 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
     });
     let host_boot_id = clock::host_boot_id().context("cannot read this machine's boot id")?;
     let hypervisor = Arc::new(hypervisor(&options, &data)?);
-    let templates = Arc::new(templates(&options, &data, &hypervisor, &found.kvm_kind)?);
+    let host = Host::look(
+        &hypervisor.vmm,
+        &hypervisor.kernel,
+        &hypervisor.cmdline,
+        &found.kvm_kind,
+    );
+    let templates = templates(&options, &data, &hypervisor, host, &host_boot_id)?;
+    let templates = Arc::new(templates);
     // Where KVM cannot be used there is nothing to make one with.
     let usable = options.templates && !found.kvm_kind.is_empty();
     let workshop = Arc::new(Workshop {
@@ -252,23 +259,18 @@ fn templates(
     options: &Options,
     data: &Path,
     hypervisor: &Arc<ProcessHypervisor>,
-    kvm_kind: &str,
+    host: Host,
+    host_boot_id: &str,
 ) -> anyhow::Result<Templates> {
     let directory = match &options.template_dir {
         Some(directory) => directory.clone(),
         None => data.join(TEMPLATES),
     };
-    let ProcessHypervisor {
-        vmm,
-        kernel,
-        cmdline,
-        ..
-    } = hypervisor.as_ref();
     let templates = Templates::open(
         &directory,
         Arc::clone(hypervisor) as _,
-        Host::look(vmm, kernel, cmdline, kvm_kind),
-        clock::host_boot_id().context("cannot read this machine's boot id")?,
+        host,
+        host_boot_id.to_owned(),
         template::Limits {
             boot: options.boot_deadline,
             wait: options.boot_deadline.saturating_mul(2),

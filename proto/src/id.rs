@@ -117,6 +117,12 @@ identifier! {
     |text| is_name(text, b"-._/") && !text.contains("..") && !text.contains("//")
 }
 identifier! {
+    /// Name of a snapshot within its instance.
+    SnapshotName, "a snapshot name",
+    "1 to 63 of a-z, 0-9, '-', '.' and '_', a letter or digit at both ends",
+    |text| is_name(text, b"-._")
+}
+identifier! {
     /// Digest of a file: `sha256:` and 64 hexadecimal digits.
     Digest, "a digest",
     "\"sha256:\" and 64 of 0-9 and a-f",

@@ -198,7 +198,7 @@ pub struct DeleteService {
 /// Whether to wait, and how long.
 #[derive(Debug, Args)]
 pub struct Wait {
-    /// Wait until it has come about: all instances Ready, or all gone.
+    /// Wait until it has come about.
     #[arg(long)]
     pub wait: bool,
     /// How long to wait at most.
@@ -228,10 +228,66 @@ pub enum InstanceCommand {
         #[arg(long, value_enum, default_value_t = Scope::Role)]
         scope: Scope,
     },
+    /// Pause one: it keeps its memory and does nothing, until it is resumed. No sign
+    /// of life is expected of it meanwhile, and nothing brings it back but `resume`,
+    /// `restore` and the removal of its service.
+    Pause(OneInstance),
+    /// Let one that is paused go on, with its clock set anew.
+    Resume(OneInstance),
+    /// Take a snapshot of one: its memory, devices and disk as they are now. It
+    /// stands still for as long as that takes.
+    Snapshot(OneSnapshot),
+    /// List the snapshots of one.
+    Snapshots {
+        /// Its id, such as shop-web-0.
+        id: String,
+    },
+    /// Take one back to a snapshot of itself. What it has done since is lost; one
+    /// that is paused is resumed by it.
+    Restore(OneSnapshot),
+    /// Delete a snapshot.
+    DeleteSnapshot {
+        /// Id of its instance, such as shop-web-0.
+        id: String,
+        /// Its name.
+        name: String,
+    },
     /// Show what a role has written to its standard output and error.
     Logs(Output),
     /// Show a guest's serial console.
     Console(Output),
+}
+
+/// Which instance, and whether to wait.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  fabctl instance pause shop-web-0 --wait\n  \
+fabctl instance resume shop-web-0 --wait --timeout 30s"
+)]
+pub struct OneInstance {
+    /// Its id, such as shop-web-0.
+    pub id: String,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub wait: Wait,
+}
+
+/// Which snapshot of which instance, and whether to wait.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A snapshot stays on its instance's node and goes with the instance. It can be\n\
+restored while the instance has the image, package and size that it had then.\n\
+Examples:\n  fabctl instance snapshot shop-web-0 before-update --wait\n  \
+fabctl instance snapshots shop-web-0\n  fabctl instance restore shop-web-0 before-update --wait"
+)]
+pub struct OneSnapshot {
+    /// Id of the instance, such as shop-web-0.
+    pub id: String,
+    /// Name of the snapshot: 1 to 63 of a-z, 0-9, '-', '.' and '_'.
+    pub name: String,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub wait: Wait,
 }
 
 /// What to restart.

@@ -59,6 +59,9 @@ pub enum Failure {
     /// What was waited for did not come about.
     #[error("{0}")]
     TimedOut(String),
+    /// The instance's node says no.
+    #[error("{0}")]
+    Node(String),
     /// Something that was given is wrong.
     #[error("{0}")]
     Input(String),

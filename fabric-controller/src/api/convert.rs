@@ -1,7 +1,7 @@
 //! The model as `fabric.v1` says it.
 
 use fabric_proto::{
-    node::v1::{Inventory, RestartScope as RestartScopeMessage},
+    node::v1::{Inventory, RestartScope as RestartScopeMessage, SnapshotState, SnapshotStatus},
     v1::{
         Blob, BlobKind as BlobKindMessage, Change, ChangeAction, Event, Instance, Service,
         ServiceRole as ServiceRoleMessage,
@@ -163,7 +163,30 @@ pub(super) fn instance(record: &InstanceRecord, registry: &Registry) -> Instance
         size: record.spec.size_name.clone(),
         vcpus: record.spec.size.vcpus,
         memory_bytes: record.spec.size.memory_bytes,
+        snapshots: snapshots(record, registry),
     }
+}
+
+/// The snapshots that an instance is to have, and how its node sees them.
+pub(super) fn snapshots(record: &InstanceRecord, registry: &Registry) -> Vec<SnapshotStatus> {
+    let report = record
+        .node
+        .as_ref()
+        .and_then(|node| registry.sight(node).report);
+    let status = report.and_then(|report| report.instances.get(&record.id).cloned());
+    let seen = status.map(|status| status.snapshots).unwrap_or_default();
+    let each = record.keep.snapshots.iter().map(|wanted| {
+        let is_it = |one: &&SnapshotStatus| {
+            one.generation == wanted.generation && one.name == wanted.name.as_str()
+        };
+        seen.iter().find(is_it).cloned().unwrap_or(SnapshotStatus {
+            name: wanted.name.to_string(),
+            generation: wanted.generation,
+            state: SnapshotState::Taking.into(),
+            ..SnapshotStatus::default()
+        })
+    });
+    each.collect()
 }
 
 /// What to restart; unspecified is the role.
@@ -172,6 +195,9 @@ pub(super) fn restart_scope(scope: i32) -> Result<RestartScope> {
         Ok(RestartScopeMessage::Unspecified | RestartScopeMessage::Role) => Ok(RestartScope::Role),
         Ok(RestartScopeMessage::Vm) => Ok(RestartScope::Vm),
         Ok(RestartScopeMessage::Reimage) => Ok(RestartScope::Reimage),
+        Ok(RestartScopeMessage::Restore) => Err(Error::Invalid(
+            "scope: 4 needs a snapshot; call RestoreInstance".to_owned(),
+        )),
         Err(_) => Err(Error::Invalid(format!(
             "scope: {scope} is not one; it is 1, 2 or 3"
         ))),

@@ -10,8 +10,11 @@ use fabric_proto::{
     id::InstanceId,
     node::v1::OutputKind,
     v1::{
-        GetInstanceRequest, GetInstanceResponse, Instance, ListInstancesRequest,
-        ListInstancesResponse, RestartInstanceRequest, RestartInstanceResponse,
+        DeleteSnapshotRequest, DeleteSnapshotResponse, GetInstanceRequest, GetInstanceResponse,
+        Instance, ListInstancesRequest, ListInstancesResponse, PauseInstanceRequest,
+        PauseInstanceResponse, RestartInstanceRequest, RestartInstanceResponse,
+        RestoreInstanceRequest, RestoreInstanceResponse, ResumeInstanceRequest,
+        ResumeInstanceResponse, SnapshotInstanceRequest, SnapshotInstanceResponse,
         StreamOutputRequest, StreamOutputResponse, WatchInstancesRequest, WatchInstancesResponse,
         instance_service_server::InstanceService,
     },
@@ -73,6 +76,41 @@ impl InstanceService for InstanceApi {
         Ok(Response::new(self.restart(request.into_inner()).await?))
     }
 
+    async fn pause_instance(
+        &self,
+        request: Request<PauseInstanceRequest>,
+    ) -> Result<Response<PauseInstanceResponse>, Status> {
+        Ok(Response::new(self.pause(request.into_inner()).await?))
+    }
+
+    async fn resume_instance(
+        &self,
+        request: Request<ResumeInstanceRequest>,
+    ) -> Result<Response<ResumeInstanceResponse>, Status> {
+        Ok(Response::new(self.resume(request.into_inner()).await?))
+    }
+
+    async fn snapshot_instance(
+        &self,
+        request: Request<SnapshotInstanceRequest>,
+    ) -> Result<Response<SnapshotInstanceResponse>, Status> {
+        Ok(Response::new(self.snapshot(request.into_inner()).await?))
+    }
+
+    async fn restore_instance(
+        &self,
+        request: Request<RestoreInstanceRequest>,
+    ) -> Result<Response<RestoreInstanceResponse>, Status> {
+        Ok(Response::new(self.restore(request.into_inner()).await?))
+    }
+
+    async fn delete_snapshot(
+        &self,
+        request: Request<DeleteSnapshotRequest>,
+    ) -> Result<Response<DeleteSnapshotResponse>, Status> {
+        Ok(Response::new(self.delete(request.into_inner()).await?))
+    }
+
     type WatchInstancesStream = Answers<WatchInstancesResponse>;
 
     async fn watch_instances(
@@ -98,7 +136,7 @@ impl InstanceService for InstanceApi {
 }
 
 impl InstanceApi {
-    async fn find(&self, id: &str) -> ControllerResult<Kept<InstanceRecord>> {
+    pub(super) async fn find(&self, id: &str) -> ControllerResult<Kept<InstanceRecord>> {
         let Ok(id) = id.parse::<InstanceId>() else {
             return Err(Error::no_instance(id));
         };
@@ -122,6 +160,13 @@ impl InstanceApi {
             let kept = self.find(id).await?;
             if kept.value.phase == Phase::Removing {
                 let why = format!("instance {id} is being removed; there is nothing to restart");
+                return Err(Error::Precondition(why));
+            }
+            if kept.value.keep.paused {
+                let why = format!(
+                    "instance {id} is paused, and would stay as it is; resume it first: \
+                     `fabctl instance resume {id}`"
+                );
                 return Err(Error::Precondition(why));
             }
             let restart = kept.value.restart.again(scope);

@@ -4,6 +4,7 @@ mod blobs;
 mod convert;
 mod events;
 mod instances;
+mod keeps;
 mod nodes;
 mod services;
 pub mod status;

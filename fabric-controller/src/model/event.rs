@@ -62,6 +62,11 @@ pub enum Reason {
     InstanceUnplaceable,
     InstanceRemoved,
     RestartRequested,
+    PauseRequested,
+    ResumeRequested,
+    SnapshotRequested,
+    SnapshotDeleted,
+    RestoreRequested,
 }
 
 impl fmt::Display for Reason {

@@ -3,7 +3,7 @@
 use fabric_proto::id::{InstanceId, InvalidId, NodeId, RoleName, ServiceName};
 use serde::{Deserialize, Serialize};
 
-use super::{blob::BlobRef, definition::Role, size::Size, time::WallTime};
+use super::{blob::BlobRef, definition::Role, keep::Keep, size::Size, time::WallTime};
 
 /// What a restart restarts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -15,6 +15,8 @@ pub enum RestartScope {
     Vm,
     /// The virtual machine, on a fresh differencing disk.
     Reimage,
+    /// The virtual machine, from a snapshot.
+    Restore,
 }
 
 impl RestartScope {
@@ -25,6 +27,7 @@ impl RestartScope {
             Self::Role => "its role",
             Self::Vm => "its virtual machine",
             Self::Reimage => "its virtual machine on a fresh disk",
+            Self::Restore => "its virtual machine from a snapshot",
         }
     }
 }
@@ -47,7 +50,9 @@ impl Restart {
         let generation = self.generation + 1;
         let role_generation = match scope {
             RestartScope::Role => generation,
-            RestartScope::Vm | RestartScope::Reimage => self.role_generation,
+            RestartScope::Vm | RestartScope::Reimage | RestartScope::Restore => {
+                self.role_generation
+            }
         };
         Self {
             generation,
@@ -115,6 +120,9 @@ pub struct InstanceRecord {
     pub epoch: u64,
     /// The restarts that it was asked for.
     pub restart: Restart,
+    /// Whether it is to stand still, and its snapshots.
+    #[serde(default)]
+    pub keep: Keep,
     /// Whether it is to be.
     pub phase: Phase,
     /// Why no node can take it; empty when one has or none was looked for.
@@ -160,6 +168,7 @@ pub(crate) mod tests {
             node: Some(node.parse().unwrap()),
             epoch: 1,
             restart: Restart::default(),
+            keep: Keep::default(),
             phase: Phase::Wanted,
             unplaceable: String::new(),
             changed: WallTime::EPOCH,

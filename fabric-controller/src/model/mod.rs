@@ -9,6 +9,7 @@
 //! | [`size`] | Azure's instance sizes |
 //! | [`service`] | a service as it is kept, and how two of its versions differ |
 //! | [`instance`] | one instance of a role as it is kept |
+//! | [`keep`] | its pause and its snapshots |
 //! | [`state`] | the one word that users see for an instance |
 //! | [`node`] | a machine as it is kept |
 //! | [`blob`] | an image or a package as it is kept |
@@ -19,6 +20,7 @@ pub mod blob;
 pub mod definition;
 pub mod event;
 pub mod instance;
+pub mod keep;
 pub mod node;
 pub mod service;
 pub mod size;

@@ -9,6 +9,7 @@
 //!                └──── Recovering ←──────── Unhealthy      Failed: given up
 //!                                                          Unknown: node not heard
 //! any → Stopping → (removed), or Stopped
+//! Starting, Ready, Busy, Unhealthy ⇄ Paused
 //! ```
 
 use std::fmt;
@@ -37,6 +38,8 @@ pub enum InstanceState {
     Unhealthy,
     /// The virtual machine has failed and is being brought back.
     Recovering,
+    /// It stands still, because it was asked to, or for as long as a snapshot takes.
+    Paused,
     /// It goes.
     Stopping,
     /// It is down because it was asked to be.
@@ -45,6 +48,17 @@ pub enum InstanceState {
     Failed,
     /// Its node is not heard.
     Unknown,
+}
+
+impl InstanceState {
+    /// Whether its guest is there, as far as is known.
+    #[must_use]
+    pub const fn has_guest(self) -> bool {
+        matches!(
+            self,
+            Self::Starting | Self::Ready | Self::Busy | Self::Unhealthy | Self::Paused
+        )
+    }
 }
 
 impl fmt::Display for InstanceState {
@@ -59,6 +73,7 @@ impl fmt::Display for InstanceState {
             Self::Busy => "Busy",
             Self::Unhealthy => "Unhealthy",
             Self::Recovering => "Recovering",
+            Self::Paused => "Paused",
             Self::Stopping => "Stopping",
             Self::Stopped => "Stopped",
             Self::Failed => "Failed",
@@ -90,6 +105,7 @@ pub enum VmState {
     Stopped,
     Backoff,
     Failed,
+    Paused,
 }
 
 /// State of the role, as its guest agent sees it.
@@ -197,6 +213,7 @@ fn from_node(observed: &Observed) -> Derived {
         VmState::Stopped => vm(InstanceState::Stopped),
         VmState::Backoff => vm(InstanceState::Recovering),
         VmState::Failed => vm(InstanceState::Failed),
+        VmState::Paused => vm(InstanceState::Paused),
     }
 }
 
@@ -269,6 +286,7 @@ mod tests {
         assert_eq!(word(VmState::Booting, ready), InstanceState::Booting);
         assert_eq!(word(VmState::Failed, ready), InstanceState::Failed);
         assert_eq!(word(VmState::Stopped, ready), InstanceState::Stopped);
+        assert_eq!(word(VmState::Paused, ready), InstanceState::Paused);
     }
 
     #[test]

@@ -28,6 +28,8 @@ const LINE: usize = 1000;
 const LAST_WORDS: usize = 64 * 1024;
 /// Most instances on one node.
 const INSTANCES: usize = 10_000;
+/// Most snapshots of one instance that a node may tell of.
+const SNAPSHOTS: usize = 64;
 /// Most labels of a node.
 const LABELS: usize = 64;
 /// Longest reason of an event.
@@ -120,6 +122,12 @@ pub(super) fn status(message: NodeStatus) -> Result<Report> {
 fn tidy(mut status: InstanceStatus) -> InstanceStatus {
     status.vm_reason = line(&status.vm_reason);
     status.boot_id = line(&status.boot_id);
+    status.restore_error = line(&status.restore_error);
+    status.snapshots.truncate(SNAPSHOTS);
+    for snapshot in &mut status.snapshots {
+        snapshot.name = line(&snapshot.name);
+        snapshot.reason = line(&snapshot.reason);
+    }
     if status.last_exit_json.len() > LAST_WORDS {
         status.last_exit_json.clear();
     }
@@ -180,6 +188,7 @@ pub(crate) fn observed(status: &InstanceStatus) -> crate::model::state::Observed
         node::VmState::Stopped => VmState::Stopped,
         node::VmState::Backoff => VmState::Backoff,
         node::VmState::Failed => VmState::Failed,
+        node::VmState::Paused => VmState::Paused,
     };
     let wall = |at: &Option<prost_types::Timestamp>| at.as_ref().map_or(WallTime::EPOCH, time);
     let role = status.role.as_ref().and_then(|role| {

@@ -13,6 +13,7 @@ use fabric_proto::{
     },
     node::v1::{
         InstanceGoal, InstancePower, NodeGoal, OutputRequest, RestartScope as RestartScopeMessage,
+        SnapshotGoal,
     },
 };
 use prost::Message as _;
@@ -21,6 +22,7 @@ use sha2::{Digest as _, Sha256};
 use crate::model::{
     definition::{Check, Probe, RestartMode, Role, RoleKind},
     instance::{InstanceRecord, Phase, RestartScope},
+    keep::Snapshot,
 };
 
 /// The goal, without its number. `instances` are those placed on the node.
@@ -60,7 +62,12 @@ fn instance_goal(record: &InstanceRecord) -> InstanceGoal {
     InstanceGoal {
         instance_id: record.id.to_string(),
         epoch: record.epoch,
-        power: InstancePower::Running.into(),
+        power: if record.keep.paused {
+            InstancePower::Paused
+        } else {
+            InstancePower::Running
+        }
+        .into(),
         vcpus: spec.size.vcpus,
         memory_bytes: spec.size.memory_bytes,
         cpu_weight: spec.size.cpu_weight,
@@ -77,6 +84,20 @@ fn instance_goal(record: &InstanceRecord) -> InstanceGoal {
             .scope
             .map_or(RestartScopeMessage::Unspecified, scope)
             .into(),
+        snapshots: record.keep.snapshots.iter().map(snapshot_goal).collect(),
+        restore_snapshot: record
+            .keep
+            .restore
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
+    }
+}
+
+fn snapshot_goal(snapshot: &Snapshot) -> SnapshotGoal {
+    SnapshotGoal {
+        name: snapshot.name.to_string(),
+        generation: snapshot.generation,
     }
 }
 
@@ -85,6 +106,7 @@ const fn scope(scope: RestartScope) -> RestartScopeMessage {
         RestartScope::Role => RestartScopeMessage::Role,
         RestartScope::Vm => RestartScopeMessage::Vm,
         RestartScope::Reimage => RestartScopeMessage::Reimage,
+        RestartScope::Restore => RestartScopeMessage::Restore,
     }
 }
 

@@ -23,6 +23,7 @@ use crate::{
     model::{
         event::{EventRecord, Reason, SubjectKind},
         instance::{InstanceRecord, InstanceSpec, Phase, Restart, RestartScope},
+        keep::Keep,
         node::NodeRecord,
         service::{ServiceRecord, ServiceRole},
         time::WallTime,
@@ -158,6 +159,7 @@ fn new_instance(id: &InstanceId, want: &Want<'_>, epoch: u64, now: WallTime) -> 
         node: None,
         epoch,
         restart: Restart::default(),
+        keep: Keep::default(),
         phase: Phase::Wanted,
         unplaceable: String::new(),
         changed: now,
@@ -183,6 +185,7 @@ fn changed(
             epoch: next_epoch,
             phase: Phase::Wanted,
             restart: there.restart.again(RestartScope::Reimage),
+            keep: there.keep.forgotten(),
             changed: now,
             ..there.clone()
         });

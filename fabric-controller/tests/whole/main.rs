@@ -5,6 +5,7 @@
 mod crash;
 mod framework;
 mod idempotency;
+mod keeps;
 mod nodes;
 mod output;
 mod services;

@@ -5,11 +5,15 @@
 
 mod store;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use fabric_proto::{
     guest::v1 as guest,
-    id::{Digest, InstanceId, RoleName},
+    id::{Digest, InstanceId, RoleName, SnapshotName},
     node::v1 as wire,
 };
 use prost::Message as _;
@@ -19,7 +23,7 @@ pub use store::GoalStore;
 use crate::{
     guest::report::duration,
     hypervisor::USUAL_CPU_WEIGHT,
-    instance::state::{Presence, Scope, Wanted},
+    instance::state::{Presence, Scope, SnapshotWanted, Wanted},
 };
 
 /// Largest weight of a control group (admin-guide/cgroup-v2.rst).
@@ -33,6 +37,8 @@ const LEAST_MEMORY_MIB: u64 = 32;
 /// Most memory of one guest.
 const MOST_MEMORY_MIB: u64 = 1024 * 1024;
 const MIB: u64 = 1024 * 1024;
+/// Most snapshots of one instance.
+const MOST_SNAPSHOTS: usize = 64;
 
 /// What is wrong with a goal.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -99,6 +105,10 @@ pub struct InstanceGoal {
     pub restart_generation: u64,
     /// What the last of them restarts.
     pub restart_scope: Scope,
+    /// Snapshots to have.
+    pub snapshots: Vec<SnapshotWanted>,
+    /// The snapshot to go back to, when that is the scope.
+    pub restore: Option<SnapshotName>,
 }
 
 impl InstanceGoal {
@@ -125,6 +135,8 @@ impl InstanceGoal {
                 None | Some(guest::RestartMode::Unspecified | guest::RestartMode::Always)
             ),
             stop_grace: duration(self.role.stop_grace).unwrap_or_default(),
+            snapshots: self.snapshots.clone(),
+            restore: self.restore.clone(),
         }
     }
 }
@@ -174,12 +186,22 @@ impl NodeGoal {
 fn check_instance(id: InstanceId, goal: wire::InstanceGoal) -> Result<InstanceGoal, GoalError> {
     let presence = match goal.power() {
         wire::InstancePower::Stopped => Presence::Stop,
+        wire::InstancePower::Paused => Presence::Pause,
         wire::InstancePower::Running | wire::InstancePower::Unspecified => Presence::Run,
     };
     let restart_scope = match goal.restart_scope() {
         wire::RestartScope::Role | wire::RestartScope::Unspecified => Scope::Role,
         wire::RestartScope::Vm => Scope::Vm,
         wire::RestartScope::Reimage => Scope::Reimage,
+        wire::RestartScope::Restore => Scope::Restore,
+    };
+    let restore = match goal.restore_snapshot.as_str() {
+        "" if restart_scope == Scope::Restore => {
+            let rule = "the snapshot to go back to";
+            return Err(refused("restore_snapshot", &"empty", rule));
+        }
+        "" => None,
+        name => Some(check_snapshot("restore_snapshot", name)?),
     };
     let vcpus = u8::try_from(goal.vcpus)
         .ok()
@@ -218,7 +240,30 @@ fn check_instance(id: InstanceId, goal: wire::InstanceGoal) -> Result<InstanceGo
         package,
         restart_generation: goal.restart_generation,
         restart_scope,
+        snapshots: check_snapshots(&goal.snapshots)?,
+        restore,
     })
+}
+
+fn check_snapshots(goals: &[wire::SnapshotGoal]) -> Result<Vec<SnapshotWanted>, GoalError> {
+    if goals.len() > MOST_SNAPSHOTS {
+        return Err(refused("snapshots", &goals.len(), "64 at most"));
+    }
+    let mut names = BTreeSet::new();
+    let checked = goals.iter().map(|goal| {
+        let name = check_snapshot("snapshots.name", &goal.name)?;
+        if !names.insert(name.clone()) {
+            return Err(refused("snapshots.name", &name, "there once"));
+        }
+        let generation = goal.generation;
+        Ok(SnapshotWanted { name, generation })
+    });
+    checked.collect()
+}
+
+fn check_snapshot(field: &'static str, name: &str) -> Result<SnapshotName, GoalError> {
+    name.parse()
+        .map_err(|_| refused(field, &format!("{name:.80?}"), "the name of a snapshot"))
 }
 
 fn check_blob(field: &'static str, digest: &str, bytes: u64) -> Result<BlobRef, GoalError> {

@@ -67,6 +67,8 @@ const ENTROPY: usize = 64;
 pub struct GuestGoal {
     /// Which start of the machine this is for; what is heard belongs to it.
     pub boot: u32,
+    /// How often it went on after it had stood still: it is told the time anew.
+    pub resumes: u32,
     /// Its number.
     pub incarnation: u64,
     /// The instance, also its host name.

@@ -9,15 +9,14 @@ use std::{
 };
 
 use async_trait::async_trait;
+use fabric_vmm::control::Request;
 use tokio::sync::watch;
 
-use super::{Hypervisor, LaunchError, Origin, Vm, VmRecord, VmSpec};
-use crate::{
-    instance::{
-        directory::{InstanceDirectory, JAIL},
-        state::{Exit, ExitKind},
-    },
-    template::SNAPSHOT,
+use super::{Hypervisor, LaunchError, OrderError, Origin, Vm, VmRecord, VmSpec};
+use crate::instance::{
+    directory::{InstanceDirectory, JAIL},
+    snapshots::SNAPSHOT,
+    state::{Exit, ExitKind},
 };
 
 /// What the parts of each snapshot hold.
@@ -48,6 +47,8 @@ pub struct FakeVm {
     /// What it was started with.
     pub spec: VmSpec,
     end: watch::Sender<Option<Exit>>,
+    /// Whether it stands still.
+    pub paused: watch::Sender<bool>,
     table: Arc<Mutex<Table>>,
 }
 
@@ -146,6 +147,7 @@ impl Hypervisor for FakeHypervisor {
             place: directory.path().to_owned(),
             spec: spec.clone(),
             end: watch::Sender::new(None),
+            paused: watch::Sender::new(false),
             table: Arc::clone(&self.table),
         };
         table
@@ -154,11 +156,7 @@ impl Hypervisor for FakeHypervisor {
         let stubborn = table.stubborn;
         drop(table);
         if becomes_template && !stubborn {
-            let snapshot = directory.file(JAIL).join(SNAPSHOT);
-            fs::create_dir(&snapshot).unwrap();
-            for part in ["state.json", "memory"] {
-                fs::write(snapshot.join(part), PART).unwrap();
-            }
+            write_snapshot(&directory.file(JAIL).join(SNAPSHOT));
             vm.end(ExitKind::TemplateMade, "");
         }
         Ok(Arc::new(vm))
@@ -217,6 +215,13 @@ impl Hypervisor for FakeHypervisor {
     }
 }
 
+fn write_snapshot(directory: &Path) {
+    fs::create_dir(directory).unwrap();
+    for part in ["state.json", "memory"] {
+        fs::write(directory.join(part), PART).unwrap();
+    }
+}
+
 #[async_trait]
 impl Vm for FakeVm {
     fn record(&self) -> &VmRecord {
@@ -227,6 +232,20 @@ impl Vm for FakeVm {
         let mut end = self.end.subscribe();
         let end = end.wait_for(Option::is_some).await.unwrap();
         end.clone().unwrap()
+    }
+
+    async fn order(&self, order: Request) -> Result<(), OrderError> {
+        if self.table.lock().unwrap().refusing {
+            return Err(OrderError::Refused("it refuses".to_owned()));
+        }
+        match order {
+            Request::Pause => _ = self.paused.send_replace(true),
+            Request::Resume => _ = self.paused.send_replace(false),
+            Request::Snapshot { path } => write_snapshot(&self.place.join(path)),
+            // The rest changes nothing that is seen here.
+            _ => {}
+        }
+        Ok(())
     }
 
     async fn order_stop(&self) {

@@ -14,6 +14,7 @@ pub mod trial;
 use std::{fmt, io, path::Path, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
+use fabric_vmm::control::Request;
 use serde::{Deserialize, Serialize};
 
 use crate::instance::{directory::InstanceDirectory, state::Exit};
@@ -114,6 +115,19 @@ pub enum Origin {
     },
     /// From what another one was: the directory of its snapshot.
     Template(PathBuf),
+    /// From what it was itself once: the directory of its snapshot.
+    Snapshot(PathBuf),
+}
+
+/// Why a virtual machine has not carried out an order.
+#[derive(Debug, thiserror::Error)]
+pub enum OrderError {
+    /// It does not answer.
+    #[error("no answer")]
+    Silent(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// It says why.
+    #[error("{0}")]
+    Refused(String),
 }
 
 /// Which process a virtual machine is. Two processes never have the same record.
@@ -172,6 +186,13 @@ pub trait Vm: fmt::Debug + Send + Sync {
 
     /// Waits for its end. May be dropped and called again.
     async fn exited(&self) -> Exit;
+
+    /// Tells it something, and waits until it is done.
+    ///
+    /// # Errors
+    ///
+    /// Says why it is not, or may not be.
+    async fn order(&self, order: Request) -> Result<(), OrderError>;
 
     /// Tells it to end by itself.
     async fn order_stop(&self);

@@ -33,7 +33,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::cgroups::{Cgroups, Group, Share};
 use super::jails::Jails;
-use super::{Hypervisor, LaunchError, Origin, PackageDisk, Program, Vm, VmRecord, VmSpec, proc};
+use super::{
+    Hypervisor, LaunchError, OrderError, Origin, PackageDisk, Program, Vm, VmRecord, VmSpec, proc,
+};
 use crate::{
     clock, files,
     instance::{
@@ -41,10 +43,10 @@ use crate::{
             CONFIGURATION, CONSOLE, CONTROL, InstanceDirectory, JAIL, VMBUS, VMM_ERR, VMM_OUT,
         },
         disks::{PACKAGE_CAPACITY, PACKAGE_SERIAL, chain},
+        snapshots::SNAPSHOT,
         state::{Exit, ExitKind},
     },
     policy::shares::{BURST_SECONDS, Shares},
-    template::SNAPSHOT,
 };
 
 /// What every VMM is started with, and known by.
@@ -61,8 +63,11 @@ const LAST_WORDS: u64 = 256 * 1024;
 const LARGEST_LOG: u64 = 1024 * 1024;
 /// How often that is looked at while it runs.
 const LOOK_AT_OUTPUT: Duration = Duration::from_secs(10);
-/// How long a VMM may take to answer an order.
+/// How long a VMM may take to answer when it is told to stop.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// The same for other orders: a snapshot writes all of the guest's memory, and what is
+/// ordered next waits for it, be it by the next process of the host agent.
+const ORDER_PATIENCE: Duration = Duration::from_secs(600);
 
 /// How every virtual machine of this node is started.
 #[derive(Debug, Clone)]
@@ -227,7 +232,9 @@ impl ProcessHypervisor {
                     path: Path::new(JAIL).join(SNAPSHOT),
                 });
             }
-            Origin::Template(snapshot) => restore = Some(snapshot.clone()),
+            Origin::Template(snapshot) | Origin::Snapshot(snapshot) => {
+                restore = Some(snapshot.clone());
+            }
         }
         VmConfig {
             name: spec.name.clone(),
@@ -320,7 +327,7 @@ fn limits(shares: &Shares, disks: usize) -> Limits {
 fn user_of(spec: &VmSpec) -> u32 {
     match spec.origin {
         Origin::BecomeTemplate { .. } => 0,
-        Origin::Boot | Origin::Template(_) => spec.cid,
+        Origin::Boot | Origin::Template(_) | Origin::Snapshot(_) => spec.cid,
     }
 }
 
@@ -427,6 +434,20 @@ impl Vm for Process {
         }
         let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         ended.get_or_insert_with(|| self.end()).clone()
+    }
+
+    async fn order(&self, order: Request) -> Result<(), OrderError> {
+        let control = self.control.clone();
+        let ask = move || control::ask(&control, order, ORDER_PATIENCE);
+        match tokio::task::spawn_blocking(ask).await {
+            Ok(Ok(answer)) if answer.ok => Ok(()),
+            Ok(Ok(answer)) => {
+                let why = answer.error.unwrap_or_default();
+                Err(OrderError::Refused(crate::guest::report::cut(&why)))
+            }
+            Ok(Err(error)) => Err(OrderError::Silent(Box::new(error))),
+            Err(error) => Err(OrderError::Silent(Box::new(error))),
+        }
     }
 
     async fn order_stop(&self) {

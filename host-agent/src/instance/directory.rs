@@ -20,6 +20,8 @@ pub const CONFIGURATION: &str = "vm.json";
 pub const OS_DISK: &str = "os.vhd";
 /// The template's disk, where the differencing disk stands on one.
 pub const TEMPLATE_DISK: &str = "template.vhd";
+/// The snapshots, each in a directory of its name.
+pub const SNAPSHOTS: &str = "snapshots";
 /// What a jailed VMM still sees of it: a directory that belongs to its user.
 pub const JAIL: &str = "jail";
 /// The VMBus; a guest's connection to port N arrives at this name, `_` and N.

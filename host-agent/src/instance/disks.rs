@@ -15,11 +15,12 @@ use std::{
     sync::Arc,
 };
 
-use fabric_proto::guest::v1::RoleKind;
+use fabric_proto::{guest::v1::RoleKind, id::SnapshotName};
 use vhd::BlockDevice as _;
 
 use super::{
     directory::{InstanceDirectory, OS_DISK, TEMPLATE_DISK},
+    snapshots::{self, MadeOf, SnapshotError},
     state::Unprepared,
 };
 use crate::{
@@ -27,7 +28,7 @@ use crate::{
     events::{EventLog, Reason},
     files,
     goal::{BlobRef, InstanceGoal},
-    hypervisor::{Origin, PackageDisk, Program, VmSpec},
+    hypervisor::{Hypervisor, Origin, PackageDisk, Program, VmSpec},
     template::{Template, Templates, Wanted, key::Key},
 };
 
@@ -74,6 +75,9 @@ pub enum PrepareError {
         #[source]
         source: io::Error,
     },
+    /// The snapshot that it should go back to cannot be used.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// The work was cut off.
     #[error("it could not be made ready")]
     Task(#[source] io::Error),
@@ -83,7 +87,7 @@ impl PrepareError {
     fn may_pass(&self) -> bool {
         match self {
             Self::Image(error) | Self::Package(error) => error.may_pass(),
-            Self::PackageSize { .. } => false,
+            Self::PackageSize { .. } | Self::Snapshot(_) => false,
             Self::Disk { .. } | Self::OldDisk { .. } | Self::Task(_) => true,
         }
     }
@@ -132,7 +136,7 @@ pub struct Prepared {
 }
 
 /// How an instance is made ready.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct How {
     /// Context id on the VMBus.
     pub cid: u32,
@@ -140,6 +144,8 @@ pub struct How {
     pub fresh: bool,
     /// Without a template, whatever there is.
     pub cold: bool,
+    /// From this snapshot of itself.
+    pub restore: Option<SnapshotName>,
 }
 
 /// Makes an instance ready. A disk that is there stays, unless a fresh one is
@@ -150,7 +156,8 @@ pub struct How {
 /// Says what is missing; everything that could be done stays done.
 pub async fn prepare(
     workshop: &Workshop,
-    directory: &InstanceDirectory,
+    hypervisor: &Arc<dyn Hypervisor>,
+    directory: &Arc<InstanceDirectory>,
     goal: &InstanceGoal,
     how: How,
 ) -> Result<Prepared, PrepareError> {
@@ -166,6 +173,10 @@ pub async fn prepare(
                 .map_err(PrepareError::Package)
                 .and_then(|path| check_size(package, path))?,
         ),
+        None => None,
+    };
+    let snapshot = match &how.restore {
+        Some(name) => Some(back_to(hypervisor, directory, goal, name).await?),
         None => None,
     };
     let disk = directory.file(OS_DISK);
@@ -197,9 +208,10 @@ pub async fn prepare(
     // The disk stands on a template's disk if there is one beside it.
     let stand_on = directory.file(TEMPLATE_DISK);
     let stand_on = stand_on.exists().then(|| PathBuf::from(TEMPLATE_DISK));
-    let origin = match &template {
-        Some(template) => Origin::Template(template.snapshot.clone()),
-        None => Origin::Boot,
+    let origin = match (&template, snapshot) {
+        (_, Some(snapshot)) => Origin::Snapshot(snapshot),
+        (Some(template), None) => Origin::Template(template.snapshot.clone()),
+        (None, None) => Origin::Boot,
     };
     let spec = VmSpec {
         name: goal.id.to_string(),
@@ -216,6 +228,27 @@ pub async fn prepare(
         spec,
         template: template.map(|template| template.key),
     })
+}
+
+/// Gives an instance the disk of a snapshot that has been verified; says where the
+/// rest of it is.
+async fn back_to(
+    hypervisor: &Arc<dyn Hypervisor>,
+    directory: &Arc<InstanceDirectory>,
+    goal: &InstanceGoal,
+    name: &SnapshotName,
+) -> Result<PathBuf, PrepareError> {
+    let (directory, name) = (Arc::clone(directory), name.clone());
+    let hypervisor = Arc::clone(hypervisor);
+    let now = MadeOf::of(goal);
+    let work = move || {
+        let sound = snapshots::check(&directory, &name, &now, hypervisor.as_ref());
+        Ok(sound.and_then(|()| snapshots::lay_out(&directory, &name)))
+    };
+    files::blocking(work)
+        .await
+        .map_err(PrepareError::Task)?
+        .map_err(PrepareError::Snapshot)
 }
 
 /// A role of kind vm is the machine itself: its boot is part of it.

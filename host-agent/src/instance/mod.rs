@@ -9,11 +9,13 @@
 //! | [`manifest`] | the record that survives the host agent |
 //! | [`directory`] | names of files, ways to sockets |
 //! | [`disks`] | image, package, differencing disk |
+//! | [`snapshots`] | memory, devices and disk as they were once |
 
 pub mod directory;
 pub mod disks;
 pub mod machine;
 pub mod manifest;
+pub mod snapshots;
 pub mod state;
 pub mod status;
 pub mod supervisor;

@@ -1,8 +1,12 @@
 //! The words of an instance's life: its states, what happens to it, and what is
 //! to be done about it. See [`machine`](super::machine) for the picture.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    time::{Duration, SystemTime},
+};
 
+use fabric_proto::id::SnapshotName;
 use serde::{Deserialize, Serialize};
 
 use crate::{events::Reason, guest::report::RoleReport};
@@ -24,6 +28,39 @@ pub struct Wanted {
     pub always_on: bool,
     /// How long the role may take to stop.
     pub stop_grace: Duration,
+    /// Snapshots to have, in the order in which they were asked for.
+    #[serde(default)]
+    pub snapshots: Vec<SnapshotWanted>,
+    /// The snapshot that [`Scope::Restore`] goes back to.
+    #[serde(default)]
+    pub restore: Option<SnapshotName>,
+}
+
+/// A snapshot to have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotWanted {
+    /// Its name.
+    pub name: SnapshotName,
+    /// Counts up with every snapshot of the instance.
+    pub generation: u64,
+}
+
+/// A snapshot that was taken, or could not be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Which.
+    pub wanted: SnapshotWanted,
+    /// What has become of it; why not.
+    pub taken: Result<Taken, String>,
+}
+
+/// A snapshot that is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken {
+    /// When it was taken.
+    pub at: SystemTime,
+    /// What it takes on the disk.
+    pub bytes: u64,
 }
 
 /// Whether the goal wants the instance there and running.
@@ -31,6 +68,8 @@ pub struct Wanted {
 pub enum Presence {
     /// It should run.
     Run,
+    /// What runs should stand still; what does not should not be started.
+    Pause,
     /// It should be stopped; its disk stays.
     Stop,
     /// It should not be here.
@@ -46,6 +85,8 @@ pub enum Scope {
     Vm,
     /// The virtual machine, on a fresh disk.
     Reimage,
+    /// The virtual machine, from a snapshot.
+    Restore,
 }
 
 /// How the next start is made.
@@ -58,6 +99,9 @@ pub struct Start {
     /// Without a template, whatever there is.
     #[serde(default)]
     pub cold: bool,
+    /// From the snapshot that an operator wants it to go back to.
+    #[serde(default)]
+    pub restore: bool,
 }
 
 /// Where an instance is. Times are those of the node's boot-time clock.
@@ -84,6 +128,14 @@ pub enum State {
         /// Last sign of life.
         heard: Duration,
     },
+    /// Its VMM has been given an order, or its files are looked at, and there is no
+    /// answer yet. No sign of life is expected.
+    Handling {
+        /// What is done.
+        what: Handling,
+    },
+    /// Its virtual processors stand still, because an operator wants it so.
+    Paused,
     /// The guest said goodbye: it goes down on its own.
     Leaving {
         /// To come back up.
@@ -119,6 +171,28 @@ pub enum State {
     },
     /// Gone, and its directory with it.
     Removed,
+}
+
+/// What is done to a machine that runs or is paused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Handling {
+    /// It is being paused.
+    Pausing,
+    /// It is about to go on.
+    Resuming {
+        /// Because an operator wants it so; otherwise after a snapshot.
+        asked: bool,
+    },
+    /// A snapshot is taken; it stands still meanwhile, and then until told otherwise.
+    Snapshot(SnapshotWanted),
+    /// The snapshot that it is to go back to is verified, before what it is now is
+    /// given up.
+    Checking {
+        /// Which.
+        name: SnapshotName,
+        /// Whether it is paused.
+        paused: bool,
+    },
 }
 
 /// The ways to stop a machine, each harder than the one before.
@@ -174,6 +248,8 @@ pub enum Input {
     Launched(Result<Launch, String>),
     /// The VMM has ended.
     Exited(Exit),
+    /// What was to be done in [`State::Handling`] has been done, or not; why not.
+    Handled(Handled),
     /// The guest agent said something.
     Guest(GuestSaid),
     /// A deadline has passed.
@@ -181,12 +257,28 @@ pub enum Input {
 }
 
 /// What a VMM that was spawned begins with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Launch {
     /// The guest's kernel boots.
+    #[default]
     Boot,
     /// The guest goes on from a template, in which its agent is about to say hello.
     Template,
+    /// The guest goes on from a snapshot of itself.
+    Snapshot,
+}
+
+/// What has become of a [`Handling`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Handled {
+    /// It stands still, or does not.
+    Paused(Result<(), String>),
+    /// It goes on, or does not.
+    Resumed(Result<(), String>),
+    /// The snapshot is there, or is not. It stands still.
+    Snapshot(Result<Taken, String>),
+    /// The snapshot can be gone back to, or cannot.
+    Checked(Result<(), String>),
 }
 
 /// Why disks could not be made.
@@ -349,9 +441,21 @@ pub enum Action {
         fresh: bool,
         /// Use no template.
         cold: bool,
+        /// Take disk and memory from this snapshot.
+        restore: Option<SnapshotName>,
     },
     /// Spawn the VMM.
     Launch,
+    /// Tell the VMM to stand still.
+    Pause,
+    /// Tell the VMM to go on.
+    Resume,
+    /// Take a snapshot; the VMM stands still then.
+    TakeSnapshot(SnapshotWanted),
+    /// Verify a snapshot.
+    CheckSnapshot(SnapshotName),
+    /// Delete a snapshot, if it is there.
+    DeleteSnapshot(SnapshotName),
     /// Tell the VMM to end.
     OrderStop,
     /// Kill the VMM.

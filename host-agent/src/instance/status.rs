@@ -6,8 +6,9 @@ use fabric_proto::{id::InstanceId, node::v1 as wire};
 use tokio::sync::watch;
 
 use super::{
+    machine::Machine,
     manifest::Manifest,
-    state::{Cause, State},
+    state::{Cause, Handling, Snapshot, State},
 };
 use crate::{goal::GoalError, guest::report::RoleReport};
 
@@ -49,7 +50,11 @@ pub fn vm_state(state: &State) -> wire::VmState {
         State::Pending => wire::VmState::Pending,
         State::Preparing { .. } => wire::VmState::Preparing,
         State::Launching | State::Booting { .. } => wire::VmState::Booting,
-        State::Running { .. } => wire::VmState::Running,
+        State::Running { .. }
+        | State::Handling {
+            what: Handling::Pausing | Handling::Checking { paused: false, .. },
+        } => wire::VmState::Running,
+        State::Paused | State::Handling { .. } => wire::VmState::Paused,
         State::Leaving { .. } | State::Stopping { .. } => wire::VmState::Stopping,
         State::Stopped { .. } | State::Removed => wire::VmState::Stopped,
         State::Backoff { .. } => wire::VmState::Backoff,
@@ -78,6 +83,9 @@ pub fn report(id: &InstanceId, manifest: &Manifest) -> wire::InstanceStatus {
         last_exit_json: manifest.last_exit.clone(),
         boot_id: machine.boot_id().to_owned(),
         restart_generation: machine.restart_generation(),
+        snapshots: snapshots(machine),
+        restored_generation: machine.restored().generation,
+        restore_error: machine.restored().error.clone(),
         last_end: machine.end().map(|end| wire::VmEnd {
             cause: cause(end.cause).into(),
             detail: crate::guest::report::cut(&end.detail),
@@ -102,6 +110,43 @@ fn cause(cause: Cause) -> wire::VmEndCause {
         Cause::ForbiddenCall => wire::VmEndCause::ForbiddenCall,
         Cause::Refused => wire::VmEndCause::Refused,
         Cause::VmmFailed => wire::VmEndCause::VmmFailed,
+    }
+}
+
+/// Those that were dealt with, and those that are still to be taken.
+fn snapshots(machine: &Machine) -> Vec<wire::SnapshotStatus> {
+    let known = machine.snapshots().iter().map(snapshot);
+    let wanted = machine.wanted().map_or(&[][..], |it| &it.snapshots);
+    let coming = wanted
+        .iter()
+        .filter(|one| machine.snapshots().iter().all(|it| it.wanted != **one))
+        .map(|one| wire::SnapshotStatus {
+            name: one.name.to_string(),
+            generation: one.generation,
+            state: wire::SnapshotState::Taking.into(),
+            ..wire::SnapshotStatus::default()
+        });
+    known.chain(coming).collect()
+}
+
+fn snapshot(snapshot: &Snapshot) -> wire::SnapshotStatus {
+    let told = wire::SnapshotStatus {
+        name: snapshot.wanted.name.to_string(),
+        generation: snapshot.wanted.generation,
+        ..wire::SnapshotStatus::default()
+    };
+    match &snapshot.taken {
+        Ok(taken) => wire::SnapshotStatus {
+            state: wire::SnapshotState::Ready.into(),
+            taken: Some(taken.at.into()),
+            bytes: taken.bytes,
+            ..told
+        },
+        Err(why) => wire::SnapshotStatus {
+            state: wire::SnapshotState::Failed.into(),
+            reason: why.clone(),
+            ..told
+        },
     }
 }
 

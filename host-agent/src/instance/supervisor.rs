@@ -12,7 +12,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use fabric_proto::id::InstanceId;
+use fabric_proto::id::{InstanceId, SnapshotName};
+use fabric_vmm::control::Request;
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -21,12 +22,14 @@ use super::{
     disks::{How, PrepareError, Prepared, Workshop, chain, prepare},
     machine::{Limits, Machine},
     manifest::Manifest,
-    state::{Action, Exit, GuestSaid, Input, Launch, Presence, Scope, State, Wanted},
+    snapshots::{self, MadeOf},
+    state::{Action, Exit, GuestSaid, Handled, Input, Launch, Presence, Scope, State, Wanted},
     status::{self, Board},
 };
 use crate::{
     clock::Clock,
     events::Reason,
+    files,
     goal::InstanceGoal,
     guest::server::{GuestGoal, GuestLink, GuestServer, Heard},
     hypervisor::{Hypervisor, Origin, Vm, VmSpec},
@@ -76,6 +79,8 @@ pub struct Supervisor {
     spec: Option<VmSpec>,
     vm: Option<Arc<dyn Vm>>,
     preparing: Option<AbortOnDropHandle<Result<Prepared, PrepareError>>>,
+    /// What is being done to a machine that runs or is paused.
+    handling: Option<AbortOnDropHandle<Handled>>,
     server: Option<GuestServer>,
     guest_goal: watch::Sender<Option<GuestGoal>>,
     /// What a guest may cause to be told.
@@ -101,6 +106,7 @@ pub struct Beginning {
 enum Happening {
     Order,
     Prepared(Result<Prepared, PrepareError>),
+    Handled(Handled),
     Exited(Exit),
     Heard(Heard),
     Deadline,
@@ -137,6 +143,7 @@ impl Supervisor {
             spec: None,
             vm: None,
             preparing: None,
+            handling: None,
             server: None,
             guest_goal: watch::Sender::new(None),
             tellings: Rate::new(MOST_TELLINGS, TELLING),
@@ -154,6 +161,10 @@ impl Supervisor {
             match self.happening().await {
                 Happening::Order => self.follow().await,
                 Happening::Prepared(result) => self.prepared(result).await,
+                Happening::Handled(handled) => {
+                    self.handling = None;
+                    self.step(Input::Handled(handled)).await;
+                }
                 Happening::Exited(exit) => self.exited(exit).await,
                 Happening::Heard(heard) => self.hear(heard).await,
                 Happening::Deadline => self.deadline().await,
@@ -176,6 +187,7 @@ impl Supervisor {
             },
             exit = ended(self.vm.clone()) => Happening::Exited(exit),
             result = finished(&mut self.preparing) => Happening::Prepared(result),
+            handled = handled(&mut self.handling) => Happening::Handled(handled),
             Some(heard) = self.heard.recv() => Happening::Heard(heard),
             () = until(deadline) => Happening::Deadline,
         }
@@ -185,6 +197,9 @@ impl Supervisor {
     async fn resume(&mut self) {
         if let Order::Follow(goal) = &*self.orders.borrow() {
             self.goal = Some(goal.clone());
+        }
+        if let Err(error) = snapshots::sweep(&self.directory) {
+            tracing::warn!(instance = %self.id, %error, "cannot remove what is left of a snapshot");
         }
         self.listen();
         let record = self.manifest.process.clone();
@@ -328,8 +343,27 @@ impl Supervisor {
                     let events = &self.node.workshop.events;
                     events.tell(self.id.as_str(), note.reason, &note.message, note.warning);
                 }
-                Action::Prepare { fresh, cold } => self.prepare(fresh, cold),
+                Action::Prepare {
+                    fresh,
+                    cold,
+                    restore,
+                } => self.prepare(fresh, cold, restore),
                 Action::Launch => todo.extend(self.launch().await),
+                Action::Pause => self.handle(|vm| async move {
+                    let paused = vm.order(Request::Pause).await;
+                    Handled::Paused(paused.map_err(|error| chain(&error)))
+                }),
+                Action::Resume => self.handle(|vm| async move {
+                    let resumed = vm.order(Request::Resume).await;
+                    Handled::Resumed(resumed.map_err(|error| chain(&error)))
+                }),
+                Action::TakeSnapshot(wanted) => self.take_snapshot(wanted.name),
+                Action::CheckSnapshot(name) => self.check_snapshot(name),
+                Action::DeleteSnapshot(name) => {
+                    if let Err(error) = snapshots::delete(&self.directory, &name) {
+                        tracing::error!(instance = %self.id, %name, %error, "cannot delete a snapshot");
+                    }
+                }
                 Action::OrderStop => self.order_stop(),
                 Action::Kill => {
                     if let Some(vm) = &self.vm {
@@ -350,6 +384,9 @@ impl Supervisor {
         }
         if !matches!(self.machine().state(), State::Preparing { .. }) {
             self.preparing = None;
+        }
+        if !matches!(self.machine().state(), State::Handling { .. }) {
+            self.handling = None;
         }
         let goal = self.guest_goal();
         let told = self.guest_goal.borrow().clone();
@@ -379,6 +416,7 @@ impl Supervisor {
     fn guest_goal(&self) -> GuestGoal {
         GuestGoal {
             boot: self.machine().boots(),
+            resumes: self.machine().resumes(),
             incarnation: 0,
             instance: self.id.clone(),
             heartbeat: self.node.limits.heartbeat,
@@ -413,19 +451,65 @@ impl Supervisor {
         }
     }
 
-    fn prepare(&mut self, fresh: bool, cold: bool) {
+    /// Does something to the virtual machine; one thing at a time.
+    fn handle<F>(&mut self, work: impl FnOnce(Arc<dyn Vm>) -> F)
+    where
+        F: Future<Output = Handled> + Send + 'static,
+    {
+        // One that is gone is about to be told as such.
+        self.handling = self
+            .vm
+            .clone()
+            .map(|vm| AbortOnDropHandle::new(tokio::spawn(work(vm))));
+    }
+
+    fn take_snapshot(&mut self, name: SnapshotName) {
+        let Some(goal) = &self.goal else {
+            tracing::debug!(instance = %self.id, "nothing is known of its image");
+            return;
+        };
+        let (made_of, directory) = (MadeOf::of(goal), Arc::clone(&self.directory));
+        self.handle(|vm| async move {
+            let taken = snapshots::take(vm, directory, name, made_of).await;
+            Handled::Snapshot(taken.map_err(|error| chain(&error)))
+        });
+    }
+
+    fn check_snapshot(&mut self, name: SnapshotName) {
+        let Some(goal) = &self.goal else {
+            tracing::debug!(instance = %self.id, "nothing is known of its image");
+            return;
+        };
+        let (made_of, directory) = (MadeOf::of(goal), Arc::clone(&self.directory));
+        let hypervisor = Arc::clone(&self.node.hypervisor);
+        let check = move || {
+            let sound = snapshots::check(&directory, &name, &made_of, hypervisor.as_ref());
+            Ok(sound.map_err(|error| chain(&error)))
+        };
+        self.handle(|_| async move {
+            let cut_off = |error: io::Error| Err(chain(&error));
+            Handled::Checked(files::blocking(check).await.unwrap_or_else(cut_off))
+        });
+    }
+
+    fn prepare(&mut self, fresh: bool, cold: bool, restore: Option<SnapshotName>) {
         let Some(goal) = self.goal.clone() else {
             // It is about to go; the order to do so is next.
             tracing::debug!(instance = %self.id, "nothing is known of its image");
             return;
         };
         let (workshop, directory) = (Arc::clone(&self.node.workshop), Arc::clone(&self.directory));
+        let hypervisor = Arc::clone(&self.node.hypervisor);
         let how = How {
             cid: self.manifest.cid,
             fresh,
             cold,
+            restore,
         };
-        let task = tokio::spawn(async move { prepare(&workshop, &directory, &goal, how).await });
+        let task =
+            tokio::spawn(
+                async move { prepare(&workshop, &hypervisor, &directory, &goal, how).await },
+            );
         self.preparing = Some(AbortOnDropHandle::new(task));
     }
 
@@ -440,6 +524,7 @@ impl Supervisor {
                 let launched = self.node.hypervisor.launch(&self.directory, &spec).await;
                 let launch = match spec.origin {
                     Origin::Template(_) => Launch::Template,
+                    Origin::Snapshot(_) => Launch::Snapshot,
                     Origin::Boot | Origin::BecomeTemplate { .. } => Launch::Boot,
                 };
                 launched
@@ -507,6 +592,8 @@ fn nothing_wanted() -> Wanted {
         restart_scope: Scope::Role,
         always_on: true,
         stop_grace: Duration::ZERO,
+        snapshots: Vec::new(),
+        restore: None,
     }
 }
 
@@ -525,6 +612,21 @@ async fn finished(
     };
     task.await
         .unwrap_or_else(|error| Err(PrepareError::Task(io::Error::other(error))))
+}
+
+async fn handled(task: &mut Option<AbortOnDropHandle<Handled>>) -> Handled {
+    let Some(work) = task else {
+        return std::future::pending().await;
+    };
+    match work.await {
+        Ok(handled) => handled,
+        Err(error) => {
+            // It panicked, which it never does; it is begun again at the next start.
+            tracing::error!(%error, "what was being done to a virtual machine was cut off");
+            *task = None;
+            std::future::pending().await
+        }
+    }
 }
 
 async fn until(deadline: Option<tokio::time::Instant>) {

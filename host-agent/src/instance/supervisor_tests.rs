@@ -734,3 +734,109 @@ async fn an_instance_boots_on_a_fresh_disk_when_the_vmm_refuses_its_template() {
         refusal.message
     );
 }
+
+/// What it is to have, and what it is to go back to.
+fn snapshot(generation: u64) -> node_wire::SnapshotGoal {
+    let name = "early".to_owned();
+    node_wire::SnapshotGoal { name, generation }
+}
+
+#[tokio::test]
+async fn a_pause_outlives_the_host_agent_and_ends_with_the_time_of_day() {
+    let mut stage = Stage::new();
+    stage.start();
+    let _guest = stage.ready().await;
+    stage.follow(|goal| goal.power = node_wire::InstancePower::Paused.into());
+    stage.until_state(node_wire::VmState::Paused).await;
+    assert!(*stage.vm().paused.borrow());
+    stage.kill().await;
+    stage.start();
+    let mut guest = stage.guest().await;
+    guest.hello().await;
+    stage.until_state(node_wire::VmState::Paused).await;
+
+    stage.follow(|goal| goal.power = node_wire::InstancePower::Running.into());
+    stage.until_state(node_wire::VmState::Running).await;
+    assert!(!*stage.vm().paused.borrow());
+    assert!(guest.goal().await.wall_clock.is_some());
+    assert_eq!(stage.hypervisor.launched(), 1);
+}
+
+#[tokio::test]
+async fn an_instance_goes_back_to_its_snapshot_and_loses_it_with_its_goal() {
+    let mut stage = Stage::new();
+    stage.start();
+    let _guest = stage.ready().await;
+    stage.follow(|goal| goal.snapshots.push(snapshot(1)));
+    let taken = |report: &node_wire::InstanceStatus| {
+        let state = report
+            .snapshots
+            .first()
+            .map(node_wire::SnapshotStatus::state);
+        state == Some(node_wire::SnapshotState::Ready)
+            && report.vm_state() == node_wire::VmState::Running
+    };
+    stage.until("taken, and running again", taken).await;
+    let place = stage.directory().join("snapshots/early");
+    assert!(place.join("snapshot/memory").exists());
+
+    stage.follow(|goal| {
+        goal.restart_generation += 1;
+        goal.restart_scope = node_wire::RestartScope::Restore.into();
+        goal.restore_snapshot = "early".to_owned();
+    });
+    stage
+        .until("started again", |report| report.boots == 2)
+        .await;
+    let back = Origin::Snapshot(place.join("snapshot"));
+    assert_eq!(stage.vm().spec.origin, back);
+    let report = stage.until_state(node_wire::VmState::Booting).await;
+    assert_eq!(
+        report.restored_generation, 0,
+        "its guest has not been heard"
+    );
+    let _guest = stage.ready().await;
+    let report = stage.until_state(node_wire::VmState::Running).await;
+    assert_eq!(
+        (report.restored_generation, report.restore_error),
+        (1, String::new())
+    );
+    let end = report.last_end.unwrap();
+    assert_eq!(end.cause(), node_wire::VmEndCause::Stopped);
+    assert!(end.detail.contains("snapshot"), "{end:?}");
+
+    stage.follow(|goal| goal.snapshots.clear());
+    stage
+        .until("without it", |report| report.snapshots.is_empty())
+        .await;
+    assert!(!place.exists());
+}
+
+#[tokio::test]
+async fn a_snapshot_that_a_restart_of_the_host_agent_cut_off_is_taken_by_the_next() {
+    let mut stage = Stage::new();
+    stage.start();
+    let _guest = stage.ready().await;
+    stage.kill().await;
+    // As if it had died while the machine stood still and was written down.
+    let path = stage.directory().join(MANIFEST);
+    let mut manifest: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let wanted = serde_json::json!({ "name": "early", "generation": 1 });
+    manifest["machine"]["state"] =
+        serde_json::json!({ "Handling": { "what": { "Snapshot": wanted } } });
+    std::fs::write(&path, manifest.to_string()).unwrap();
+    stage.vm().paused.send_replace(true);
+    std::fs::create_dir_all(stage.directory().join("snapshots/.taking-cut-off")).unwrap();
+    stage.goal.snapshots.push(snapshot(1));
+    stage.start();
+    let taken = |report: &node_wire::InstanceStatus| {
+        report.snapshots.iter().any(|one| one.bytes > 0)
+            && report.vm_state() == node_wire::VmState::Running
+    };
+    stage.until("taken", taken).await;
+    assert!(!*stage.vm().paused.borrow());
+    let names = std::fs::read_dir(stage.directory().join("snapshots")).unwrap();
+    let names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["early"]);
+}

@@ -4,26 +4,26 @@
 use std::{
     fs::{self, Permissions},
     io,
-    os::unix::fs::{PermissionsExt as _, lchown},
+    os::unix::fs::PermissionsExt as _,
     path::Path,
     sync::Arc,
     time::SystemTime,
 };
 
-use rustix::process::{getegid, geteuid};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
 use super::{
-    DISK, MAKING, Made, SNAPSHOT, TemplateError, Templates, Wanted, blocking, check, digest_of,
+    DISK, MAKING, Made, TemplateError, Templates, Wanted, check, digest_of,
     key::{Inputs, Key},
-    record::{Record, Verified, bytes_on_disk},
+    record::{Record, Verified},
 };
 use crate::{
-    files,
+    files::{self, blocking, bytes_on_disk},
     hypervisor::{Hypervisor, Origin, PackageDisk, USUAL_CPU_WEIGHT, Vm, VmSpec},
     instance::{
         directory::{InstanceDirectory, JAIL},
+        snapshots::SNAPSHOT,
         state::ExitKind,
     },
 };
@@ -176,28 +176,18 @@ impl Finish {
     }
 }
 
-/// Makes us the owner, where another user made something.
-fn take_over(path: &Path) -> io::Result<()> {
-    let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
-    lchown(path, Some(uid), Some(gid))
-}
-
 /// Removes what only its guest needed, and lets nothing be written any more.
 fn keep_only(place: &Path) -> io::Result<()> {
     // Made by a VMM, where it may make something, and ours from now on.
-    fs::rename(place.join(JAIL).join(SNAPSHOT), place.join(SNAPSHOT))?;
-    take_over(&place.join(SNAPSHOT))?;
+    files::take_over(&place.join(JAIL).join(SNAPSHOT), &place.join(SNAPSHOT))?;
     fs::remove_dir_all(place.join(JAIL))?;
     for entry in fs::read_dir(place)? {
         let entry = entry?;
         let name = entry.file_name();
         if name == SNAPSHOT {
-            for file in fs::read_dir(entry.path())? {
-                let file = file?.path();
-                take_over(&file)?;
-                fs::set_permissions(file, Permissions::from_mode(0o444))?;
-            }
-        } else if name == DISK {
+            continue;
+        }
+        if name == DISK {
             fs::set_permissions(entry.path(), Permissions::from_mode(0o444))?;
         } else {
             fs::remove_file(entry.path())?;

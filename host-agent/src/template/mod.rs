@@ -53,15 +53,13 @@ use self::{
 };
 use crate::{
     events::Reason,
-    files,
+    files::{self, blocking},
     hypervisor::{Hypervisor, LaunchError, Program},
-    instance::state::Exit,
+    instance::{snapshots::SNAPSHOT, state::Exit},
 };
 
 /// The disk in a template's directory.
 const DISK: &str = "disk.vhd";
-/// The snapshot in it.
-pub const SNAPSHOT: &str = "snapshot";
 /// How the directories of templates that are no templates yet, or not any longer,
 /// are named.
 const MAKING: &str = "making-";
@@ -332,8 +330,12 @@ impl Templates {
     pub async fn tidy(&self) {
         let host = Arc::clone(&self.host);
         // Read now, the programs need not be read when the first instance waits.
-        if let Err(error) = tokio::task::spawn_blocking(move || drop(host.inputs())).await {
-            tracing::warn!(%error, "cannot read the programs that templates are made with");
+        let read = blocking(move || Ok(host.inputs().map(drop))).await;
+        if let Err((path, error)) =
+            read.unwrap_or_else(|error| Err((self.directory.clone(), error)))
+        {
+            let path = path.display();
+            tracing::warn!(%path, %error, "cannot read what templates are made with");
         }
         let Ok(_turn) = self.turn.try_lock() else {
             return;
@@ -514,7 +516,7 @@ impl Templates {
             let key = Key::from_name(name_of(&place))?;
             // Without a record it is no template: its time is up.
             let used = record::used(&place).unwrap_or(SystemTime::UNIX_EPOCH);
-            let bytes = record::bytes_on_disk(&place).unwrap_or_default();
+            let bytes = files::bytes_on_disk(&place).unwrap_or_default();
             Some(There { key, used, bytes })
         });
         let keep = &self.limits.keep;
@@ -554,14 +556,6 @@ fn digest_of(disk: &Path) -> Result<String, String> {
     files::sha256(disk)
         .map(|digest| digest.to_string())
         .map_err(|error| says(&error))
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
 #[cfg(test)]

@@ -138,26 +138,6 @@ pub fn touch(directory: &Path) -> io::Result<()> {
     file.set_modified(SystemTime::now())
 }
 
-/// Bytes that the files in a directory take on the disk: memory is full of holes.
-///
-/// # Errors
-///
-/// What the file system says.
-pub fn bytes_on_disk(directory: &Path) -> io::Result<u64> {
-    let mut bytes: u64 = 0;
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        let facts = entry.metadata()?;
-        bytes = bytes.saturating_add(if facts.is_dir() {
-            bytes_on_disk(&entry.path())?
-        } else {
-            // st_blocks counts in 512 bytes, whatever the file system's own are.
-            facts.blocks().saturating_mul(512)
-        });
-    }
-    Ok(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,7 +5,7 @@ use fabric_proto::{
     v1::{GetInstanceRequest, ListInstancesRequest, RestartInstanceRequest, StreamOutputRequest},
 };
 
-use super::Context;
+use super::{Context, keep};
 use crate::{
     cli::{Format, InstanceCommand, Output, Scope},
     client::request_id,
@@ -18,6 +18,12 @@ pub(super) async fn run(context: &Context, command: InstanceCommand) -> Result<(
         InstanceCommand::List { service } => list(context, service.unwrap_or_default()).await,
         InstanceCommand::Show { id } => show_one(context, id).await,
         InstanceCommand::Restart { id, scope } => restart(context, id, scope).await,
+        InstanceCommand::Pause(one) => keep::pause(context, one).await,
+        InstanceCommand::Resume(one) => keep::resume(context, one).await,
+        InstanceCommand::Snapshot(one) => keep::snapshot(context, one).await,
+        InstanceCommand::Snapshots { id } => keep::list(context, id).await,
+        InstanceCommand::Restore(one) => keep::restore(context, one).await,
+        InstanceCommand::DeleteSnapshot { id, name } => keep::delete(context, id, name).await,
         InstanceCommand::Logs(output) => stream(context, output, OutputKind::Log).await,
         InstanceCommand::Console(output) => stream(context, output, OutputKind::Console).await,
     }

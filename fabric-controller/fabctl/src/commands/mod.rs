@@ -3,6 +3,7 @@
 mod blob;
 mod event;
 mod instance;
+mod keep;
 mod node;
 mod service;
 mod upload;

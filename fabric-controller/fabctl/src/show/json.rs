@@ -3,6 +3,7 @@
 
 use fabric_proto::{
     guest::v1::{RoleExit, role_exit::How},
+    node::v1::SnapshotStatus,
     v1::{Blob, Change, Event, Instance, Node, Service},
 };
 use serde_json::{Value, json};
@@ -124,6 +125,9 @@ pub fn instance(instance: &Instance) -> Value {
         "last_end": status.last_end.as_ref().map(words::vm_end),
         "last_end_detail": status.last_end.as_ref().map(|end| end.detail.as_str()),
         "last_end_time": words::rfc3339(status.last_end.as_ref().and_then(|end| end.time.as_ref())),
+        "restored_generation": status.restored_generation,
+        "restore_error": status.restore_error,
+        "snapshots": instance.snapshots.iter().map(snapshot).collect::<Vec<_>>(),
         "last_exit": last_exit,
         "role_state": words::role_state(&role),
         "role_reason": role.reason,
@@ -133,6 +137,18 @@ pub fn instance(instance: &Instance) -> Value {
         "role_restart_generation": role.restart_generation,
         "role_consecutive_failures": role.consecutive_failures,
         "role_last_exit": role.last_exit.as_ref().map(role_exit),
+    })
+}
+
+/// A snapshot.
+#[must_use]
+pub fn snapshot(snapshot: &SnapshotStatus) -> Value {
+    json!({
+        "name": snapshot.name,
+        "state": words::snapshot_state(snapshot),
+        "reason": snapshot.reason,
+        "taken": words::rfc3339(snapshot.taken.as_ref()),
+        "bytes": snapshot.bytes,
     })
 }
 

@@ -3,7 +3,10 @@
 use std::time::SystemTime;
 
 use comfy_table::{Table, presets};
-use fabric_proto::v1::{Blob, BlobKind, Change, ChangeAction, Event, Instance, Node, Service};
+use fabric_proto::{
+    node::v1::SnapshotStatus,
+    v1::{Blob, BlobKind, Change, ChangeAction, Event, Instance, Node, Service},
+};
 
 use super::{clean, words};
 
@@ -172,6 +175,26 @@ pub fn instances(instances: &[Instance]) -> String {
         ]);
     }
     text(&table, "no instances")
+}
+
+/// Snapshots of one instance.
+#[must_use]
+pub fn snapshots(snapshots: &[SnapshotStatus]) -> String {
+    let now = SystemTime::now();
+    let mut table = table(["SNAPSHOT", "STATE", "AGE", "ON DISK", "REASON"]);
+    for snapshot in snapshots {
+        table.add_row([
+            clean(&snapshot.name),
+            words::snapshot_state(snapshot),
+            words::age(snapshot.taken.as_ref(), now),
+            words::bytes(snapshot.bytes),
+            clean(&snapshot.reason),
+        ]);
+    }
+    text(
+        &table,
+        "no snapshots; `fabctl instance snapshot ID NAME` takes one",
+    )
 }
 
 /// Everything about one thing: its JSON as lines of key and value.

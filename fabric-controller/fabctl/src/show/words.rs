@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use fabric_proto::{
     guest::v1::{RoleKind, RoleState, RoleStatus},
-    node::v1::{InstanceStatus, VmEnd, VmEndCause, VmState},
+    node::v1::{InstanceStatus, SnapshotStatus, VmEnd, VmEndCause, VmState},
     v1::{BlobKind, ChangeAction},
 };
 use prost_types::Timestamp;
@@ -27,6 +27,12 @@ pub fn vm_state(status: &InstanceStatus) -> String {
 #[must_use]
 pub fn vm_end(end: &VmEnd) -> String {
     word(VmEndCause::as_str_name(&end.cause()), "VM_END_CAUSE_")
+}
+
+/// State of a snapshot.
+#[must_use]
+pub fn snapshot_state(snapshot: &SnapshotStatus) -> String {
+    word(snapshot.state().as_str_name(), "SNAPSHOT_STATE_")
 }
 
 /// State of a role.

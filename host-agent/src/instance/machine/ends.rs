@@ -6,8 +6,8 @@ use super::{Actions, Limits, Machine, tell};
 use crate::{
     events::Reason,
     instance::state::{
-        Action, Cause, End, Exit, ExitKind, Launch, Presence, Start, State, StoppedBy, Stopping,
-        Then, Unprepared,
+        Action, Cause, End, Exit, ExitKind, Handling, Launch, Presence, Start, State, StoppedBy,
+        Stopping, Then, Unprepared,
     },
     policy::ladder::Decision,
 };
@@ -33,6 +33,10 @@ impl Machine {
                 self.boot_to_hello = None;
                 actions.push(Action::Launch);
             }
+            Err(Unprepared { reason, .. }) if start.restore => {
+                self.refuse_restore(reason, actions);
+                self.begin(start, actions);
+            }
             Err(Unprepared { reason, may_pass }) => {
                 let decision = self.ladder.cannot_prepare(may_pass, &limits.ladder);
                 self.carry_out(now, decision, reason, start.fresh, actions);
@@ -53,10 +57,10 @@ impl Machine {
         match result {
             Ok(launch) => {
                 self.why.clear();
-                self.from_template = launch == Launch::Template;
+                self.begun_with = launch;
                 let patience = match launch {
                     Launch::Boot => limits.boot,
-                    Launch::Template => limits.boot.min(limits.from_template),
+                    Launch::Template | Launch::Snapshot => limits.boot.min(limits.from_template),
                 };
                 self.state = State::Booting {
                     launched: now,
@@ -65,6 +69,7 @@ impl Machine {
                 let message = match launch {
                     Launch::Boot => "the virtual machine was started",
                     Launch::Template => "the virtual machine was started from a template",
+                    Launch::Snapshot => "the virtual machine goes on from a snapshot",
                 };
                 tell(actions, Reason::VmmStarted, message, false);
                 self.converge(now, None, limits, actions);
@@ -83,11 +88,18 @@ impl Machine {
         limits: &Limits,
         actions: &mut Actions,
     ) {
+        if let State::Handling {
+            what: Handling::Snapshot(wanted),
+        } = self.state.clone()
+        {
+            // Not tried again: it may be what ended it.
+            self.took(wanted, Err("the virtual machine ended".to_owned()), actions);
+        }
         match self.state.clone() {
             State::Stopping { how, then, .. } => {
                 let end = end_of_stopped(how, &then, exit);
                 tell(actions, Reason::VmmExited, &end.detail, false);
-                self.end = Some(end);
+                self.ended(end, actions);
                 match then {
                     _ if self.wants() != Presence::Run => self.rest(actions),
                     Then::Goal => self.begin(Start::default(), actions),
@@ -98,20 +110,21 @@ impl Machine {
                     Then::Recover { why, .. } => self.recover(now, why, limits, actions),
                 }
             }
-            State::Booting { .. } | State::Running { .. } | State::Leaving { .. } => {
+            State::Booting { .. }
+            | State::Running { .. }
+            | State::Handling { .. }
+            | State::Paused
+            | State::Leaving { .. } => {
                 let expected = exit.kind == ExitKind::GuestPowerOff;
                 tell(actions, Reason::VmmExited, &describe(exit), !expected);
-                self.end = Some(End {
+                let end = End {
                     cause: exit.kind.into(),
                     detail: describe(exit),
-                });
-                if self.from_template && !exit.kind.is_a_kill() {
+                };
+                self.ended(end, actions);
+                if self.begun_with == Launch::Template && !exit.kind.is_a_kill() {
                     let start = self.blames_template(&describe(exit), actions);
-                    if self.wants() == Presence::Run {
-                        self.begin(start, actions);
-                    } else {
-                        self.rest(actions);
-                    }
+                    self.begin_or_rest(start, actions);
                 } else if self.wants() == Presence::Run {
                     self.after_own_end(now, exit, limits, actions);
                 } else {
@@ -120,6 +133,15 @@ impl Machine {
             }
             _ => {}
         }
+    }
+
+    fn ended(&mut self, end: End, actions: &mut Actions) {
+        if self.begun_with == Launch::Snapshot {
+            // Not tried again: what follows is a start on the snapshot's disk.
+            self.begun_with = Launch::Boot;
+            self.refuse_restore(end.detail.clone(), actions);
+        }
+        self.end = Some(end);
     }
 
     /// The machine ended though nobody had asked it to.
@@ -269,6 +291,7 @@ fn end_of_stopped(how: Stopping, then: &Then, exit: &Exit) -> End {
     };
     let (cause, why) = match then {
         Then::Goal => (Cause::Stopped, "the goal says so"),
+        Then::Start(start) if start.restore => (Cause::Stopped, "it goes back to a snapshot"),
         Then::Start(_) => (Cause::Stopped, "it is to be started anew"),
         Then::Ended { reboot: true } => (Cause::Rebooted, "the guest said that it reboots"),
         Then::Ended { reboot: false } => (Cause::PoweredOff, "the guest said that it powers off"),

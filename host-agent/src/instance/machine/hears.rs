@@ -6,7 +6,7 @@ use super::{Actions, Limits, Machine, tell};
 use crate::{
     events::Reason,
     guest::report::{RoleCondition, RoleReport},
-    instance::state::{Cause, GuestSaid, Presence, State, Then},
+    instance::state::{Cause, GuestSaid, Launch, Presence, State, Then},
 };
 
 impl Machine {
@@ -21,15 +21,22 @@ impl Machine {
             *heard = now.max(*heard);
         }
         match said {
-            GuestSaid::Hello { boot_id } => self.on_hello(now, boot_id, limits, actions),
-            GuestSaid::Heartbeat => {}
+            GuestSaid::Hello { boot_id } => {
+                self.on_hello(now, boot_id, limits, actions);
+                self.go_further(now, limits, actions);
+            }
+            GuestSaid::Heartbeat => self.go_further(now, limits, actions),
             GuestSaid::Goodbye { reboot } => self.on_goodbye(now, reboot, limits),
             GuestSaid::Role(report) => self.on_role(now, report, limits, actions),
         }
     }
 
     fn on_hello(&mut self, now: Duration, boot_id: String, limits: &Limits, actions: &mut Actions) {
-        if std::mem::take(&mut self.from_template) && !boot_id.is_empty() {
+        let begun_with = std::mem::take(&mut self.begun_with);
+        if begun_with == Launch::Snapshot {
+            self.end_restore(String::new());
+        }
+        if begun_with == Launch::Template && !boot_id.is_empty() {
             // Every guest of that template would have this boot id.
             let why = "its guest agent had an identity before it was given one";
             let then = Then::Start(self.blames_template(why, actions));
@@ -64,6 +71,13 @@ impl Machine {
         // A guest without an identity has not read its boot id yet.
         if !boot_id.is_empty() {
             self.boot_id = boot_id;
+        }
+    }
+
+    /// What had to wait until it runs, or could not be done before, is done now.
+    fn go_further(&mut self, now: Duration, limits: &Limits, actions: &mut Actions) {
+        if let State::Running { .. } = self.state {
+            self.converge(now, None, limits, actions);
         }
     }
 

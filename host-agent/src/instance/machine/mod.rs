@@ -15,6 +15,16 @@
 //! A guest that says goodbye while Running is Leaving until it has ended; it is
 //! helped when that takes too long.
 //!
+//! ```text
+//!  Running ──► Handling: pausing ──► Paused ──► Handling: resuming ──► Running
+//!     │                                │            ▲
+//!     ├──────► Handling: snapshot ◄────┤────────────┘ (or Paused again)
+//!     └──────► Handling: checking ◄────┘ ──► Stopping ──► Preparing, from a snapshot
+//! ```
+//!
+//! Nothing is started while the goal says paused: a machine that ends then stays
+//! down until it is resumed.
+//!
 //! A pure function from what is and what happens to what is then and what to do:
 //! no clock, no I/O. The [`supervisor`](super::supervisor) carries it out. What a
 //! goal stops is never started by anything but a goal.
@@ -23,15 +33,19 @@
 //! |---|---|
 //! | `towards` | what a goal means from here |
 //! | `ends` | what follows a step's success, its failure, or the machine's end |
+//! | `keeps` | pauses, snapshots, and the way back to one |
 //! | `hears` | what follows from what the guest agent says |
 //! | `waits` | what follows when time has passed |
 //!
 //! A guest that goes on from a template has nothing of its role's in it before it
 //! says hello: what goes wrong until then is the template's fault. The instance gets
-//! a fresh disk and boots on that, and no blame ([`Machine::blames_template`]).
+//! a fresh disk and boots on that, and no blame ([`Machine::blames_template`]). One that
+//! goes back to a snapshot and ends before it says hello was not restored, which is told;
+//! what follows then is a start on the snapshot's disk.
 
 mod ends;
 mod hears;
+mod keeps;
 mod limits;
 mod towards;
 mod waits;
@@ -43,7 +57,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     events::Reason,
     guest::report::RoleReport,
-    instance::state::{Action, End, Input, Note, Presence, Scope, Start, State, Wanted},
+    instance::state::{
+        Action, End, Handling, Input, Launch, Note, Presence, Scope, Snapshot, Start, State, Wanted,
+    },
     policy::ladder::Ladder,
 };
 pub use limits::Limits;
@@ -65,13 +81,35 @@ pub struct Machine {
     reimages: u32,
     boot_id: String,
     boot_to_hello: Option<Duration>,
-    /// Whether it goes on from a template, and has not proved yet that it can.
+    /// What it began with, until its hello proves that it can go on from that.
     #[serde(default)]
-    from_template: bool,
+    begun_with: Launch,
     role: Option<RoleReport>,
     /// How its last virtual machine ended.
     #[serde(default)]
     end: Option<End>,
+    /// What has become of the snapshots that the goal names, and the newest of them.
+    #[serde(default)]
+    snapshots: Vec<Snapshot>,
+    #[serde(default)]
+    snapshot_generation: u64,
+    /// The operator's restore, by its number, that is neither carried out nor refused.
+    #[serde(default)]
+    restoring: Option<u64>,
+    #[serde(default)]
+    restored: Restored,
+    /// How often it went on after it had stood still.
+    #[serde(default)]
+    resumes: u32,
+}
+
+/// The last restore that was carried out or refused.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restored {
+    /// Its [`Wanted::restart_generation`].
+    pub generation: u64,
+    /// Why it was refused; empty if it was not.
+    pub error: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,9 +132,14 @@ impl Default for Machine {
             reimages: 0,
             boot_id: String::new(),
             boot_to_hello: None,
-            from_template: false,
+            begun_with: Launch::Boot,
             role: None,
             end: None,
+            snapshots: Vec::new(),
+            snapshot_generation: 0,
+            restoring: None,
+            restored: Restored::default(),
+            resumes: 0,
         }
     }
 }
@@ -171,6 +214,25 @@ impl Machine {
         self.role.as_ref()
     }
 
+    /// What has become of the snapshots that the goal names.
+    #[must_use]
+    pub fn snapshots(&self) -> &[Snapshot] {
+        &self.snapshots
+    }
+
+    /// The last restore that was carried out or refused.
+    #[must_use]
+    pub fn restored(&self) -> &Restored {
+        &self.restored
+    }
+
+    /// How often it went on after it had stood still: its guest has not noticed, and
+    /// must be told the time.
+    #[must_use]
+    pub fn resumes(&self) -> u32 {
+        self.resumes
+    }
+
     /// Whether there should be a VMM process in this state.
     #[must_use]
     pub fn has_vm(&self) -> bool {
@@ -178,6 +240,8 @@ impl Machine {
             self.state,
             State::Booting { .. }
                 | State::Running { .. }
+                | State::Handling { .. }
+                | State::Paused
                 | State::Leaving { .. }
                 | State::Stopping { .. }
         )
@@ -202,6 +266,8 @@ impl Machine {
             State::Pending
             | State::Preparing { .. }
             | State::Launching
+            | State::Handling { .. }
+            | State::Paused
             | State::Stopped { .. }
             | State::Removed => None,
         }
@@ -216,6 +282,7 @@ impl Machine {
             Input::Prepared(result) => self.on_prepared(now, result, limits, &mut actions),
             Input::Launched(result) => self.on_launched(now, result, limits, &mut actions),
             Input::Exited(exit) => self.on_exit(now, &exit, limits, &mut actions),
+            Input::Handled(handled) => self.on_handled(now, handled, limits, &mut actions),
             Input::Guest(said) => self.on_guest(now, said, limits, &mut actions),
             Input::Tick => self.on_tick(now, limits, &mut actions),
         }
@@ -228,8 +295,10 @@ impl Machine {
     #[must_use]
     pub fn resume(&mut self, now: Duration, vm: bool, same_boot: bool, limits: &Limits) -> Actions {
         let mut actions = Actions::new();
-        // Whatever it does from here on may have other causes.
-        self.from_template = false;
+        if self.begun_with == Launch::Template {
+            // Whatever it does from here on may have other causes.
+            self.begun_with = Launch::Boot;
+        }
         if !same_boot {
             self.ladder.reset();
         }
@@ -261,20 +330,33 @@ impl Machine {
                     deadline: now + limits.order,
                 };
             }
-            (State::Launching, false) => {
-                self.begin(Start::default(), &mut actions);
+            (State::Handling { .. }, true) => {
+                // Whatever it was, it is begun again from what the goal says.
+                let (what, order) = if self.wants() == Presence::Pause {
+                    (Handling::Pausing, Action::Pause)
+                } else {
+                    (Handling::Resuming { asked: false }, Action::Resume)
+                };
+                self.state = State::Handling { what };
+                actions.push(order);
             }
-            (State::Booting { .. } | State::Running { .. } | State::Leaving { .. }, false)
-                if !same_boot =>
-            {
-                self.why = "the node was restarted".to_owned();
-                self.begin(
-                    Start {
-                        recovery: true,
-                        ..Start::default()
-                    },
-                    &mut actions,
-                );
+            (State::Launching, false) => {
+                self.begin_or_rest(Start::default(), &mut actions);
+            }
+            (
+                State::Booting { .. }
+                | State::Running { .. }
+                | State::Handling { .. }
+                | State::Paused
+                | State::Leaving { .. },
+                false,
+            ) if !same_boot => {
+                let start = Start {
+                    recovery: true,
+                    ..Start::default()
+                };
+                "the node was restarted".clone_into(&mut self.why);
+                self.begin_or_rest(start, &mut actions);
             }
             (State::Preparing { start }, _) => self.begin(start, &mut actions),
             (State::Backoff { start, .. }, _) if !same_boot => {
@@ -300,14 +382,14 @@ impl Machine {
     /// Takes a template for the cause of what went wrong, and says how to start
     /// without it.
     fn blames_template(&mut self, why: &str, actions: &mut Actions) -> Start {
-        self.from_template = false;
+        self.begun_with = Launch::Boot;
         actions.push(Action::RefuseTemplate {
             why: why.to_owned(),
         });
         Start {
             fresh: true,
-            recovery: false,
             cold: true,
+            ..Start::default()
         }
     }
 
@@ -317,8 +399,23 @@ impl Machine {
             .map_or(Presence::Run, |wanted| wanted.presence)
     }
 
+    /// Starts it, if the goal wants it to run.
+    fn begin_or_rest(&mut self, start: Start, actions: &mut Actions) {
+        if self.wants() == Presence::Run {
+            self.begin(start, actions);
+        } else {
+            self.rest(actions);
+        }
+    }
+
     fn begin(&mut self, mut start: Start, actions: &mut Actions) {
+        let wanted = self.wanted.as_ref();
+        let restore = wanted.and_then(|wanted| wanted.restore.clone());
+        let restore = restore.filter(|_| self.restoring.is_some());
+        start.restore = restore.is_some();
+        self.begun_with = Launch::Boot;
         start.fresh |= self.stale() == Some(Scope::Reimage);
+        start.fresh &= !start.restore;
         self.made_for = self.wanted.as_ref().map(|wanted| MadeFor {
             disk: wanted.disk.clone(),
             shape: wanted.shape.clone(),
@@ -327,6 +424,7 @@ impl Machine {
         actions.push(Action::Prepare {
             fresh: start.fresh,
             cold: start.cold,
+            restore,
         });
     }
 }

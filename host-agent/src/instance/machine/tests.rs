@@ -3,7 +3,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     guest::report::RoleCondition,
-    instance::state::{Cause, Exit, ExitKind, GuestSaid, Launch, StoppedBy, Unprepared},
+    instance::state::{
+        Cause, Exit, ExitKind, GuestSaid, Handled, Launch, SnapshotWanted, StoppedBy, Taken,
+        Unprepared,
+    },
 };
 
 /// A machine and what it did, for stories.
@@ -29,6 +32,8 @@ impl Story {
                 restart_scope: Scope::Role,
                 always_on: true,
                 stop_grace: Duration::from_secs(5),
+                snapshots: Vec::new(),
+                restore: None,
             },
             done: Vec::new(),
         }
@@ -123,14 +128,17 @@ impl Story {
 const KEEP: Action = Action::Prepare {
     fresh: false,
     cold: false,
+    restore: None,
 };
 const FRESH: Action = Action::Prepare {
     fresh: true,
     cold: false,
+    restore: None,
 };
 const COLD: Action = Action::Prepare {
     fresh: true,
     cold: true,
+    restore: None,
 };
 
 #[test]
@@ -684,9 +692,264 @@ fn each_end_is_told_apart() {
     assert_eq!(story.machine.end().unwrap().cause, Cause::NotUp);
 }
 
+fn snapshot(generation: u64) -> SnapshotWanted {
+    SnapshotWanted {
+        name: format!("s{generation}").parse().unwrap(),
+        generation,
+    }
+}
+
+fn taken() -> Taken {
+    Taken {
+        at: std::time::SystemTime::UNIX_EPOCH,
+        bytes: 1,
+    }
+}
+
+#[test]
+fn a_pause_lasts_until_it_is_over_and_silence_is_not_held_against_it() {
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready().did();
+    let pause = story.goal(|wanted| wanted.presence = Presence::Pause);
+    assert_eq!(pause.did(), [Action::Pause]);
+    story.happens(Input::Handled(Handled::Paused(Ok(()))));
+    assert_eq!(story.told(), [Reason::InstancePaused]);
+    assert_eq!(story.machine.state(), &State::Paused);
+    assert_eq!(story.machine.deadline(&story.limits), None);
+
+    // Another host agent finds it as it is.
+    let limits = story.limits.clone();
+    story.after(9999);
+    let actions = story.machine.resume(story.now, true, true, &limits);
+    story.done.extend(actions);
+    assert_eq!(story.told(), [Reason::InstanceAdopted]);
+    assert_eq!(story.machine.state(), &State::Paused);
+
+    let go_on = story.goal(|wanted| wanted.presence = Presence::Run);
+    assert_eq!(go_on.did(), [Action::Resume]);
+    story.happens(Input::Handled(Handled::Resumed(Ok(()))));
+    assert_eq!(story.told(), [Reason::InstanceResumed]);
+    assert!(story.machine.role().is_some(), "it is what it was");
+    assert_eq!(story.machine.resumes(), 1);
+    // From here on, silence counts again.
+    assert_eq!(story.waits().did(), [Action::Kill]);
+}
+
+#[test]
+fn a_pause_that_fails_is_tried_with_every_sign_of_life_and_told_once() {
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready().did();
+    story.goal(|wanted| wanted.presence = Presence::Pause).did();
+    let fails = || Input::Handled(Handled::Paused(Err("no".to_owned())));
+    assert_eq!(story.happens(fails()).told(), [Reason::PauseFailed]);
+    for _ in 0..3 {
+        assert_eq!(story.hears(GuestSaid::Heartbeat).did(), [Action::Pause]);
+        assert_eq!(story.happens(fails()).told(), []);
+    }
+}
+
+#[test]
+fn a_machine_that_ends_while_it_is_paused_waits_for_whoever_paused_it() {
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready().did();
+    story.goal(|wanted| wanted.presence = Presence::Pause);
+    story.happens(Input::Handled(Handled::Paused(Ok(())))).did();
+    assert_eq!(story.exits(ExitKind::Failed).did(), []);
+    assert!(matches!(story.machine.state(), State::Stopped { .. }));
+    assert!(story.machine.why().contains("resumed"));
+    let go_on = story.goal(|wanted| wanted.presence = Presence::Run);
+    assert_eq!(go_on.did(), [KEEP]);
+}
+
+#[test]
+fn a_snapshot_is_taken_once_and_the_machine_is_then_as_it_was() {
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready().did();
+    let goal = story.goal(|wanted| wanted.snapshots.push(snapshot(1)));
+    assert_eq!(goal.did(), [Action::TakeSnapshot(snapshot(1))]);
+    story.happens(Input::Handled(Handled::Snapshot(Ok(taken()))));
+    assert_eq!(story.did(), [Action::Resume]);
+    story.happens(Input::Handled(Handled::Resumed(Ok(()))));
+    assert_eq!(story.goal(|_| {}).did(), []);
+
+    // One that is paused stays so.
+    story.goal(|wanted| wanted.presence = Presence::Pause);
+    story.happens(Input::Handled(Handled::Paused(Ok(())))).did();
+    let goal = story.goal(|wanted| wanted.snapshots.push(snapshot(2)));
+    assert_eq!(goal.did(), [Action::TakeSnapshot(snapshot(2))]);
+    story.happens(Input::Handled(Handled::Snapshot(Err("full".to_owned()))));
+    assert_eq!(story.told(), [Reason::SnapshotFailed]);
+    assert_eq!(story.machine.state(), &State::Paused);
+    assert_eq!(story.goal(|_| {}).did(), [], "it is not tried again");
+
+    let goal = story.goal(|wanted| wanted.snapshots.clear());
+    let names = ["s1", "s2"].map(|name| Action::DeleteSnapshot(name.parse().unwrap()));
+    assert_eq!(goal.did(), names);
+}
+
+#[test]
+fn a_snapshot_that_ends_its_machine_is_not_tried_again() {
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready().did();
+    story
+        .goal(|wanted| wanted.snapshots.push(snapshot(1)))
+        .did();
+    assert_eq!(story.exits(ExitKind::Failed).did(), [KEEP]);
+    assert!(story.becomes_ready().did().contains(&Action::Launch));
+    assert!(story.machine.snapshots()[0].taken.is_err());
+}
+
+/// Asks for a restore.
+fn restore(wanted: &mut Wanted) {
+    wanted.restart_generation += 1;
+    wanted.restart_scope = Scope::Restore;
+    wanted.restore = Some("s1".parse().unwrap());
+}
+
+#[test]
+fn a_machine_is_given_up_for_a_snapshot_only_when_that_has_been_verified() {
+    let name = || "s1".parse().unwrap();
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready().did();
+    assert_eq!(story.goal(restore).did(), [Action::CheckSnapshot(name())]);
+    story.happens(Input::Handled(Handled::Checked(Err("damaged".to_owned()))));
+    assert_eq!(story.told(), [Reason::RestoreFailed]);
+    assert!(matches!(story.machine.state(), State::Running { .. }));
+    assert_eq!(story.machine.restored().error, "damaged");
+
+    assert_eq!(story.goal(restore).did(), [Action::CheckSnapshot(name())]);
+    story.happens(Input::Handled(Handled::Checked(Ok(()))));
+    assert_eq!(story.did(), [Action::Kill]);
+    assert_eq!(story.exits(ExitKind::Killed).did(), [back()]);
+    let end = story.machine.end().unwrap();
+    assert_eq!(end.cause, Cause::Stopped);
+    assert_eq!(end.detail, "it goes back to a snapshot; killed");
+    story
+        .happens(Input::Prepared(Ok(())))
+        .happens(Input::Launched(Ok(Launch::Snapshot)));
+    assert_eq!(
+        story.machine.restored().generation,
+        1,
+        "its guest is silent"
+    );
+    let boot_id = "boot-1".to_owned();
+    story.hears(GuestSaid::Hello { boot_id }).did();
+    assert_eq!(story.machine.restored().error, "");
+    assert_eq!(story.machine.restored().generation, 2);
+    assert_eq!(story.goal(|_| {}).did(), [], "it happens once");
+}
+
+/// Prepares for a start from the snapshot of [`restore`].
+fn back() -> Action {
+    Action::Prepare {
+        fresh: false,
+        cold: false,
+        restore: Some("s1".parse().unwrap()),
+    }
+}
+
+#[test]
+fn a_snapshot_from_which_no_guest_comes_up_is_told_and_its_disk_is_booted() {
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready().did();
+    story.goal(restore);
+    story.happens(Input::Handled(Handled::Checked(Ok(()))));
+    story.exits(ExitKind::Killed);
+    story
+        .happens(Input::Prepared(Ok(())))
+        .happens(Input::Launched(Ok(Launch::Snapshot)))
+        .done
+        .clear();
+    story.exits(ExitKind::Refused);
+    assert_eq!(
+        story.told(),
+        [
+            Reason::VmmExited,
+            Reason::RestoreFailed,
+            Reason::VmRestarting
+        ]
+    );
+    let restored = story.machine.restored();
+    assert_eq!(restored.generation, 1);
+    assert!(restored.error.contains("cannot be run"), "{restored:?}");
+    assert_eq!(
+        story.machine.state(),
+        &State::Preparing {
+            start: Start {
+                recovery: true,
+                ..Start::default()
+            }
+        }
+    );
+}
+
+#[test]
+fn a_guest_that_boots_is_not_waited_for_when_it_goes_back() {
+    let mut story = Story::new();
+    story.goal(|_| {}).happens(Input::Prepared(Ok(())));
+    story.happens(Input::Launched(Ok(Launch::Boot))).did();
+    assert_eq!(story.goal(restore).did(), [Action::Kill]);
+    assert_eq!(story.exits(ExitKind::Killed).did(), [back()]);
+}
+
+#[test]
+fn a_restart_does_not_wait_for_a_snapshot_and_not_for_nothing() {
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready().did();
+    story
+        .goal(|wanted| wanted.snapshots.push(snapshot(1)))
+        .did();
+    let restart = |wanted: &mut Wanted| {
+        wanted.restart_generation += 1;
+        wanted.restart_scope = Scope::Vm;
+    };
+    assert_eq!(story.goal(restart).did(), [Action::OrderStop]);
+    assert_eq!(story.exits(ExitKind::Stopped).did(), [KEEP]);
+    assert!(
+        story
+            .becomes_ready()
+            .did()
+            .contains(&Action::TakeSnapshot(snapshot(1)))
+    );
+    story.happens(Input::Handled(Handled::Snapshot(Ok(taken()))));
+    story
+        .happens(Input::Handled(Handled::Resumed(Ok(()))))
+        .did();
+
+    // One that is paused is restarted when it is resumed.
+    story.goal(|wanted| wanted.presence = Presence::Pause);
+    story.happens(Input::Handled(Handled::Paused(Ok(())))).did();
+    assert_eq!(story.goal(restart).did(), []);
+    let go_on = story.goal(|wanted| wanted.presence = Presence::Run);
+    assert_eq!(go_on.did(), [Action::OrderStop]);
+}
+
+#[test]
+fn a_restore_waits_while_its_machine_is_paused_and_another_restart_takes_its_place() {
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready().did();
+    story.goal(restore).did();
+    story.goal(|wanted| wanted.presence = Presence::Pause);
+    story.happens(Input::Handled(Handled::Checked(Ok(()))));
+    assert_eq!(story.did(), [Action::Pause]);
+    story.happens(Input::Handled(Handled::Paused(Ok(())))).did();
+    let go_on = story.goal(|wanted| wanted.presence = Presence::Run);
+    assert!(matches!(go_on.did()[..], [Action::CheckSnapshot(_)]));
+
+    let restart = story.goal(|wanted| {
+        wanted.restart_generation += 1;
+        wanted.restart_scope = Scope::Reimage;
+    });
+    assert_eq!(restart.did(), [Action::OrderStop]);
+    assert_eq!(story.exits(ExitKind::Stopped).did(), [FRESH]);
+    assert!(story.machine.restored().error.contains("another restart"));
+}
+
 #[derive(Debug, Clone)]
 enum Move {
     Goal(Presence, u64, u8, bool),
+    Keep(u8),
+    Handled(bool),
     Prepared(bool, bool),
     Launched(bool, bool),
     Exited(u8),
@@ -700,12 +963,16 @@ enum Move {
 
 fn moves() -> impl Strategy<Value = Vec<Move>> {
     let presence = prop_oneof![
-        3 => Just(Presence::Run), 1 => Just(Presence::Stop), 1 => Just(Presence::Remove)
+        3 => Just(Presence::Run), 2 => Just(Presence::Pause), 1 => Just(Presence::Stop),
+        1 => Just(Presence::Remove)
     ];
     prop::collection::vec(
         prop_oneof![
             (presence, 0u64..4, 0u8..3, any::<bool>())
                 .prop_map(|(p, generation, disk, on)| Move::Goal(p, generation, disk, on)),
+            (0u8..4).prop_map(Move::Keep),
+            any::<bool>().prop_map(Move::Handled),
+            any::<bool>().prop_map(Move::Handled),
             (any::<bool>(), any::<bool>()).prop_map(|(ok, passes)| Move::Prepared(ok, passes)),
             (any::<bool>(), any::<bool>()).prop_map(|(ok, copied)| Move::Launched(ok, copied)),
             (0u8..5).prop_map(Move::Exited),
@@ -726,6 +993,8 @@ struct World {
     preparing: bool,
     launching: bool,
     vm: bool,
+    /// What has been asked of the machine last, and waits for an answer.
+    handling: Option<Action>,
     removed: bool,
 }
 
@@ -746,7 +1015,14 @@ impl World {
                     self.removed = true;
                 }
                 Action::OrderStop | Action::Kill => assert!(self.vm, "nothing to stop"),
-                Action::Tell(_) | Action::RefuseTemplate { .. } => {}
+                Action::Pause
+                | Action::Resume
+                | Action::TakeSnapshot(_)
+                | Action::CheckSnapshot(_) => {
+                    assert!(self.vm, "nothing to do it to");
+                    self.handling = Some(action.clone());
+                }
+                Action::Tell(_) | Action::RefuseTemplate { .. } | Action::DeleteSnapshot(_) => {}
             }
         }
     }
@@ -772,6 +1048,35 @@ proptest! {
                         wanted.disk = format!("image-{disk}");
                         wanted.always_on = always_on;
                     });
+                }
+                Move::Keep(what) if !world.removed => {
+                    story.goal(|wanted| match what {
+                        0 => wanted.snapshots.clear(),
+                        1 | 2 => {
+                            let next = wanted.snapshots.last().map_or(1, |one| one.generation + 1);
+                            wanted.snapshots.push(snapshot(next));
+                        }
+                        _ => {
+                            wanted.restart_generation += 1;
+                            wanted.restart_scope = Scope::Restore;
+                            wanted.restore = Some("s1".parse().unwrap());
+                        }
+                    });
+                }
+                Move::Handled(ok)
+                    if matches!(story.machine.state(), State::Handling { .. }) =>
+                {
+                    let done = ok.then_some(()).ok_or("no".to_owned());
+                    let asked = world.handling.take();
+                    prop_assert!(asked.is_some(), "waits for nothing");
+                    story.happens(Input::Handled(match asked {
+                        Some(Action::Resume) => Handled::Resumed(done),
+                        Some(Action::TakeSnapshot(_)) => {
+                            Handled::Snapshot(done.map(|()| taken()))
+                        }
+                        Some(Action::CheckSnapshot(_)) => Handled::Checked(done),
+                        _ => Handled::Paused(done),
+                    }));
                 }
                 Move::Prepared(ok, may_pass)
                     if world.preparing
@@ -822,6 +1127,7 @@ proptest! {
                     story.machine = serde_json::from_str(&record).unwrap();
                     world.vm &= same_boot;
                     world.preparing = false;
+                    world.handling = None;
                     let limits = story.limits.clone();
                     let actions = story.machine.resume(story.now, world.vm, same_boot, &limits);
                     story.done.extend(actions);
@@ -837,10 +1143,13 @@ proptest! {
             if story.wanted.presence != Presence::Run {
                 prop_assert!(!actions.iter().any(|action| matches!(
                     action,
-                    Action::Prepare { .. } | Action::Launch
+                    Action::Prepare { .. } | Action::Launch | Action::Resume
                 )), "started against the goal: {:?}", actions);
             }
             prop_assert_eq!(world.removed, *story.machine.state() == State::Removed);
+            if story.wanted.presence == Presence::Run {
+                prop_assert!(*story.machine.state() != State::Paused, "left standing still");
+            }
         }
     }
 

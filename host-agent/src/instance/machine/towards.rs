@@ -5,7 +5,9 @@ use std::time::Duration;
 use super::{Actions, Limits, Machine, tell};
 use crate::{
     events::Reason,
-    instance::state::{Action, Presence, Scope, Start, State, StoppedBy, Stopping, Then, Wanted},
+    instance::state::{
+        Action, Launch, Presence, Scope, Start, State, StoppedBy, Stopping, Then, Wanted,
+    },
 };
 
 impl Machine {
@@ -17,13 +19,29 @@ impl Machine {
         actions: &mut Actions,
     ) {
         let first = self.wanted.is_none();
-        let asked = (!first && wanted.restart_generation > self.restart_generation)
-            .then_some(wanted.restart_scope);
-        self.restart_generation = self.restart_generation.max(wanted.restart_generation);
-        self.wanted = Some(wanted);
-        if asked.is_some() {
-            self.ladder.reset();
+        let presence = self.wants();
+        let mut asked = None;
+        // A restart of what is paused waits until it is resumed.
+        if first || wanted.presence != Presence::Pause {
+            asked = (!first && wanted.restart_generation > self.restart_generation)
+                .then_some(wanted.restart_scope);
+            self.restart_generation = self.restart_generation.max(wanted.restart_generation);
         }
+        self.wanted = Some(wanted);
+        if let Some(scope) = asked {
+            self.ladder.reset();
+            if scope != Scope::Role {
+                self.end_restore("an operator asked for another restart".to_owned());
+            }
+            if scope == Scope::Restore {
+                self.restoring = Some(self.restart_generation);
+                self.begun_with = Launch::Boot;
+            }
+        }
+        if presence != self.wants() {
+            self.why.clear();
+        }
+        self.drop_snapshots(actions);
         self.converge(now, asked, limits, actions);
     }
 
@@ -37,6 +55,7 @@ impl Machine {
     ) {
         match self.wants() {
             Presence::Run => self.towards_running(now, asked, limits, actions),
+            Presence::Pause => self.towards_pause(actions),
             Presence::Stop | Presence::Remove => self.towards_rest(now, limits, actions),
         }
     }
@@ -49,6 +68,9 @@ impl Machine {
         actions: &mut Actions,
     ) {
         let stale = self.stale();
+        if self.restoring.is_some() && self.begun_with != Launch::Snapshot {
+            return self.towards_snapshot(now, limits, actions);
+        }
         let fresh = asked == Some(Scope::Reimage) || stale == Some(Scope::Reimage);
         let start = Start {
             fresh,
@@ -87,11 +109,17 @@ impl Machine {
                 };
                 self.begin(start, actions);
             }
-            State::Booting { .. } | State::Running { .. } | State::Leaving { .. } => {
+            // Decided when that is done.
+            State::Handling { .. } if asked.is_none() => {}
+            State::Booting { .. }
+            | State::Running { .. }
+            | State::Leaving { .. }
+            | State::Handling { .. }
+            | State::Paused => {
                 let why = match (asked, stale) {
                     (Some(Scope::Vm | Scope::Reimage), _) => "an operator asked for a restart",
                     (_, Some(_)) => "its goal has changed",
-                    _ => return,
+                    _ => return self.keep(actions),
                 };
                 tell(actions, Reason::VmRestarting, why, false);
                 self.bring_down(now, Then::Start(start), why, limits, actions);
@@ -105,7 +133,11 @@ impl Machine {
 
     fn towards_rest(&mut self, now: Duration, limits: &Limits, actions: &mut Actions) {
         match &mut self.state {
-            State::Booting { .. } | State::Running { .. } | State::Leaving { .. } => {
+            State::Booting { .. }
+            | State::Running { .. }
+            | State::Leaving { .. }
+            | State::Handling { .. }
+            | State::Paused => {
                 self.bring_down(now, Then::Goal, "the goal says so", limits, actions);
             }
             State::Stopping { then, .. } => *then = Then::Goal,
@@ -122,7 +154,11 @@ impl Machine {
 
     /// There is no VM and there shall be none.
     pub(super) fn rest(&mut self, actions: &mut Actions) {
-        "the goal says so".clone_into(&mut self.why);
+        self.why = if self.wants() == Presence::Pause {
+            "paused while no virtual machine runs; one is started when it is resumed".to_owned()
+        } else {
+            "the goal says so".to_owned()
+        };
         if self.wants() == Presence::Remove {
             if self.state != State::Removed {
                 actions.push(Action::Remove);
