@@ -34,7 +34,7 @@ use nix::time::{ClockId, clock_gettime};
 use rustix::process::Signal;
 use tokio::{
     sync::mpsc::{self, Receiver},
-    task::yield_now,
+    task::{JoinHandle, yield_now},
     time::{sleep, timeout},
 };
 
@@ -48,7 +48,7 @@ use crate::{
     },
     model::{Down, Goal, Power, Wanted},
     role::{
-        Probed, Supervised, Surroundings,
+        Answer, Supervised, Surroundings,
         files::Layout,
         policy::{Event, Moment, StopCause},
     },
@@ -86,7 +86,7 @@ pub async fn run(options: Options) -> io::Result<Down> {
     let signals = Signals::new()?;
     let outbox = Outbox::default();
     let (session_sender, session) = mpsc::channel(16);
-    let (probed_sender, probed) = mpsc::channel(64);
+    let (answer_sender, answers) = mpsc::channel(64);
     let (fault_sender, faults) = mpsc::channel(1);
     let identity = Identity::default();
     let facts = Arc::new(Facts {
@@ -101,7 +101,7 @@ pub async fn run(options: Options) -> io::Result<Down> {
             instance: String::new(),
             outbox: outbox.clone(),
             children: Children::default(),
-            probed: probed_sender,
+            answers: answer_sender,
             null: None,
         },
         roles: BTreeMap::new(),
@@ -110,23 +110,23 @@ pub async fn run(options: Options) -> io::Result<Down> {
         heartbeats: Heartbeats::default(),
         going: None,
         faults: Some(fault_sender),
+        template: false,
+        link: Link {
+            address: options.address,
+            events: session_sender,
+            session: None,
+        },
     };
     if let Some(program) = options.template {
         agent.finish_init();
         init::prepare_copies(&program);
     }
-    let hello = move || facts.hello();
-    tokio::spawn(session::keep(
-        options.address,
-        outbox,
-        hello,
-        session_sender,
-    ));
+    agent.converse();
     Ok(agent
         .run(Inputs {
             signals,
             session,
-            probed,
+            answers,
             faults,
         })
         .await)
@@ -136,7 +136,7 @@ pub async fn run(options: Options) -> io::Result<Down> {
 struct Inputs {
     signals: Signals,
     session: Receiver<session::Event>,
-    probed: Receiver<Probed>,
+    answers: Receiver<Answer>,
     faults: Receiver<Fault>,
 }
 
@@ -149,6 +149,17 @@ struct Agent {
     going: Option<Going>,
     /// What faults are sent to, until the listener for them has been started.
     faults: Option<mpsc::Sender<Fault>>,
+    /// Whether this guest becomes a template when its roles are frozen.
+    template: bool,
+    link: Link,
+}
+
+/// The way to the host agent.
+#[derive(Debug)]
+struct Link {
+    address: Address,
+    events: mpsc::Sender<session::Event>,
+    session: Option<JoinHandle<()>>,
 }
 
 /// What hellos are made of; sessions make them.
@@ -198,7 +209,7 @@ impl Agent {
                 biased;
                 asked = inputs.signals.next() => self.signalled(asked),
                 Some(event) = inputs.session.recv() => self.session(event),
-                Some(probed) = inputs.probed.recv() => self.probed(probed),
+                Some(Answer { role, event }) = inputs.answers.recv() => self.tell(&role, event),
                 Some(fault) = inputs.faults.recv() => self.fault(&fault),
                 () = greeting.greeted(), if starting => {
                     // Lets the hello be written before this thread does other work.
@@ -208,6 +219,9 @@ impl Agent {
                 () = &mut alarm, if deadline.is_some() => {}
             }
             self.tick();
+            if self.template && self.is_frozen() {
+                self.become_template(&mut inputs.session).await;
+            }
             if let Some(going) = self.going
                 && self.is_down(going)
             {
@@ -215,6 +229,41 @@ impl Agent {
                 return going.down;
             }
         }
+    }
+
+    /// Begins the conversation with the host agent; ends one that is on.
+    fn converse(&mut self) {
+        let facts = self.facts.clone();
+        let session = session::keep(
+            self.link.address.clone(),
+            self.around.outbox.clone(),
+            move || facts.hello(),
+            self.link.events.clone(),
+        );
+        let former = self.link.session.replace(tokio::spawn(session));
+        if let Some(former) = former {
+            former.abort();
+        }
+    }
+
+    fn is_frozen(&self) -> bool {
+        !self.roles.is_empty() && self.roles.values().all(Supervised::is_frozen)
+    }
+
+    /// Stops in the middle of this, as a template; each copy goes on here, and asks
+    /// its own host agent who it is.
+    async fn become_template(&mut self, session: &mut Receiver<session::Event>) {
+        self.template = false;
+        if let Some(session) = self.link.session.take() {
+            session.abort();
+        }
+        self.heartbeats.next = None;
+        init::touch_all_pages();
+        session::call(&self.link.address).await;
+        // What the template's host agent said is nothing to a copy.
+        while session.try_recv().is_ok() {}
+        self.facts.applied.store(0, Ordering::Relaxed);
+        self.converse();
     }
 
     /// What init does that the hello did not have to wait for.
@@ -251,7 +300,14 @@ impl Agent {
         for remark in &goal.remarks {
             console::say(format_args!("goal {}: {remark}", goal.incarnation));
         }
-        let named = if self.around.layout.guest {
+        self.template = goal.becomes_template;
+        let named = if self.template {
+            // It is nobody, and its role must not find out who it seems to be.
+            if self.around.layout.guest {
+                init::hide_boot_id();
+            }
+            false
+        } else if self.around.layout.guest {
             self.identity.take(&goal, &mut ThisGuest)
         } else {
             self.identity.take(&goal, &mut NoGuest)
@@ -302,16 +358,6 @@ impl Agent {
                 self.go(Down::Reboot, false);
             }
         }
-    }
-
-    fn probed(&mut self, probed: Probed) {
-        let Probed {
-            role,
-            run,
-            kind,
-            outcome,
-        } = probed;
-        self.tell(&role, Event::Probed { run, kind, outcome });
     }
 
     fn fault(&mut self, fault: &Fault) {

@@ -64,11 +64,22 @@ pub fn prepare_copies(program: &Path) {
         report("read the role's program", read_all(program));
     }
     report("open the machine id", identity::open_machine_id().map(drop));
+    touch_all_pages();
+}
+
+/// Has every page of the guest agent in memory.
+pub fn touch_all_pages() {
     let touch = || -> io::Result<()> {
         mlockall(MlockAllFlags::MCL_CURRENT)?;
         Ok(munlockall()?)
     };
     report("touch the guest agent's pages", touch());
+}
+
+/// Hides the boot id from a role whose guest becomes a template: the kernel makes it
+/// when it is first read, and all copies would have it.
+pub fn hide_boot_id() {
+    report("hide the boot id", identity::hide_boot_id());
 }
 
 fn read_all(path: &Path) -> io::Result<()> {

@@ -65,6 +65,8 @@ pub struct Goal {
     pub heartbeat_period: Duration,
     /// What the guest as a whole should do.
     pub power: Power,
+    /// Whether this guest is nobody, and becomes a template when its roles are ready.
+    pub becomes_template: bool,
     /// Roles to run, by name.
     pub roles: BTreeMap<RoleName, Wanted>,
     /// Random bytes for the kernel's pool.
@@ -167,6 +169,45 @@ pub struct RoleSpec {
     pub restart: RestartPolicy,
     /// How long it has between SIGTERM and SIGKILL.
     pub stop_grace: Duration,
+    /// Whether it is frozen when it is ready, to be copied.
+    pub freeze: bool,
+}
+
+/// The programs that are run around a warm start; nothing is run for an empty one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Hooks {
+    /// Before the role is frozen.
+    pub before_snapshot: Vec<CString>,
+    /// When it goes on in a copy.
+    pub after_start: Vec<CString>,
+}
+
+/// Which of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    /// Before the role is frozen.
+    BeforeSnapshot,
+    /// When it goes on in a copy.
+    AfterStart,
+}
+
+impl Hooks {
+    /// The program of a hook.
+    pub fn of(&self, hook: Hook) -> &[CString] {
+        match hook {
+            Hook::BeforeSnapshot => &self.before_snapshot,
+            Hook::AfterStart => &self.after_start,
+        }
+    }
+}
+
+impl std::fmt::Display for Hook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::BeforeSnapshot => "before_snapshot",
+            Self::AfterStart => "after_start",
+        })
+    }
 }
 
 /// How a role's process is started.
@@ -182,6 +223,21 @@ pub struct LaunchSpec {
     pub uid: u32,
     /// Serial of the disk with the package.
     pub package: Option<String>,
+    /// What is run around a warm start.
+    pub hooks: Hooks,
+}
+
+impl LaunchSpec {
+    /// Whether a process that was started so is what `other` asks for, once it has
+    /// been given the settings of that.
+    pub fn is_process_of(&self, other: &Self) -> bool {
+        let settings = other.settings.clone();
+        *other
+            == Self {
+                settings,
+                ..self.clone()
+            }
+    }
 }
 
 /// When and how fast a role is started again.
@@ -257,7 +313,8 @@ impl From<wire::Goal> for Goal {
                 .and_then(|time| SystemTime::try_from(time).ok()),
             heartbeat_period: HEARTBEAT.hold(goal.heartbeat_period),
             power,
-            roles: roles(goal.roles, &mut remarks),
+            becomes_template: goal.becomes_template,
+            roles: roles(goal.roles, goal.becomes_template, &mut remarks),
             entropy: goal.entropy.slice(..goal.entropy.len().min(MOST_ENTROPY)),
             remarks,
         }
@@ -294,7 +351,11 @@ fn machine_id(id: String, remarks: &mut Vec<String>) -> Option<String> {
     }
 }
 
-fn roles(specs: Vec<wire::RoleSpec>, remarks: &mut Vec<String>) -> BTreeMap<RoleName, Wanted> {
+fn roles(
+    specs: Vec<wire::RoleSpec>,
+    freeze: bool,
+    remarks: &mut Vec<String>,
+) -> BTreeMap<RoleName, Wanted> {
     let mut names = BTreeSet::new();
     let mut roles = BTreeMap::new();
     for spec in specs {
@@ -313,6 +374,7 @@ fn roles(specs: Vec<wire::RoleSpec>, remarks: &mut Vec<String>) -> BTreeMap<Role
             ));
         } else {
             let wanted = RoleSpec::try_from(spec)
+                .map(|spec| RoleSpec { freeze, ..spec })
                 .map_or_else(Wanted::Refused, |spec| Wanted::Run(Box::new(spec)));
             roles.insert(name, wanted);
         }
@@ -334,7 +396,9 @@ impl TryFrom<wire::RoleSpec> for RoleSpec {
             startup_grace: GRACE.hold(spec.startup_grace),
             restart: restart(spec.restart_policy.unwrap_or_default()),
             stop_grace: STOP_GRACE.hold(spec.stop_grace),
+            freeze: false,
             launch: LaunchSpec {
+                hooks: hooks(spec.warm_start.unwrap_or_default())?,
                 command: words(spec.command).ok_or(InvalidRole::Text("command"))?,
                 environment: environment(spec.environment)?,
                 settings: spec.settings,
@@ -343,6 +407,13 @@ impl TryFrom<wire::RoleSpec> for RoleSpec {
             },
         })
     }
+}
+
+fn hooks(warm: wire::WarmStart) -> Result<Hooks, InvalidRole> {
+    Ok(Hooks {
+        before_snapshot: words(warm.before_snapshot).ok_or(InvalidRole::Text("before_snapshot"))?,
+        after_start: words(warm.after_start).ok_or(InvalidRole::Text("after_start"))?,
+    })
 }
 
 fn unprivileged(uid: u32) -> Result<u32, InvalidRole> {

@@ -24,7 +24,7 @@ use std::{
     fs::File,
     os::fd::AsFd as _,
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use fabric_proto::{
@@ -43,24 +43,22 @@ use self::{
 use crate::{
     console,
     init::reaper::{Child, Children},
-    model::{Check, LaunchSpec, ProbeKind, ProbeSpec},
+    model::{Check, Hook, LaunchSpec, ProbeKind, ProbeSpec},
     session::{logs, outbox::Outbox},
 };
 
+/// How long a hook may take.
+const HOOK: Duration = Duration::from_secs(30);
 /// Search path of roles.
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin";
 
-/// The result of a check.
+/// The result of a check or a hook.
 #[derive(Debug)]
-pub struct Probed {
+pub struct Answer {
     /// Of which role.
     pub role: RoleName,
-    /// Of which run of it.
-    pub run: u32,
-    /// Which probe.
-    pub kind: ProbeKind,
-    /// Why it failed, if it did.
-    pub outcome: Result<(), String>,
+    /// What its policy is told.
+    pub event: Event,
 }
 
 /// What all roles are run with.
@@ -76,8 +74,8 @@ pub struct Surroundings {
     pub outbox: Outbox,
     /// The processes that were started here.
     pub children: Children,
-    /// Takes results of checks.
-    pub probed: mpsc::Sender<Probed>,
+    /// Takes results of checks and hooks.
+    pub answers: mpsc::Sender<Answer>,
     /// `/dev/null`, once it is there.
     pub null: Option<File>,
 }
@@ -148,8 +146,11 @@ impl Supervised {
             }
             for action in actions {
                 match action {
-                    // The one action that has an answer, and never two at once.
+                    // Those that have an answer at once, and never two of them.
                     Action::Launch => next = Some(self.launch(around)),
+                    Action::Thaw => next = self.thaw(around),
+                    Action::Freeze => self.group(|pid| process::signal(pid, Signal::STOP)),
+                    Action::Hook(hook) => self.hook(hook, around),
                     Action::Terminate => self.group(process::terminate),
                     Action::Kill => self.group(process::kill),
                     Action::Check { run, kind, spec } => self.check(run, kind, spec, around),
@@ -167,6 +168,11 @@ impl Supervised {
     /// True when it has stopped because it was told to.
     pub fn is_stopped(&self) -> bool {
         self.policy.is_stopped()
+    }
+
+    /// True when its processes stand still, to be copied.
+    pub fn is_frozen(&self) -> bool {
+        self.policy.is_frozen()
     }
 
     /// Says how it is, whether or not that is new.
@@ -251,12 +257,43 @@ impl Supervised {
         Ok(Some(pid))
     }
 
+    /// Gives it what it could not have in the template, and lets it go on.
+    fn thaw(&mut self, around: &mut Surroundings) -> Option<Event> {
+        let spec = self.policy.launch_spec().cloned()?;
+        if let Err(error) = self.files.lay_out(&spec) {
+            return Some(Event::Hooked(Err(console::chain(&error))));
+        }
+        self.environment = environment(&self.name, &spec, &self.files, &around.instance);
+        self.remark(around, "goes on from a template");
+        self.group(|pid| process::signal(pid, Signal::CONT));
+        None
+    }
+
+    fn hook(&mut self, hook: Hook, around: &mut Surroundings) {
+        let command = self
+            .policy
+            .launch_spec()
+            .map(|spec| spec.hooks.of(hook).to_vec());
+        let started = self.exec(&command.unwrap_or_default(), around);
+        let (role, answers) = (self.name.clone(), around.answers.clone());
+        tokio::spawn(async move {
+            let outcome = match started {
+                Ok((pid, ended)) => probe::exec(pid, ended, HOOK).await,
+                Err(error) => Err(probe::Failure::Start(error)),
+            };
+            let outcome = outcome
+                .map_err(|failure| format!("its hook {hook} failed: {}", console::chain(&failure)));
+            let event = Event::Hooked(outcome);
+            _ = answers.send(Answer { role, event }).await;
+        });
+    }
+
     fn check(&mut self, run: u32, kind: ProbeKind, spec: ProbeSpec, around: &mut Surroundings) {
         let exec = match &spec.check {
             Check::Exec(command) => Some(self.exec(command, around)),
             Check::Tcp(_) | Check::Http { .. } => None,
         };
-        let (role, results) = (self.name.clone(), around.probed.clone());
+        let (role, answers) = (self.name.clone(), around.answers.clone());
         tokio::spawn(async move {
             let outcome = match (spec.check, exec) {
                 (Check::Tcp(port), _) => probe::tcp(port, spec.timeout).await,
@@ -269,14 +306,8 @@ impl Supervised {
             };
             let outcome = outcome.map_err(|failure| console::chain(&failure));
             // Nobody wants it any more when the guest goes down.
-            _ = results
-                .send(Probed {
-                    role,
-                    run,
-                    kind,
-                    outcome,
-                })
-                .await;
+            let event = Event::Probed { run, kind, outcome };
+            _ = answers.send(Answer { role, event }).await;
         });
     }
 
@@ -372,6 +403,7 @@ fn exit_to_wire(exit: &Exit) -> wire::RoleExit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Hooks;
 
     #[test]
     fn a_role_cannot_replace_what_the_guest_agent_promises() {
@@ -394,6 +426,7 @@ mod tests {
             settings: [].into(),
             uid: 1000,
             package: None,
+            hooks: Hooks::default(),
         };
         let environment = environment(&name, &spec, &Files::new(&layout, &name), "shop-web-0");
         let environment: Vec<_> = environment

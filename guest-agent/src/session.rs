@@ -12,7 +12,7 @@ use std::{fmt, io, path::PathBuf, time::Duration};
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use fabric_proto::{
     guest::v1::{Hello, guest_service_client::GuestServiceClient},
-    vmbus::{HOST_CID, SESSION_PORT},
+    vmbus::{HOST_CID, SESSION_PORT, TEMPLATE_PORT},
 };
 use hyper::http::Uri;
 use tokio::{
@@ -131,6 +131,15 @@ pub async fn keep(
         ));
         said = true;
         sleep(RETRY.0).await;
+    }
+}
+
+/// Calls the host where a guest that becomes a template does; the answer is of no
+/// interest. Whoever comes back from this is a copy.
+pub async fn call(address: &Address) {
+    if let Address::Vmbus = address {
+        let address = VsockAddr::new(HOST_CID, TEMPLATE_PORT);
+        _ = timeout(CONNECT, VsockStream::connect(address)).await;
     }
 }
 

@@ -11,6 +11,10 @@ pub const SESSION_PORT: u32 = 1024;
 /// It listens only when the kernel command line says [`FAULTS_ARGUMENT`].
 pub const FAULT_PORT: u32 = 1025;
 
+/// Port on which a guest calls its host when its roles are ready to be copied. Nobody
+/// answers: where it is waited for, the guest becomes a template.
+pub const TEMPLATE_PORT: u32 = 1026;
+
 /// Variable in the environment of a guest's first process, put there by a kernel
 /// command line argument of this name: the guest will become a template. Its agent
 /// does before its first call what a guest that is not copied does after it. The

@@ -12,6 +12,7 @@ pub struct ServiceFile {
     command: Vec<String>,
     environment: Vec<(String, String)>,
     probes: bool,
+    more: String,
 }
 
 impl ServiceFile {
@@ -28,6 +29,7 @@ impl ServiceFile {
                 .to_vec(),
             environment: Vec::new(),
             probes: true,
+            more: String::new(),
         }
     }
 
@@ -69,6 +71,14 @@ impl ServiceFile {
         self
     }
 
+    /// With these lines more in its role.
+    #[must_use]
+    pub fn with(mut self, lines: &str) -> Self {
+        self.more.push_str(lines);
+        self.more.push('\n');
+        self
+    }
+
     /// The file's text.
     #[must_use]
     pub fn toml(&self) -> String {
@@ -107,6 +117,7 @@ startup_grace = "20s"
         if !environment.is_empty() {
             let _ = writeln!(text, "environment = {{ {} }}", environment.join(", "));
         }
+        text.push_str(&self.more);
         if self.probes {
             text.push_str(
                 r#"

@@ -203,6 +203,7 @@ pub(crate) mod tests {
                 startup_grace: Duration::from_secs(10),
                 stop_grace: Duration::from_secs(5),
                 restart: RestartPolicy::default(),
+                warm_start: None,
             },
         }
     }

@@ -280,6 +280,7 @@ fn differences(old: &ServiceRole, new: &ServiceRole) -> Vec<String> {
             was.role.startup_grace != is.role.startup_grace,
         ),
         ("stop_grace", was.role.stop_grace != is.role.stop_grace),
+        ("warm_start", was.role.warm_start != is.role.warm_start),
     ] {
         if differ {
             found.push(format!("{what} changed"));

@@ -9,7 +9,7 @@ use fabric_proto::{
     guest::v1::{
         ExecProbe, HttpProbe, Probe as ProbeMessage, RestartMode as RestartModeMessage,
         RestartPolicy as RestartPolicyMessage, RoleKind as RoleKindMessage, RoleSpec, TcpProbe,
-        probe,
+        WarmStart, probe,
     },
     node::v1::{
         InstanceGoal, InstancePower, NodeGoal, OutputRequest, RestartScope as RestartScopeMessage,
@@ -134,6 +134,10 @@ fn role_spec(role: &Role, restart_generation: u64) -> RoleSpec {
         }),
         stop_grace: Some(duration(role.stop_grace)),
         restart_generation,
+        warm_start: role.warm_start.as_ref().map(|warm| WarmStart {
+            before_snapshot: warm.before_snapshot.clone(),
+            after_start: warm.after_start.clone(),
+        }),
     }
 }
 

@@ -13,6 +13,8 @@ use std::{
     time::SystemTime,
 };
 
+use rustix::{io::Errno, mount::UnmountFlags};
+
 use super::{clock, entropy, report};
 use crate::model::Goal;
 
@@ -57,6 +59,7 @@ impl Guest for ThisGuest {
     }
 
     fn boot_id(&mut self) -> io::Result<String> {
+        show_boot_id()?;
         boot_id()
     }
 }
@@ -90,6 +93,20 @@ impl Guest for NoGuest {
 /// Opens the file of the machine id, empty.
 pub fn open_machine_id() -> io::Result<File> {
     File::create(MACHINE_ID)
+}
+
+/// Whoever reads the boot id reads nothing, and does not make it.
+pub fn hide_boot_id() -> io::Result<()> {
+    Ok(rustix::mount::mount_bind("/dev/null", BOOT_ID)?)
+}
+
+/// Takes away what hides the boot id, if something does.
+fn show_boot_id() -> io::Result<()> {
+    match rustix::mount::unmount(BOOT_ID, UnmountFlags::empty()) {
+        // Nothing is mounted there.
+        Err(Errno::INVAL) => Ok(()),
+        done => Ok(done?),
+    }
 }
 
 /// A UUID and a newline. One read is enough.

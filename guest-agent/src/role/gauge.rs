@@ -69,6 +69,14 @@ impl Gauge {
         }
     }
 
+    /// A probe of a process that is first checked now.
+    pub fn soon(spec: ProbeSpec, now: Moment) -> Self {
+        Self {
+            next: Some(now),
+            ..Self::new(spec, now)
+        }
+    }
+
     /// A probe of a process that runs already, of which this much is known.
     pub fn resume(spec: ProbeSpec, now: Moment, verdict: Verdict) -> Self {
         Self {

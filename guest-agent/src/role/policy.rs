@@ -20,6 +20,18 @@
 //! | `Running` | `Starting` until through its probes, then `Ready` or `Busy` |
 //! | `Stopping` | `Busy` when asked for, `Unhealthy` when not live |
 //! | `Waiting` | `Unhealthy` |
+//! | `Freezing` | `Ready`, as it was |
+//! | `Frozen`, `Thawing` | `Starting` |
+//!
+//! A role with a warm start is made ready in a guest that becomes a template, frozen
+//! there, and thawed in each copy:
+//!
+//! ```text
+//!  Running, ready ──▶ Freezing ── hook is done ──▶ Frozen
+//!                     (before_snapshot)              │ wanted by a copy's goal
+//!  Running ◀── hook is done ── Thawing ◀─────────────┘
+//!                              (settings, goes on, after_start)
+//! ```
 //!
 //! Everything is level-triggered: an event changes what is known, and then
 //! [`Role::settle`] compares what is with what is wanted.
@@ -27,7 +39,7 @@
 use std::{mem, time::Duration};
 
 use super::running::Running;
-use crate::model::{InvalidRole, LaunchSpec, ProbeKind, ProbeSpec, RestartMode, RoleSpec};
+use crate::model::{Hook, InvalidRole, LaunchSpec, ProbeKind, ProbeSpec, RestartMode, RoleSpec};
 
 /// Time since the guest agent started.
 pub type Moment = Duration;
@@ -56,6 +68,8 @@ pub enum Event {
         /// Its result; why it failed.
         outcome: Result<(), String>,
     },
+    /// The hook that was to be run is done; why it failed.
+    Hooked(Result<(), String>),
     /// Time has passed.
     Tick,
 }
@@ -88,6 +102,12 @@ pub enum Action {
         /// What to check, and how long at the most.
         spec: ProbeSpec,
     },
+    /// Run one of its hooks; answered by `Hooked`.
+    Hook(Hook),
+    /// Stop its processes where they are.
+    Freeze,
+    /// Give it the files of [`Role::launch_spec`] anew, and let its processes go on.
+    Thaw,
     /// [`Role::status`] has changed.
     Report,
 }
@@ -188,6 +208,9 @@ enum Phase {
     Resting,
     Launching,
     Running(Box<Running>),
+    Freezing,
+    Frozen,
+    Thawing,
     Stopping {
         why: Stopping,
         kill_at: Option<Moment>,
@@ -242,6 +265,11 @@ impl Role {
         )
     }
 
+    /// True when its processes stand still, to be copied.
+    pub fn is_frozen(&self) -> bool {
+        matches!(self.phase, Phase::Frozen)
+    }
+
     /// How to start it, when [`Action::Launch`] says so.
     pub fn launch_spec(&self) -> Option<&LaunchSpec> {
         self.launched.as_ref().map(|launched| &launched.spec)
@@ -289,6 +317,7 @@ impl Role {
             }
             Event::Ended(ending) => self.ended(ending, now),
             Event::Probed { run, kind, outcome } => self.probed(run, kind, outcome, now),
+            Event::Hooked(outcome) => self.hooked(outcome, now, actions),
             Event::Tick => self.ticked(now, actions),
         }
     }
@@ -305,8 +334,7 @@ impl Role {
     }
 
     fn ended(&mut self, ending: Ending, now: Moment) {
-        if !matches!(self.phase, Phase::Running(_) | Phase::Stopping { .. }) || self.status.pid == 0
-        {
+        if !self.has_process() {
             return;
         }
         let phase = mem::replace(&mut self.phase, Phase::Resting);
@@ -326,6 +354,62 @@ impl Role {
                 ..
             } => self.failed(why, now),
             _ => self.ended_by_itself(ending, now),
+        }
+    }
+
+    fn has_process(&self) -> bool {
+        let may = !matches!(
+            self.phase,
+            Phase::Resting | Phase::Launching | Phase::Waiting { .. }
+        );
+        may && self.status.pid != 0
+    }
+
+    fn hooked(&mut self, outcome: Result<(), String>, now: Moment, actions: &mut Vec<Action>) {
+        let (liveness, readiness) = match &self.wanted {
+            Wanted::Run(spec) => (spec.liveness.clone(), spec.readiness.clone()),
+            Wanted::Stopped(_) | Wanted::Refused(_) => (None, None),
+        };
+        match (&self.phase, outcome) {
+            (Phase::Freezing, Ok(())) => {
+                actions.push(Action::Freeze);
+                self.phase = Phase::Frozen;
+                // In a copy it is not ready yet.
+                let reason = "stands still, in a template".to_owned();
+                self.set(State::Starting, reason, now);
+            }
+            (Phase::Thawing, Ok(())) => {
+                let running = Running::warm(now, liveness, readiness);
+                self.phase = Phase::Running(Box::new(running));
+            }
+            (Phase::Freezing | Phase::Thawing, Err(why)) => {
+                self.set(State::Unhealthy, why.clone(), now);
+                self.stop(Stopping::NotLive(why), now, actions);
+            }
+            _ => {}
+        }
+    }
+
+    /// In a copy: what is wanted is what was frozen, but for what came later.
+    fn settle_frozen(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        match (&self.wanted, &mut self.launched) {
+            (Wanted::Run(spec), _) if spec.freeze => {}
+            (Wanted::Run(spec), Some(launched)) if launched.spec.is_process_of(&spec.launch) => {
+                launched.spec = spec.launch.clone();
+                launched.generation = spec.generation;
+                self.status.generation = spec.generation;
+                let hook = !spec.launch.hooks.after_start.is_empty();
+                self.phase = Phase::Thawing;
+                self.set(State::Starting, "going on from a template".to_owned(), now);
+                actions.push(Action::Thaw);
+                if hook {
+                    actions.push(Action::Hook(Hook::AfterStart));
+                } else {
+                    self.hooked(Ok(()), now, actions);
+                    self.settle_running(now, actions);
+                }
+            }
+            _ => self.stop(Stopping::Asked, now, actions),
         }
     }
 
@@ -395,6 +479,11 @@ impl Role {
             Phase::Resting => self.settle_resting(now, actions),
             Phase::Launching => {}
             Phase::Running(_) => self.settle_running(now, actions),
+            Phase::Freezing if self.differs() => self.stop(Stopping::Asked, now, actions),
+            Phase::Freezing => {}
+            Phase::Frozen => self.settle_frozen(now, actions),
+            Phase::Thawing if self.differs() => self.stop(Stopping::Asked, now, actions),
+            Phase::Thawing => {}
             Phase::Stopping { .. } => {}
             Phase::Waiting { until } => {
                 if self.differs() {
@@ -454,7 +543,17 @@ impl Role {
         actions.extend(due.map(|(kind, spec)| Action::Check { run, kind, spec }));
         let (state, reason) = running.health(now);
         running.forgive(spec, &mut self.status.failures, now);
+        let freeze = spec.freeze && state == State::Ready;
+        let hook = !spec.launch.hooks.before_snapshot.is_empty();
         self.set(state, reason, now);
+        if freeze {
+            self.phase = Phase::Freezing;
+            if hook {
+                actions.push(Action::Hook(Hook::BeforeSnapshot));
+            } else {
+                self.hooked(Ok(()), now, actions);
+            }
+        }
     }
 
     /// Whether what runs, or last ran, is not what is wanted.

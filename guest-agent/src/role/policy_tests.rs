@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::{Check, RestartPolicy};
+use crate::model::{Check, Hooks, RestartPolicy};
 
 const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -28,6 +28,7 @@ fn spec() -> RoleSpec {
             settings: [].into(),
             uid: 1000,
             package: None,
+            hooks: Hooks::default(),
         },
         generation: 1,
         liveness: None,
@@ -39,7 +40,34 @@ fn spec() -> RoleSpec {
             backoff_max: ms(3_000),
         },
         stop_grace: ms(5_000),
+        freeze: false,
     }
+}
+
+/// The same, with a probe and hooks, as it is wanted in a guest that becomes a template.
+fn warm() -> RoleSpec {
+    let mut spec = RoleSpec {
+        readiness: Some(probe(2_000)),
+        freeze: true,
+        ..spec()
+    };
+    spec.launch.hooks = Hooks {
+        before_snapshot: vec![c"before".into()],
+        after_start: vec![c"after".into()],
+    };
+    spec
+}
+
+/// As a copy wants it: with settings, and an operator's restart behind it.
+fn warm_copy() -> RoleSpec {
+    let mut spec = RoleSpec {
+        freeze: false,
+        generation: 7,
+        ..warm()
+    };
+    let setting = ("colour".to_owned(), "red".to_owned());
+    spec.launch.settings = [setting].into();
+    spec
 }
 
 /// A role, the time, and what is to be done.
@@ -315,6 +343,86 @@ fn a_refused_role_says_why_and_runs_once_it_is_mended() {
     assert_eq!(story.state(), State::Ready);
 }
 
+#[test]
+fn a_role_is_frozen_when_it_is_ready_and_goes_on_in_a_copy_with_its_settings() {
+    let mut story = Story::of(warm());
+    assert_eq!(story.state(), State::Starting);
+    let Action::Check { run, kind, .. } = story.wait()[0] else {
+        panic!("no check")
+    };
+    let outcome = Ok(());
+    let actions = story.event(Event::Probed { run, kind, outcome });
+    assert_eq!(actions, [Action::Hook(Hook::BeforeSnapshot)]);
+    assert_eq!(story.event(Event::Hooked(Ok(()))), [Action::Freeze]);
+    assert!(story.role.is_frozen());
+    assert_eq!(story.state(), State::Starting, "a copy begins like this");
+    assert_eq!(story.event(Event::Want(Box::new(warm()))), []);
+    assert_eq!(story.role.deadline(), None, "nothing happens in a template");
+
+    let actions = story.event(Event::Want(Box::new(warm_copy())));
+    assert_eq!(actions, [Action::Thaw, Action::Hook(Hook::AfterStart)]);
+    assert_eq!(story.state(), State::Starting);
+    let launch = story.role.launch_spec().unwrap();
+    assert_eq!(launch.settings["colour"], "red");
+    let actions = story.event(Event::Hooked(Ok(())));
+    let [Action::Check { run, kind, .. }] = actions[..] else {
+        panic!("not checked at once: {actions:?}")
+    };
+    let outcome = Ok(());
+    story.event(Event::Probed { run, kind, outcome });
+    let status = story.role.status();
+    assert_eq!((status.state, status.pid), (State::Ready, 101));
+    assert_eq!((status.generation, status.restarts), (7, 0));
+}
+
+/// One whose processes stand still.
+fn frozen() -> Story {
+    let mut spec = warm();
+    spec.readiness = None;
+    spec.launch.hooks = Hooks::default();
+    let story = Story::of(spec);
+    assert!(story.role.is_frozen());
+    story
+}
+
+#[test]
+fn a_copy_that_wants_another_process_starts_one() {
+    let mut story = frozen();
+    let mut other = warm_copy();
+    other.launch.command = vec![c"other".into()];
+    assert_eq!(
+        story.event(Event::Want(Box::new(other))),
+        [Action::Terminate]
+    );
+    story.ended(0);
+    assert_eq!(story.role.status().pid, 102);
+}
+
+#[test]
+fn a_hook_that_fails_after_the_start_has_the_role_started_anew() {
+    let mut story = Story::of(RoleSpec {
+        readiness: None,
+        ..warm()
+    });
+    story.event(Event::Hooked(Ok(())));
+    story.event(Event::Want(Box::new(warm_copy())));
+    let failed = || Event::Hooked(Err("its hook failed".to_owned()));
+    assert_eq!(story.event(failed()), [Action::Terminate]);
+    assert_eq!(story.state(), State::Unhealthy);
+    story.ended(0);
+    assert!(story.role.status().reason.starts_with("its hook failed"));
+    story.wait();
+    assert_eq!(story.role.status().pid, 102);
+
+    // Before the snapshot, it is a failure that the host hears of.
+    let mut story = Story::of(RoleSpec {
+        readiness: None,
+        ..warm()
+    });
+    assert_eq!(story.event(failed()), [Action::Terminate]);
+    assert_eq!(story.state(), State::Unhealthy);
+}
+
 /// What the world may do, and when.
 #[derive(Debug, Clone)]
 enum Deed {
@@ -324,7 +432,10 @@ enum Deed {
         command: bool,
         liveness: bool,
         readiness: bool,
+        freeze: bool,
+        hooks: bool,
     },
+    Hooked(bool),
     Refuse,
     Stop,
     Launch(bool),
@@ -345,10 +456,11 @@ fn deed() -> impl Strategy<Value = Deed> {
         Just(RestartMode::Never)
     ];
     prop_oneof![
-        2 => (0..3_u64, mode, any::<[bool; 3]>()).prop_map(|(generation, mode, flags)| {
-            let [command, liveness, readiness] = flags;
-            Deed::Want { generation, mode, command, liveness, readiness }
+        2 => (0..3_u64, mode, any::<[bool; 5]>()).prop_map(|(generation, mode, flags)| {
+            let [command, liveness, readiness, freeze, hooks] = flags;
+            Deed::Want { generation, mode, command, liveness, readiness, freeze, hooks }
         }),
+        3 => any::<bool>().prop_map(Deed::Hooked),
         1 => Just(Deed::Refuse),
         1 => Just(Deed::Stop),
         6 => any::<bool>().prop_map(Deed::Launch),
@@ -367,6 +479,8 @@ struct World {
     /// Whether a launch waits for its answer.
     launching: bool,
     process: bool,
+    /// Whether its processes stand still.
+    frozen: bool,
     runs: u32,
     /// When the last failure said that it would be started again.
     not_before: Option<Moment>,
@@ -391,9 +505,20 @@ impl World {
                     prop_assert!(self.process, "a signal to nobody");
                 }
                 Action::Check { run, .. } => prop_assert_eq!(run, self.runs),
+                Action::Hook(_) => {}
+                Action::Freeze => {
+                    prop_assert!(!self.frozen, "frozen twice");
+                    self.frozen = true;
+                }
+                Action::Thaw => {
+                    prop_assert!(self.frozen, "not frozen");
+                    self.frozen = false;
+                }
                 Action::Report => {}
             }
         }
+        self.frozen &= self.role.is_frozen();
+        prop_assert_eq!(self.frozen, self.role.is_frozen());
         let status = self.role.status();
         prop_assert!(status.restarts >= before.restarts);
         prop_assert_eq!(status.restarts, self.runs.saturating_sub(1));
@@ -428,11 +553,17 @@ impl World {
                 command,
                 liveness,
                 readiness,
+                freeze,
+                hooks,
             } => {
                 let mut spec = RoleSpec {
                     generation,
+                    freeze,
                     ..spec()
                 };
+                if hooks {
+                    spec.launch.hooks = warm().launch.hooks;
+                }
                 spec.restart.mode = mode;
                 if !command {
                     spec.launch.command.clear();
@@ -443,6 +574,12 @@ impl World {
                 // A change may start it before its back-off is over.
                 self.not_before = None;
                 self.give(Event::Want(Box::new(spec)))
+            }
+            Deed::Hooked(well) => {
+                let outcome = well.then_some(()).ok_or("no".to_owned());
+                self.give(Event::Hooked(outcome))?;
+                self.waits_from_now(initial, most);
+                Ok(())
             }
             Deed::Refuse => {
                 self.wanted = false;
@@ -523,6 +660,7 @@ proptest! {
             now: ms(1),
             launching: false,
             process: false,
+            frozen: false,
             runs: 0,
             not_before: None,
             wanted: false,

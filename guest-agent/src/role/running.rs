@@ -32,6 +32,16 @@ impl Running {
         }
     }
 
+    /// A process that goes on now, after it was ready once: it is checked at once.
+    pub fn warm(now: Moment, liveness: Option<ProbeSpec>, readiness: Option<ProbeSpec>) -> Self {
+        let soon = |spec| Gauge::soon(spec, now);
+        Self {
+            liveness: liveness.map(soon),
+            readiness: readiness.map(soon),
+            ..Self::new(now, None, None)
+        }
+    }
+
     /// Failures of its probes do not count while it starts up: until it has been
     /// ready, and no longer than its grace.
     fn is_starting_up(&self, spec: &RoleSpec, now: Moment) -> bool {

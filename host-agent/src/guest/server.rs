@@ -71,8 +71,9 @@ pub struct GuestGoal {
     pub resumes: u32,
     /// Its number.
     pub incarnation: u64,
-    /// The instance, also its host name.
-    pub instance: InstanceId,
+    /// The instance, also its host name; none for a guest that is nobody, and is to
+    /// become a template when its role is ready.
+    pub instance: Option<InstanceId>,
     /// How often to send a heartbeat.
     pub heartbeat: Duration,
     /// Whether the guest should power off.
@@ -88,16 +89,26 @@ impl GuestGoal {
         } else {
             wire::GuestPower::Run
         };
-        wire::Goal {
+        let goal = wire::Goal {
             incarnation: self.incarnation,
-            instance_id: self.instance.to_string(),
-            hostname: self.instance.to_string(),
-            wall_clock: Some(SystemTime::now().into()),
             heartbeat_period: self.heartbeat.try_into().ok(),
             power: power.into(),
             roles: self.role.iter().map(|role| role.as_ref().clone()).collect(),
+            ..wire::Goal::default()
+        };
+        let Some(instance) = &self.instance else {
+            return wire::Goal {
+                becomes_template: true,
+                ..goal
+            };
+        };
+        wire::Goal {
+            instance_id: instance.to_string(),
+            hostname: instance.to_string(),
+            wall_clock: Some(SystemTime::now().into()),
             entropy: entropy(),
-            machine_id: machine_id(&self.instance),
+            machine_id: machine_id(instance),
+            ..goal
         }
     }
 }

@@ -131,7 +131,10 @@ impl Hypervisor for FakeHypervisor {
             !table.machines.contains_key(directory.path()),
             "two machines in one directory"
         );
-        let becomes_template = matches!(spec.origin, Origin::BecomeTemplate { .. });
+        let becomes_template = matches!(
+            spec.origin,
+            Origin::BecomeTemplate { .. } | Origin::BecomeWarm
+        );
         if becomes_template {
             table.templates += 1;
         } else {

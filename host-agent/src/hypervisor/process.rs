@@ -15,7 +15,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use fabric_proto::vmbus::{SESSION_PORT, TEMPLATE_VARIABLE};
+use fabric_proto::vmbus::{SESSION_PORT, TEMPLATE_PORT, TEMPLATE_VARIABLE};
 use fabric_vmm::{
     config::{
         ConsoleConfig, DiskConfig, DiskFormat, RingConfig, TemplateConfig, VmConfig, VsockConfig,
@@ -232,6 +232,12 @@ impl ProcessHypervisor {
                     path: Path::new(JAIL).join(SNAPSHOT),
                 });
             }
+            Origin::BecomeWarm => {
+                template = Some(TemplateConfig {
+                    port: TEMPLATE_PORT,
+                    path: Path::new(JAIL).join(SNAPSHOT),
+                });
+            }
             Origin::Template(snapshot) | Origin::Snapshot(snapshot) => {
                 restore = Some(snapshot.clone());
             }
@@ -326,7 +332,7 @@ fn limits(shares: &Shares, disks: usize) -> Limits {
 /// for the machines that become templates.
 fn user_of(spec: &VmSpec) -> u32 {
     match spec.origin {
-        Origin::BecomeTemplate { .. } => 0,
+        Origin::BecomeTemplate { .. } | Origin::BecomeWarm => 0,
         Origin::Boot | Origin::Template(_) | Origin::Snapshot(_) => spec.cid,
     }
 }

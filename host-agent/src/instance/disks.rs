@@ -29,7 +29,7 @@ use crate::{
     files,
     goal::{BlobRef, InstanceGoal},
     hypervisor::{Hypervisor, Origin, PackageDisk, Program, VmSpec},
-    template::{Template, Templates, Wanted, key::Key},
+    template::{Template, Templates, Wanted, WarmRole, key::Key},
 };
 
 /// Serial of the disk with the role's package, by which the guest finds it.
@@ -190,7 +190,10 @@ pub async fn prepare(
         remove_old(&stand_on)?;
         let template = match &workshop.templates {
             Some(templates) if !how.cold && can_be_copied(goal) => {
-                workshop.template(templates, goal, &image, &stand_on).await
+                let package = package.as_deref();
+                workshop
+                    .template(templates, goal, &image, package, &stand_on)
+                    .await
             }
             _ => None,
         };
@@ -296,12 +299,16 @@ impl Workshop {
         templates: &Templates,
         goal: &InstanceGoal,
         image: &Path,
+        package: Option<&Path>,
         stand_on: &Path,
     ) -> Option<Template> {
         let tell = |reason, message: &str, warning| {
             self.events.tell(goal.id.as_str(), reason, message, warning);
         };
-        let wanted = Wanted {
+        let digest = goal.package.as_ref().map(|package| package.digest.clone());
+        let package = digest.zip(package.map(Path::to_owned));
+        let warm = goal.role.warm_start.is_some();
+        let mut wanted = Wanted {
             image: image.to_owned(),
             digest: goal.image.digest.clone(),
             memory_mib: goal.memory_mib,
@@ -312,13 +319,21 @@ impl Workshop {
                 .command
                 .first()
                 .and_then(|path| Program::new(path)),
+            warm: warm.then(|| WarmRole::of(&goal.role, package)),
         };
-        let template = match templates.ensure(&wanted).await {
-            Ok(template) => template,
-            Err(error) => {
-                let message = format!("{}; it boots instead", chain(&error));
-                tell(error.reason(), &message, true);
-                return None;
+        let template = loop {
+            match templates.ensure(&wanted).await {
+                Ok(template) => break template,
+                Err(error) => {
+                    // A role that cannot be copied while it runs may be started in a copy.
+                    let warm = wanted.warm.take().is_some();
+                    let instead = if warm { "starts cold" } else { "boots" };
+                    let message = format!("{}; it {instead} instead", chain(&error));
+                    tell(error.reason(), &message, true);
+                    if !warm {
+                        return None;
+                    }
+                }
             }
         };
         if let Some(made) = template.made {

@@ -418,7 +418,7 @@ impl Supervisor {
             boot: self.machine().boots(),
             resumes: self.machine().resumes(),
             incarnation: 0,
-            instance: self.id.clone(),
+            instance: Some(self.id.clone()),
             heartbeat: self.node.limits.heartbeat,
             off: self.machine().guest_should_be_off(),
             role: self.goal.as_ref().map(|goal| self.role_of(goal)),
@@ -525,7 +525,9 @@ impl Supervisor {
                 let launch = match spec.origin {
                     Origin::Template(_) => Launch::Template,
                     Origin::Snapshot(_) => Launch::Snapshot,
-                    Origin::Boot | Origin::BecomeTemplate { .. } => Launch::Boot,
+                    Origin::Boot | Origin::BecomeTemplate { .. } | Origin::BecomeWarm => {
+                        Launch::Boot
+                    }
                 };
                 launched
                     .map(|vm| (vm, launch))

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use fabric_proto::id::Digest;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -31,6 +32,9 @@ pub struct Inputs {
     pub package: bool,
     /// The program that has been read into memory.
     pub program: String,
+    /// Digest of the role that runs in it, and of its package; empty where none does.
+    #[serde(default)]
+    pub role: String,
     /// How KVM runs guests here.
     pub kvm_kind: String,
     /// This machine's processor, as [`processor`] tells it.
@@ -51,6 +55,7 @@ impl Default for Inputs {
             cmdline: String::new(),
             package: false,
             program: String::new(),
+            role: String::new(),
             kvm_kind: String::new(),
             processor: String::new(),
             host_kernel: String::new(),
@@ -73,14 +78,10 @@ impl Inputs {
             sum.update(format!("{name} {}\n", value.len()));
             sum.update(value);
         }
-        Key(sum
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect())
+        Key(Digest::of_sha256(&sum.finalize().into()).hex().to_owned())
     }
 
-    fn fields(&self) -> [(&'static str, String); 12] {
+    fn fields(&self) -> [(&'static str, String); 13] {
         // By name, so that a field cannot be forgotten.
         let Self {
             format,
@@ -92,6 +93,7 @@ impl Inputs {
             cmdline,
             package,
             program,
+            role,
             kvm_kind,
             processor,
             host_kernel,
@@ -106,6 +108,7 @@ impl Inputs {
             ("cmdline", cmdline.clone()),
             ("package", package.to_string()),
             ("program", program.clone()),
+            ("role", role.clone()),
             ("kvm_kind", kvm_kind.clone()),
             ("processor", processor.clone()),
             ("host_kernel", host_kernel.clone()),
@@ -129,8 +132,8 @@ impl Key {
     /// The key that a directory is named by; nothing if it is named otherwise.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-        (name.len() == 64 && name.bytes().all(is_digit)).then(|| Self(name.to_owned()))
+        let digest: Digest = format!("sha256:{name}").parse().ok()?;
+        Some(Self(digest.hex().to_owned()))
     }
 }
 
@@ -183,6 +186,7 @@ mod tests {
             change(|inputs| inputs.cmdline.push('x')),
             change(|inputs| inputs.package = true),
             change(|inputs| inputs.program.push('x')),
+            change(|inputs| inputs.role.push('x')),
             change(|inputs| inputs.kvm_kind.push('x')),
             change(|inputs| inputs.processor.push('x')),
             change(|inputs| inputs.host_kernel.push('x')),

@@ -7,7 +7,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::Path,
     sync::Arc,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use tempfile::TempDir;
@@ -17,6 +17,7 @@ use super::{
     DISK, MAKING, Made, TemplateError, Templates, Wanted, check, digest_of,
     key::{Inputs, Key},
     record::{Record, Verified},
+    warm::WarmHost,
 };
 use crate::{
     files::{self, blocking, bytes_on_disk},
@@ -24,7 +25,7 @@ use crate::{
     instance::{
         directory::{InstanceDirectory, JAIL},
         snapshots::SNAPSHOT,
-        state::ExitKind,
+        state::{Exit, ExitKind},
     },
 };
 
@@ -77,6 +78,23 @@ impl Templates {
         let package = directory.file(PLACEHOLDER);
         fs::write(&package, [0; PLACEHOLDER_BYTES])
             .map_err(TemplateError::io("write", &package))?;
+        let (package, origin) = match &wanted.warm {
+            Some(warm) => {
+                let package = warm.package.as_ref();
+                let package = package.map(|(_, path)| PackageDisk::Image(path.clone()));
+                (package, Origin::BecomeWarm)
+            }
+            None => {
+                let placeholder = || PackageDisk::Placeholder(PLACEHOLDER.into());
+                let program = wanted.program.clone();
+                let origin = Origin::BecomeTemplate { program };
+                (wanted.package.then(placeholder), origin)
+            }
+        };
+        let host = match &wanted.warm {
+            Some(warm) => Some(WarmHost::listen(key, &directory, warm)?),
+            None => None,
+        };
         let spec = VmSpec {
             name: format!("template-{key}"),
             vcpus: wanted.vcpus,
@@ -84,31 +102,42 @@ impl Templates {
             cpu_weight: USUAL_CPU_WEIGHT,
             os_disk: DISK,
             os_parents: vec![wanted.image.clone()],
-            package: wanted
-                .package
-                .then(|| PackageDisk::Placeholder(PLACEHOLDER.into())),
+            package,
             cid: CID,
-            origin: Origin::BecomeTemplate {
-                program: wanted.program.clone(),
-            },
+            origin,
         };
         let vm = self.hypervisor.launch(&directory, &spec).await;
         let vm = ThrowAway(vm.map_err(|source| TemplateError::Launch {
             key: key.clone(),
             source,
         })?);
-        let patience = self.limits.boot;
-        match tokio::time::timeout(patience, vm.0.exited()).await {
-            Ok(exit) if exit.kind == ExitKind::TemplateMade => Ok(()),
-            Ok(exit) => Err(TemplateError::Ended {
-                key: key.clone(),
-                exit,
-            }),
-            Err(_) => Err(TemplateError::Silent {
-                key: key.clone(),
-                patience,
-            }),
+        let Some(mut host) = host else {
+            return ended(key, self.limits.boot, vm.0.exited()).await;
+        };
+        let patience = self.limits.boot.saturating_add(host.patience());
+        tokio::select! {
+            ended = ended(key, patience, vm.0.exited()) => ended,
+            why = host.failure() => Err(TemplateError::Role { key: key.clone(), why }),
         }
+    }
+}
+
+/// How the guest of a template has ended.
+async fn ended(
+    key: &Key,
+    patience: Duration,
+    exit: impl Future<Output = Exit>,
+) -> Result<(), TemplateError> {
+    match tokio::time::timeout(patience, exit).await {
+        Ok(exit) if exit.kind == ExitKind::TemplateMade => Ok(()),
+        Ok(exit) => Err(TemplateError::Ended {
+            key: key.clone(),
+            exit,
+        }),
+        Err(_) => Err(TemplateError::Silent {
+            key: key.clone(),
+            patience,
+        }),
     }
 }
 

@@ -16,6 +16,7 @@
 //! | [`record`] | what is on record of one, and whether its files are still those |
 //! | [`prune`] | which are to go |
 //! | `make` | boots a throw-away guest and keeps what it has become |
+//! | `warm` | has a role become ready in such a guest |
 //!
 //! Several host agents can share a directory. One template is made at a time; all
 //! who want it wait for it, not without end. A template has its name only when it
@@ -31,9 +32,10 @@ pub mod key;
 mod make;
 pub mod prune;
 pub mod record;
+mod warm;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fmt::Display,
     fs::{self, File, TryLockError},
     io,
@@ -42,7 +44,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use fabric_proto::id::Digest;
+use fabric_proto::{guest::v1::RoleSpec, id::Digest};
+use prost::Message as _;
+use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
 use self::{
@@ -124,6 +128,23 @@ pub enum TemplateError {
         /// How long was waited.
         patience: Duration,
     },
+    /// Its guest cannot be listened to.
+    #[error("cannot listen to the guest of template {key}")]
+    Listen {
+        /// Which.
+        key: Key,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The role does not become ready in it.
+    #[error("the role failed in the guest of template {key}: {why}")]
+    Role {
+        /// Which.
+        key: Key,
+        /// How.
+        why: String,
+    },
     /// What has been made does not check.
     #[error("template {key} was made and is not sound: {why}")]
     Unsound {
@@ -175,7 +196,7 @@ impl TemplateError {
 }
 
 /// What an instance wants to be copied from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Wanted {
     /// Its image.
     pub image: PathBuf,
@@ -189,6 +210,40 @@ pub struct Wanted {
     pub package: bool,
     /// The program that it runs, if that is in the image.
     pub program: Option<Program>,
+    /// The role that is to be ready in it, for a warm start.
+    pub warm: Option<WarmRole>,
+}
+
+/// A role that runs in a template, without anything that is an instance's own.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WarmRole {
+    /// The role; without settings, which come after the start.
+    pub spec: Arc<RoleSpec>,
+    /// Its package: digest and file.
+    pub package: Option<(Digest, PathBuf)>,
+}
+
+impl WarmRole {
+    /// A role as it runs in a template.
+    #[must_use]
+    pub fn of(spec: &RoleSpec, package: Option<(Digest, PathBuf)>) -> Self {
+        let spec = RoleSpec {
+            settings: BTreeMap::default(),
+            restart_generation: 0,
+            ..spec.clone()
+        };
+        let spec = Arc::new(spec);
+        Self { spec, package }
+    }
+
+    /// What tells it from others.
+    fn digest(&self) -> String {
+        let mut sum = Sha256::new();
+        sum.update(self.spec.encode_to_vec());
+        let package = self.package.as_ref().map(|(digest, _)| digest.as_str());
+        sum.update(package.unwrap_or_default());
+        Digest::of_sha256(&sum.finalize().into()).to_string()
+    }
 }
 
 /// A template that can be started from.
@@ -365,6 +420,10 @@ impl Templates {
                 .program
                 .as_ref()
                 .map_or_else(String::new, |program| program.as_str().to_owned()),
+            role: wanted
+                .warm
+                .as_ref()
+                .map_or_else(String::new, WarmRole::digest),
             ..inputs
         })
     }

@@ -32,6 +32,7 @@ impl Stage {
                 vcpus: 1,
                 package: true,
                 program: Program::new("/bin/true"),
+                warm: None,
             },
             data,
             hypervisor,

@@ -51,6 +51,8 @@ struct Figures {
     template_hello_ms: f64,
     /// Create call to role Ready, from a template.
     template_ready_ms: f64,
+    /// Create call to role Ready, from a template in which the role was ready.
+    warm_ready_ms: f64,
     clones: u32,
     /// Create call of all clones to the last hello.
     clones_hello_ms: f64,
@@ -98,13 +100,19 @@ pub fn run(
     let machine = Machine::look(preflight::with_programs(project)?);
 
     let mut fabric = start(project, &images, None)?;
-    let cold = starts(&mut fabric, size, runs, "cold boots")?;
+    let cold = starts(&mut fabric, size, service::apply, runs, "cold boots")?;
     fabric.end()?;
 
     let templates = tempfile::tempdir().context("making a folder for templates")?;
     let mut fabric = start(project, &images, Some(templates.path()))?;
-    let first = starts(&mut fabric, size, 1, "start that makes the template")?;
-    let warm = starts(&mut fabric, size, runs, "starts from the template")?;
+    let first = "start that makes the template";
+    let first = starts(&mut fabric, size, service::apply, 1, first)?;
+    let warm = "starts from the template";
+    let warm = starts(&mut fabric, size, service::apply, runs, warm)?;
+    let ready = "start that makes the role's template";
+    starts(&mut fabric, size, service::apply_warm, 1, ready)?;
+    let ready = "starts from the role's template";
+    let ready = starts(&mut fabric, size, service::apply_warm, runs, ready)?;
     let kept = keep(&mut fabric, size, runs)?;
     let many = many(&mut fabric, size, clones)?;
     fabric.end()?;
@@ -125,6 +133,7 @@ pub fn run(
         template_made_ready_ms: median_of(&first, |sample| sample.ready_ms),
         template_hello_ms: median_of(&warm, |sample| sample.hello_ms),
         template_ready_ms: median_of(&warm, |sample| sample.ready_ms),
+        warm_ready_ms: median_of(&ready, |sample| sample.ready_ms),
         clones,
         clones_hello_ms: many.hello_ms,
         clone_private_kib: many.private_kib,
@@ -151,12 +160,18 @@ fn start(project: &Project, images: &Images, templates: Option<&Path>) -> Result
 }
 
 /// Starts one instance so many times, each on a fresh disk.
-fn starts(fabric: &mut Fabric, size: &Size, runs: u32, what: &str) -> Result<Vec<Sample>> {
+fn starts(
+    fabric: &mut Fabric,
+    size: &Size,
+    apply: fn(&Fabric, &Size) -> Result<()>,
+    runs: u32,
+    what: &str,
+) -> Result<Vec<Sample>> {
     let mut work = Work::begin(format!("Measuring {runs} {what}"));
     let mut samples = Vec::new();
     for run in 1..=runs {
         let begun = Instant::now();
-        service::apply(fabric, size)?;
+        apply(fabric, size)?;
         let instance = until_ready(fabric, |_| {}).with_context(|| format!("{what}: {run}"))?;
         let ready_ms = millis(begun);
         let control = fabric.instance_dir(INSTANCE).join("control.sock");

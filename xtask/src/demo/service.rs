@@ -11,6 +11,8 @@ pub const SERVICE: &str = "demo";
 /// The id of its only instance, or its first.
 pub const INSTANCE: &str = "demo-web-0";
 
+const FILE: &str = include_str!("demo.toml");
+
 /// Size of the guest.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Size {
@@ -49,11 +51,21 @@ pub fn apply(fabric: &Fabric, size: &Size) -> Result<()> {
     apply_many(fabric, size, 1)
 }
 
+/// The same, with a role that is ready already in the template that it is copied from.
+pub fn apply_warm(fabric: &Fabric, size: &Size) -> Result<()> {
+    let warm = "user = 1000\nwarm_start = true";
+    apply_text(fabric, size, &FILE.replace("user = 1000", warm))
+}
+
 /// Applies the service with so many instances.
 pub fn apply_many(fabric: &Fabric, size: &Size, instances: u32) -> Result<()> {
-    let definition = include_str!("demo.toml")
+    let many = format!("instances = {instances}");
+    apply_text(fabric, size, &FILE.replace("instances = 1", &many))
+}
+
+fn apply_text(fabric: &Fabric, size: &Size, text: &str) -> Result<()> {
+    let definition = text
         .replace("vcpus = 1", &format!("vcpus = {}", size.vcpus))
-        .replace("instances = 1", &format!("instances = {instances}"))
         .replace("128MiB", &size.memory);
     let file = fabric.dir().join("demo.toml");
     fs::write(&file, definition).context("writing the service file")?;

@@ -12,7 +12,7 @@ use toml::Spanned;
 
 use super::{
     DefinitionError, Endpoint, Protocol, RestartMode, RestartPolicy, Role, RoleDefinition,
-    RoleKind, ServiceDefinition, probe, problem::Problems, raw,
+    RoleKind, ServiceDefinition, WarmStart, probe, problem::Problems, raw,
 };
 use crate::model::{
     instance,
@@ -330,6 +330,7 @@ fn role(
     let liveness = probe::check(raw.liveness.as_ref(), &mut part.inside("liveness"));
     let readiness = probe::check(raw.readiness.as_ref(), &mut part.inside("readiness"));
     let restart = restart(raw.restart.as_ref(), &mut part.inside("restart"));
+    let warm_start = warm_start(raw, kind, part);
     Some(RoleDefinition {
         role: Role {
             name: name?,
@@ -343,6 +344,7 @@ fn role(
             startup_grace,
             stop_grace,
             restart,
+            warm_start,
         },
         size_name: raw.size.get_ref().clone(),
         size: size?,
@@ -354,6 +356,34 @@ fn role(
             .map(|package| package.get_ref().clone()),
         endpoints,
     })
+}
+
+fn warm_start(
+    raw: &raw::Role,
+    kind: Option<RoleKind>,
+    part: &mut Part<'_, '_>,
+) -> Option<WarmStart> {
+    let wanted = raw.warm_start.as_ref().filter(|wanted| *wanted.get_ref());
+    let mut hook = |key: &str, value: &Option<Spanned<Vec<String>>>| {
+        let Some(value) = value else {
+            return Vec::new();
+        };
+        if wanted.is_none() {
+            let what = format!("{key} is run for a warm start only; add warm_start = true");
+            part.wrong(&value.span(), &what);
+        }
+        part.command(key, value)
+    };
+    let hooks = WarmStart {
+        before_snapshot: hook("before_snapshot", &raw.before_snapshot),
+        after_start: hook("after_start", &raw.after_start),
+    };
+    let wanted = wanted?;
+    if kind == Some(RoleKind::Vm) {
+        let what = "warm_start is for web and worker roles: a vm role is its machine's boot";
+        part.wrong(&wanted.span(), what);
+    }
+    Some(hooks)
 }
 
 fn size_of(

@@ -77,6 +77,18 @@ pub struct Role {
     pub stop_grace: Duration,
     /// What to do when its process ends.
     pub restart: RestartPolicy,
+    /// Whether and how it goes on from a template in which it was ready already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm_start: Option<WarmStart>,
+}
+
+/// The programs that are run around a warm start; empty for none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmStart {
+    /// When it is ready in the guest that becomes a template.
+    pub before_snapshot: Vec<String>,
+    /// When it goes on in a copy.
+    pub after_start: Vec<String>,
 }
 
 /// Kind of a role.

@@ -51,6 +51,9 @@ pub(super) struct Role {
     pub(super) liveness: Option<Spanned<Probe>>,
     pub(super) readiness: Option<Spanned<Probe>>,
     pub(super) restart: Option<Restart>,
+    pub(super) warm_start: Option<Spanned<bool>>,
+    pub(super) before_snapshot: Option<Spanned<Vec<String>>>,
+    pub(super) after_start: Option<Spanned<Vec<String>>>,
 }
 
 /// `[[role.endpoint]]`
