@@ -10,7 +10,7 @@ use crate::{
     events::EventLog,
     goal::tests::instance,
     hypervisor::fake::FakeHypervisor,
-    instance::{disks::Workshop, machine::Limits, status::Board},
+    instance::{directory::OS_DISK, disks::Workshop, machine::Limits, status::Board},
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -268,6 +268,23 @@ async fn what_belongs_to_no_instance_is_removed() {
         stage.until_booting(&["a"]).await;
         tokio::task::yield_now().await;
     }
+    assert_eq!(stage.hypervisor.running(), 1);
+}
+
+#[tokio::test]
+async fn a_disk_that_is_on_no_record_is_nobodys() {
+    let mut stage = Stage::new();
+    stage.goal(1, &["a"]);
+    stage.until_booting(&["a"]).await;
+    stage.node.supervisors.shutdown().await;
+    // As where a host agent is killed while it removes an instance.
+    let directory = stage.node.instances_in.join("a");
+    fs::remove_file(directory.join(MANIFEST)).unwrap();
+    fs::write(directory.join(OS_DISK), "what another one wrote").unwrap();
+    stage.restart().await;
+    stage.until_booting(&["a"]).await;
+    let disk = fs::read(directory.join(OS_DISK)).unwrap();
+    assert!(disk.starts_with(b"conectix"), "it has the disk of before");
     assert_eq!(stage.hypervisor.running(), 1);
 }
 

@@ -210,7 +210,9 @@ impl Machine {
         actions: &mut Actions,
     ) {
         let decision = self.ladder.failed(now, &limits.ladder);
-        self.carry_out(now, decision, why, false, actions);
+        // Its disk goes with the memory that is lost: it is copied once more.
+        let fresh = std::mem::take(&mut self.begun_with) == Launch::Template;
+        self.carry_out(now, decision, why, fresh, actions);
     }
 
     fn carry_out(

@@ -341,6 +341,8 @@ impl Machine {
                 actions.push(order);
             }
             (State::Launching, false) => {
+                // That start has not been one.
+                self.boots = self.boots.saturating_sub(1);
                 self.begin_or_rest(Start::default(), &mut actions);
             }
             (
@@ -414,7 +416,9 @@ impl Machine {
         let restore = restore.filter(|_| self.restoring.is_some());
         start.restore = restore.is_some();
         self.begun_with = Launch::Boot;
-        start.fresh |= self.stale() == Some(Scope::Reimage);
+        // On a disk that is there though no machine was started yet, nothing is to be
+        // kept: it was left half-way, or is of another instance of this name.
+        start.fresh |= self.boots == 0 || self.stale() == Some(Scope::Reimage);
         start.fresh &= !start.restore;
         self.made_for = self.wanted.as_ref().map(|wanted| MadeFor {
             disk: wanted.disk.clone(),

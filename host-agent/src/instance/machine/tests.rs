@@ -144,7 +144,7 @@ const COLD: Action = Action::Prepare {
 #[test]
 fn a_goal_leads_to_a_ready_role() {
     let mut story = Story::new();
-    assert_eq!(story.goal(|_| {}).did(), [KEEP]);
+    assert_eq!(story.goal(|_| {}).did(), [FRESH]);
     assert_eq!(story.starts().did(), [Action::Launch]);
     story.after(7).hears(GuestSaid::Hello {
         boot_id: "a".to_owned(),
@@ -229,9 +229,9 @@ fn a_template_is_not_to_blame_for_what_comes_after_hello_or_from_outside() {
         .exits(ExitKind::KernelPanic);
     assert_eq!(story.did(), [KEEP]);
 
-    // Killed from outside.
+    // Killed from outside: it is copied once more, there is nothing to keep.
     let mut story = copied();
-    assert_eq!(story.exits(ExitKind::Killed).did(), [KEEP]);
+    assert_eq!(story.exits(ExitKind::Killed).did(), [FRESH]);
 
     // Taken over by another process of the host agent.
     let mut story = copied();
@@ -427,7 +427,7 @@ fn a_crash_loop_gets_a_fresh_disk_and_is_then_given_up() {
             .done
             .retain(|action| !matches!(action, Action::Launch));
     }
-    assert_eq!(fresh, [false, false, false, true, false, false]);
+    assert_eq!(fresh, [true, false, false, true, false, false]);
     assert_eq!((story.machine.boots(), story.machine.reimages()), (6, 1));
     assert!(story.told().contains(&Reason::GaveUp));
     assert_eq!(story.machine.why(), "gave up: the guest's kernel panicked");
@@ -636,6 +636,34 @@ fn after_a_restart_of_the_node_everything_starts_again_without_blame() {
     let limits = story.limits.clone();
     let actions = story.machine.resume(story.now, false, false, &limits);
     assert_eq!(actions, [KEEP]);
+}
+
+#[test]
+fn a_start_that_was_cut_off_is_made_as_if_it_had_not_been_begun() {
+    let mut story = Story::new();
+    let limits = story.limits.clone();
+    assert_eq!(story.goal(|_| {}).did(), [FRESH]);
+    assert_eq!(
+        story.machine.resume(story.now, false, true, &limits),
+        [FRESH]
+    );
+    story.happens(Input::Prepared(Ok(())));
+    assert_eq!(
+        story.machine.resume(story.now, false, true, &limits),
+        [FRESH]
+    );
+    story.becomes_ready();
+    assert_eq!(story.machine.boots(), 1);
+
+    // What a machine has run on stays.
+    story.exits(ExitKind::Killed).did();
+    story.happens(Input::Prepared(Ok(())));
+    assert_eq!(
+        story.machine.resume(story.now, false, true, &limits),
+        [KEEP]
+    );
+    story.becomes_ready();
+    assert_eq!(story.machine.boots(), 2);
 }
 
 #[test]
