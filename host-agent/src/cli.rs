@@ -50,6 +50,9 @@ RUST_LOG sets what is logged, for example RUST_LOG=host_agent=debug.";
 enum Command {
     Serve(Box<Serve>),
     Check(Check),
+    /// Prints the steps at which this program, and its VMM, can be ended.
+    #[cfg(feature = "fail-points")]
+    FailPoints,
     /// Prints completions for a shell.
     Completions {
         /// Which shell.
@@ -189,6 +192,14 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "host-agent", &mut io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        #[cfg(feature = "fail-points")]
+        Command::FailPoints => {
+            let ours = crate::fail_point::Step::ALL.iter();
+            ours.for_each(|step| println!("host-agent {step:?}"));
+            let vmm = fabric_vmm::fail_point::Step::ALL.iter();
+            vmm.for_each(|step| println!("fabric-vmm {step:?}"));
             Ok(ExitCode::SUCCESS)
         }
         Command::Check(check) => runtime()?.block_on(show_check(check)),

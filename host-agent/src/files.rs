@@ -11,6 +11,11 @@ use fabric_proto::id::Digest;
 use rustix::process::{getegid, geteuid};
 use sha2::{Digest as _, Sha256};
 
+use crate::fail_point::{self, Step};
+
+/// How the name of a file begins that is not written to its end.
+const UNFINISHED: &str = ".new-";
+
 /// Writes a file so that after a crash at any moment either its old or its new
 /// content is there.
 ///
@@ -20,12 +25,33 @@ use sha2::{Digest as _, Sha256};
 pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     let mut file = tempfile::Builder::new()
-        .prefix(".new-")
+        .prefix(UNFINISHED)
         .tempfile_in(directory)?;
     file.write_all(content)?;
     file.as_file().sync_data()?;
+    fail_point::reached(Step::FileWritten);
     file.persist(path)?;
     sync_directory(directory)
+}
+
+/// Removes files that an earlier process did not come to write to their ends. Nobody
+/// may be writing any.
+///
+/// # Errors
+///
+/// What the file system says.
+pub fn remove_unfinished(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(UNFINISHED.as_bytes())
+        {
+            remove_if_there(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes what was created, renamed or removed in a directory last.
@@ -181,6 +207,11 @@ mod tests {
         let path = directory.path().join("file");
         write_atomically(&path, b"old").unwrap();
         write_atomically(&path, b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+        // As it is where a process was killed meanwhile.
+        fs::write(directory.path().join(".new-AbCdEf"), "n").unwrap();
+        remove_unfinished(directory.path()).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
         remove_if_there(&path).unwrap();

@@ -22,6 +22,7 @@
 //! | [`template`] | guests that were booted once, for instances to be copied from |
 //! | [`events`] | what happened, until the controller has it |
 //! | [`output`] | role logs and consoles |
+//! | [`fail_point`] | steps at which tests end the process |
 
 #![forbid(unsafe_code)]
 
@@ -29,6 +30,7 @@ pub mod blobs;
 pub mod cli;
 pub mod clock;
 pub mod events;
+pub mod fail_point;
 pub mod files;
 pub mod goal;
 pub mod guest;

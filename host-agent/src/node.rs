@@ -20,6 +20,7 @@ use tokio::{
 
 use crate::{
     events::Reason,
+    fail_point::{self, Step},
     goal::{GoalError, GoalStore, InstanceGoal, NodeGoal},
     instance::{
         directory::{InstanceDirectory, MANIFEST},
@@ -183,10 +184,12 @@ impl Node {
                 .tell("", Reason::GoalRefused, &error.to_string(), true);
             return;
         }
+        fail_point::reached(Step::GoalTaken);
         if let Err(error) = self.store.save(&goal) {
             // Followed all the same: a restart would only take up an older one.
             tracing::error!(%error, "cannot keep the goal");
         }
+        fail_point::reached(Step::GoalKept);
         self.take_up(NodeGoal::check(goal));
     }
 
@@ -313,12 +316,14 @@ impl Node {
     /// Puts a supervisor in charge of an instance, new or found.
     fn begin(&mut self, id: &InstanceId, order: Order) -> io::Result<()> {
         let directory = InstanceDirectory::open(self.instances_in.join(id.as_str()))?;
+        fail_point::reached(Step::DirectoryMade);
         let manifest = match Manifest::load(&directory.file(MANIFEST)) {
             Ok(Some(manifest)) => manifest,
-            Ok(None) => Manifest::new(self.free_cid(), self.lent.host_boot_id.clone()),
-            Err(error) => {
+            unusable => {
+                if let Err(error) = unusable {
+                    tracing::error!(instance = %id, %error, "its manifest cannot be used");
+                }
                 // Its VMM, if there is one, is found and ended; its disk is made anew.
-                tracing::error!(instance = %id, %error, "its manifest cannot be used");
                 Manifest::new(self.free_cid(), self.lent.host_boot_id.clone())
             }
         };

@@ -148,6 +148,10 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
     }
     let journal = data.join("journal");
     fs::create_dir_all(&journal).with_context(|| format!("cannot create {}", journal.display()))?;
+    for directory in [&data, &journal] {
+        files::remove_unfinished(directory)
+            .with_context(|| format!("cannot clear {}", directory.display()))?;
+    }
     let events = EventLog::open(&journal)
         .with_context(|| format!("cannot open the events in {}", journal.display()))?;
     let source = Arc::new(ControllerBlobs {

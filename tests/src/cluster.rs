@@ -24,7 +24,7 @@ use tokio::{
 };
 use tonic::transport::{Channel, Endpoint};
 
-use crate::{BOOT, Place, Program, SOON, ServiceFile, eventually};
+use crate::{BOOT, Identity, Place, Program, SOON, ServiceFile, disagreements, eventually};
 
 /// How a cluster is started.
 #[derive(Debug, Clone, Default)]
@@ -43,7 +43,16 @@ pub struct Options {
     pub node_dir: Option<PathBuf>,
     /// Whether it makes templates of its own, and shares no other cluster's.
     pub own_templates: bool,
+    /// Another folder with the host agent and its VMM.
+    pub node_programs: Option<PathBuf>,
+    /// Whether steps of these can be armed ([`Cluster::arm`]).
+    pub fail_points: bool,
 }
+
+/// The node's name.
+const NODE: &str = "node-1";
+/// The directory of armed steps.
+const ARMED: &str = "armed";
 
 /// One controller and one host agent, on unix sockets in a temporary directory.
 #[derive(Debug)]
@@ -94,11 +103,17 @@ impl Cluster {
 
         let kernel = options.kernel.as_ref().unwrap_or(&place.kernel);
         let mut host_agent = options.before_host_agent;
-        host_agent.push(place.program("host-agent").display().to_string());
+        let mut programs = options.node_programs.unwrap_or(place.programs.clone());
+        if options.fail_points {
+            fs::create_dir(dir.path().join(ARMED))?;
+            programs = place.with_fail_points();
+            host_agent.extend(["env".into(), format!("FABRIC_FAIL_POINTS={}", at(ARMED))]);
+        }
+        host_agent.push(programs.join("host-agent").display().to_string());
         host_agent.extend(["serve".into(), "--data-dir".into()]);
         host_agent.push(node_dir.display().to_string());
         host_agent.extend(["--controller".into(), format!("unix:{}", at("api.sock"))]);
-        host_agent.extend(["--node-id".into(), "node-1".into()]);
+        host_agent.extend(["--node-id".into(), NODE.into()]);
         host_agent.extend(["--kernel".into(), kernel.display().to_string()]);
         host_agent.extend(["--boot-deadline".into(), "120s".into()]);
         host_agent.extend(["--fault-injection".into(), "--stop-vms-on-exit".into()]);
@@ -160,6 +175,12 @@ impl Cluster {
     #[must_use]
     pub fn instance_dir(&self, instance: &str) -> PathBuf {
         self.node_dir.join("instances").join(instance)
+    }
+
+    /// The node's data directory.
+    #[must_use]
+    pub fn node_dir(&self) -> &Path {
+        &self.node_dir
     }
 
     /// The directory of the node's own templates.
@@ -319,6 +340,67 @@ impl Cluster {
             .await
     }
 
+    /// Waits until the node has these instances, with a machine that runs each, and
+    /// nothing of any other, from whatever side one looks.
+    ///
+    /// # Errors
+    ///
+    /// Says what does not agree.
+    pub async fn until_all_agree_on(&self, instances: &[&str]) -> anyhow::Result<()> {
+        let what = format!("all to agree on {instances:?}");
+        eventually(SOON, &what, || async {
+            match disagreements(&self.node_dir, instances) {
+                lines if lines.is_empty() => Ok(()),
+                lines => Err(lines.join("\n")),
+            }
+        })
+        .await
+    }
+
+    /// Which process the machine of an instance is.
+    ///
+    /// # Errors
+    ///
+    /// It has none.
+    pub fn vmm(&self, instance: &str) -> anyhow::Result<Identity> {
+        let vmms = vmms_in(&self.instance_dir(instance));
+        let vmm = vmms.first().copied().and_then(Identity::of);
+        vmm.with_context(|| format!("{instance} has no VMM"))
+    }
+
+    /// The steps at which a program of the node can be armed to end.
+    ///
+    /// # Errors
+    ///
+    /// There are none in the host agent that was built.
+    pub fn fail_points(&self, program: &str) -> anyhow::Result<Vec<String>> {
+        let host_agent = self.place.with_fail_points().join("host-agent");
+        let output = Command::new(&host_agent)
+            .arg("fail-points")
+            .output()
+            .with_context(|| format!("run {}: cargo xtask test builds it", host_agent.display()))?;
+        let text = String::from_utf8(output.stdout)?;
+        let named = |line: &str| Some(line.strip_prefix(program)?.trim().to_owned());
+        let steps: Vec<_> = text.lines().filter_map(named).collect();
+        ensure!(!steps.is_empty(), "{program} has no fail points: {text}");
+        Ok(steps)
+    }
+
+    /// Has the next process that comes to a step end there.
+    ///
+    /// # Errors
+    ///
+    /// The file system refuses.
+    pub fn arm(&self, step: &str) -> anyhow::Result<()> {
+        Ok(fs::write(self.path(ARMED).join(step), "")?)
+    }
+
+    /// Whether nobody has come to a step since it was armed.
+    #[must_use]
+    pub fn is_armed(&self, step: &str) -> bool {
+        self.path(ARMED).join(step).exists()
+    }
+
     /// Events so far, oldest first.
     ///
     /// # Errors
@@ -333,6 +415,18 @@ impl Cluster {
             subject,
         };
         Ok(client.list_events(request).await?.into_inner().events)
+    }
+
+    /// How often the node has said that an instance is gone.
+    ///
+    /// # Errors
+    ///
+    /// The controller does not answer.
+    pub async fn removals(&self, instance: &str) -> anyhow::Result<usize> {
+        let events = self.events(instance).await?;
+        // The controller says so as well, when it wants that.
+        let said = |event: &&Event| event.reason == "InstanceRemoved" && event.source == NODE;
+        Ok(events.iter().filter(said).count())
     }
 
     /// Waits for an event of this kind about this subject.

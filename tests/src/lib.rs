@@ -17,6 +17,7 @@ mod place;
 mod process;
 mod runner;
 mod service;
+mod traces;
 
 pub use cluster::{Cluster, Options, last_end, status, vmms_in};
 pub use peer::{Peer, control, fill, line, patient};
@@ -24,6 +25,7 @@ pub use place::{Place, run_in_own_mounts};
 pub use process::Program;
 pub use runner::{Story, run};
 pub use service::ServiceFile;
+pub use traces::{Identity, disagreements, files, groups, mounts};
 
 use std::{future::Future, time::Duration};
 

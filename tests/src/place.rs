@@ -55,6 +55,12 @@ impl Place {
         Ok(place)
     }
 
+    /// Folder of the host agent and the VMM that have fail points.
+    #[must_use]
+    pub fn with_fail_points(&self) -> PathBuf {
+        self.programs.join("fail-points")
+    }
+
     /// Path of one of our programs.
     #[must_use]
     pub fn program(&self, name: &str) -> PathBuf {

@@ -95,6 +95,23 @@ impl Program {
         Ok(())
     }
 
+    /// Whether it has ended by itself, or was killed by somebody else; starts it again
+    /// then.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be looked at or started.
+    pub fn revive(&mut self) -> anyhow::Result<bool> {
+        let ended = match &mut self.child {
+            Some(child) => child.try_wait()?.is_some(),
+            None => true,
+        };
+        if ended {
+            self.start_again()?;
+        }
+        Ok(ended)
+    }
+
     /// Asks it to end, with SIGTERM, and waits for it; kills it if it does not.
     pub fn end(&mut self) {
         let Some(mut child) = self.child.take() else {

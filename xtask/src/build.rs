@@ -1,6 +1,6 @@
 //! Building the project's own programs with cargo.
 
-use std::{env, ffi::OsString, path::PathBuf, process::Command};
+use std::{env, ffi::OsString, fs, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result};
 
@@ -58,8 +58,31 @@ impl Prepare {
     }
 }
 
+/// Programs that tests have end at certain steps.
+const WITH_FAIL_POINTS: [&str; 2] = ["host-agent", "fabric-vmm"];
+
 /// Builds every program that runs on the host, in the release profile.
 pub fn programs(project: &Project) -> Result<()> {
+    process::run(&mut build_programs(project)).context("building the programs")
+}
+
+/// The same, and before that the host agent and the VMM with fail points, into a folder
+/// beside them. The same packages, so that nothing of others' is built twice.
+pub fn programs_for_tests(project: &Project) -> Result<()> {
+    let mut command = build_programs(project);
+    command.args(["--features", "host-agent/fail-points"]);
+    process::run(&mut command).context("building the programs with fail points")?;
+    let programs = project.target.join("release");
+    let folder = project.bin_dir().join("fail-points");
+    fs::create_dir_all(&folder)?;
+    for name in WITH_FAIL_POINTS {
+        fs::copy(programs.join(name), folder.join(name))
+            .with_context(|| format!("copying {name} into {}", folder.display()))?;
+    }
+    self::programs(project)
+}
+
+fn build_programs(project: &Project) -> Command {
     let args = [
         "build",
         "--release",
@@ -75,7 +98,7 @@ pub fn programs(project: &Project) -> Result<()> {
         "--package",
         "vhd",
     ];
-    process::run(&mut cargo(project, &args)).context("building the programs")
+    cargo(project, &args)
 }
 
 /// Builds one of them.

@@ -69,7 +69,7 @@ pub fn run(project: &Project, options: &Options) -> Result<()> {
     }
     let begun = Instant::now();
     setup::ensure()?;
-    build::programs(project)?;
+    build::programs_for_tests(project)?;
     let places = [
         ("FABRIC_BIN_DIR", project.bin_dir()),
         ("FABRIC_KERNEL", image::kernel(project)?),

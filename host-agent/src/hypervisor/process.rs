@@ -37,7 +37,9 @@ use super::{
     Hypervisor, LaunchError, OrderError, Origin, PackageDisk, Program, Vm, VmRecord, VmSpec, proc,
 };
 use crate::{
-    clock, files,
+    clock,
+    fail_point::{self, Step},
+    files,
     instance::{
         directory::{
             CONFIGURATION, CONSOLE, CONTROL, InstanceDirectory, JAIL, VMBUS, VMM_ERR, VMM_OUT,
@@ -51,8 +53,13 @@ use crate::{
 
 /// What every VMM is started with, and known by.
 const ARGUMENTS: [&str; 3] = ["run", "--config", CONFIGURATION];
-/// Names another device than /dev/kvm; the one variable that a VMM is given.
-const KVM_DEVICE: &str = "FABRIC_KVM";
+/// The variables that a VMM is given: which device to use instead of /dev/kvm; and in
+/// tests, where to stand still.
+const VARIABLES: &[&str] = if cfg!(feature = "fail-points") {
+    &["FABRIC_KVM", fabric_vmm::fail_point::DIRECTORY]
+} else {
+    &["FABRIC_KVM"]
+};
 /// Serial of the disk that a guest boots from.
 const OS_SERIAL: &str = "os";
 /// Bytes of a guest's console that are kept.
@@ -92,13 +99,18 @@ impl Hypervisor for ProcessHypervisor {
         spec: &VmSpec,
     ) -> Result<Arc<dyn Vm>, LaunchError> {
         self.configure(directory, spec)?;
+        fail_point::reached(Step::Configured);
         let group = self.group(directory);
         if let Some(group) = &group {
             group.make(&Share::of(spec.vcpus, spec.memory_mib, spec.cpu_weight))?;
         }
+        fail_point::reached(Step::GroupMade);
         let spawned = self
             .spawn(directory, user_of(spec), &ARGUMENTS, group.as_ref())
-            .and_then(|pid| Process::watch(pid, directory, group.clone(), true));
+            .and_then(|pid| {
+                fail_point::reached(Step::Spawned);
+                Process::watch(pid, directory, group.clone(), true)
+            });
         match spawned {
             Ok(vm) => Ok(Arc::new(vm)),
             Err(source) => {
@@ -291,11 +303,12 @@ impl ProcessHypervisor {
                 .open(directory.file(name))
         };
         self.jails.give(&directory.file(JAIL), user)?;
-        let device = std::env::var_os(KVM_DEVICE).map(|device| (KVM_DEVICE, device));
+        let given = VARIABLES.iter();
+        let given = given.filter_map(|name| Some((*name, std::env::var_os(name)?)));
         launch(&Launch {
             program: &self.vmm,
             arguments,
-            environment: device.as_slice(),
+            environment: &given.collect::<Vec<_>>(),
             directory: directory.path(),
             stdout: &append(VMM_OUT)?,
             stderr: &append(VMM_ERR)?,
@@ -393,7 +406,9 @@ impl Process {
         let out_of_memory = self.group.as_ref().is_some_and(Group::ran_out_of_memory);
         let exit = spoken(&self.directory);
         let exit = exit.unwrap_or_else(|| silent_end(status, out_of_memory));
+        fail_point::reached(Step::VmmEnded);
         self.group.iter().for_each(Group::remove);
+        fail_point::reached(Step::GroupRemoved);
         exit
     }
 

@@ -264,6 +264,7 @@ async fn a_vmm_whose_directory_is_gone_is_ended() {
     let stage = Stage::new(OBEDIENT);
     let vm = stage.up().await;
     assert_eq!(stage.hypervisor.end_strays(stage.data.path()).await, 0);
+    stage.directory.clear().unwrap();
     stage.directory.remove().unwrap();
     assert_eq!(stage.hypervisor.end_strays(stage.data.path()).await, 1);
     end_of(&vm).await;

@@ -12,6 +12,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::{
+    fail_point::{self, Step},
+    files,
+};
+
 /// The manifest.
 pub const MANIFEST: &str = "manifest.json";
 /// The VMM's configuration.
@@ -60,6 +65,7 @@ impl InstanceDirectory {
         // As the kernel will show it as a working directory.
         let path = fs::canonicalize(path)?;
         let handle = File::open(&path)?;
+        files::remove_unfinished(&path)?;
         Ok(Self { path, handle })
     }
 
@@ -81,13 +87,36 @@ impl InstanceDirectory {
         PathBuf::from(format!("/proc/self/fd/{}/{name}", self.handle.as_raw_fd()))
     }
 
-    /// Removes it and everything in it.
+    /// Removes everything in it, the record first: what is there without one is nobody's.
+    ///
+    /// # Errors
+    ///
+    /// What the file system says.
+    pub fn clear(&self) -> io::Result<()> {
+        files::remove_if_there(&self.file(MANIFEST))?;
+        fail_point::reached(Step::RecordGone);
+        let entries = match fs::read_dir(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                fs::remove_dir_all(entry.path())?;
+            } else {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes it, with nothing in it.
     ///
     /// # Errors
     ///
     /// What the file system says.
     pub fn remove(&self) -> io::Result<()> {
-        match fs::remove_dir_all(&self.path) {
+        match fs::remove_dir(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
@@ -110,7 +139,13 @@ mod tests {
         UnixStream::connect(directory.socket(VMBUS)).unwrap();
         listener.accept().unwrap();
         assert!(directory.file(VMBUS).exists());
+        fs::write(directory.file(MANIFEST), "{}").unwrap();
+        assert!(directory.remove().is_err(), "it was removed with its files");
+        directory.clear().unwrap();
+        directory.clear().unwrap();
         directory.remove().unwrap();
+        directory.clear().unwrap();
         directory.remove().unwrap();
+        assert!(!directory.path().exists());
     }
 }

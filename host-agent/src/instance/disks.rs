@@ -26,6 +26,7 @@ use super::{
 use crate::{
     blobs::{BlobCache, BlobError},
     events::{EventLog, Reason},
+    fail_point::{self, Step},
     files,
     goal::{BlobRef, InstanceGoal},
     hypervisor::{Hypervisor, Origin, PackageDisk, Program, VmSpec},
@@ -175,6 +176,7 @@ pub async fn prepare(
         ),
         None => None,
     };
+    fail_point::reached(Step::BlobsThere);
     let snapshot = match &how.restore {
         Some(name) => Some(back_to(hypervisor, directory, goal, name).await?),
         None => None,
@@ -198,7 +200,9 @@ pub async fn prepare(
             _ => None,
         };
         let parent = template.as_ref().map_or(&image, |_| &stand_on);
+        fail_point::reached(Step::TemplateLinked);
         make_disk(&disk, parent)?;
+        fail_point::reached(Step::DiskMade);
         let on = template.as_ref().map_or_else(String::new, |template| {
             format!(" and template {}", template.key)
         });

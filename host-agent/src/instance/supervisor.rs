@@ -29,6 +29,7 @@ use super::{
 use crate::{
     clock::Clock,
     events::Reason,
+    fail_point::{self, Step},
     files,
     goal::InstanceGoal,
     guest::server::{GuestGoal, GuestLink, GuestServer, Heard},
@@ -117,6 +118,9 @@ enum Happening {
 /// Events that a guest may cause in a row, and how often one more.
 const MOST_TELLINGS: u32 = 100;
 const TELLING: Duration = Duration::from_secs(5);
+/// How long files that cannot be removed are left alone, and how long at the most.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// Reports of one guest that are taken before anything else gets its turn.
 const MOST_AT_ONCE: usize = 64;
 
@@ -371,7 +375,7 @@ impl Supervisor {
                     }
                 }
                 Action::RefuseTemplate { why } => self.refuse_template(&why),
-                Action::Remove => self.remove(),
+                Action::Remove => self.remove().await,
             }
         }
     }
@@ -443,7 +447,12 @@ impl Supervisor {
             return;
         }
         match self.manifest.save(&self.directory.file(MANIFEST)) {
-            Ok(()) => self.saved = Some(self.manifest.clone()),
+            Ok(()) => {
+                self.saved = Some(self.manifest.clone());
+                if let Some(step) = Step::on_record(self.machine()) {
+                    fail_point::reached(step);
+                }
+            }
             // A VMM that is not on record is found by where it runs.
             Err(error) => {
                 tracing::error!(instance = %self.id, %error, "cannot write its manifest");
@@ -569,12 +578,14 @@ impl Supervisor {
         }
     }
 
-    fn remove(&mut self) {
+    /// Removes everything that the instance has. That is told when it is so, and before
+    /// the directory goes: whoever finds an empty one tells it again.
+    async fn remove(&mut self) {
         self.server = None;
-        if let Err(error) = self.directory.remove() {
-            tracing::error!(instance = %self.id, %error, "cannot remove its directory");
-        }
-        self.node.board.take_down(&self.id);
+        fail_point::reached(Step::Removing);
+        self.persist("remove its files", InstanceDirectory::clear)
+            .await;
+        fail_point::reached(Step::FilesGone);
         let events = &self.node.workshop.events;
         events.tell(
             self.id.as_str(),
@@ -582,6 +593,21 @@ impl Supervisor {
             "removed from this node",
             false,
         );
+        fail_point::reached(Step::RemovalTold);
+        self.persist("remove its directory", InstanceDirectory::remove)
+            .await;
+        fail_point::reached(Step::DirectoryGone);
+        self.node.board.take_down(&self.id);
+    }
+
+    /// Does something to the directory, again and again until it succeeds.
+    async fn persist(&self, what: &str, act: impl Fn(&InstanceDirectory) -> io::Result<()>) {
+        let mut wait = FIRST_WAIT;
+        while let Err(error) = act(&self.directory) {
+            tracing::error!(instance = %self.id, %error, "cannot {what}; tried again in {wait:?}");
+            tokio::time::sleep(wait).await;
+            wait = LONGEST_WAIT.min(wait * 2);
+        }
     }
 }
 

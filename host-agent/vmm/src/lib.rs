@@ -17,13 +17,14 @@
 //! | [`jail`] | what the process gives up before the guest runs |
 //! | [`probe`] | whether this host can run machines, and what to do where not |
 //! | [`exit`] | the report at a machine's end |
+//! | [`fail_point`] | steps at which tests have the process stand still |
 //!
 //! Threads: one per virtual CPU, one for the event loop with everything that is
 //! not hot, and the block devices' own. Everything from the guest is hostile:
 //! it can end its own machine, and that is all it can do.
 //!
 //! The host agent uses [`config`], [`limits`], [`exit`], [`console`], [`control`],
-//! [`snapshot::verify`] and [`jail::launch`] only.
+//! [`snapshot::verify`], [`jail::launch`] and [`fail_point`] only.
 
 pub mod boot;
 pub mod config;
@@ -31,6 +32,7 @@ pub mod console;
 pub mod control;
 pub mod devices;
 pub mod exit;
+pub mod fail_point;
 pub mod jail;
 pub mod kvm;
 pub mod limits;

@@ -11,6 +11,7 @@ use fabric_vmm::config::{
     ConfigError, ConsoleConfig, RING_DEFAULT, RepairMode, RingConfig, VmConfig, VsockConfig,
 };
 use fabric_vmm::exit::{ExitReason, ExitReport};
+use fabric_vmm::fail_point::{self, Step};
 use fabric_vmm::machine;
 use fabric_vmm::machine::report::panic_text;
 
@@ -104,6 +105,7 @@ pub struct RunArgs {
 
 /// Runs the machine.
 pub fn run(args: RunArgs, started: Instant) -> ExitCode {
+    fail_point::reached(Step::Started);
     let name = args.name.clone();
     let report = match args.into_config() {
         Ok(config) => run_guarded(&config, started),
@@ -116,6 +118,7 @@ pub fn run(args: RunArgs, started: Instant) -> ExitCode {
         eprintln!("fabric-vmm: {}: {}", report.name, report.detail);
     }
     println!("{report}");
+    fail_point::reached(Step::Told);
     ExitCode::from(report.reason.code())
 }
 

@@ -17,6 +17,7 @@ use crate::config::{ConsoleConfig, VmConfig};
 use crate::control::server::ControlListener;
 use crate::devices::vsock;
 use crate::exit::ExitReport;
+use crate::fail_point::{self, Step};
 use crate::jail::{self, Jail, Limits, ThreadKind};
 use crate::snapshot;
 use crate::vcpu::fault::chain;
@@ -81,16 +82,19 @@ fn run_to_end(
         reset,
         ..
     } = machine;
+    fail_point::reached(Step::Assembled);
     // Before the guest runs: whoever waits for the socket can talk to all of it.
     let listener = match &config.control {
         Some(path) => Some(ControlListener::bind(path)?),
         None => None,
     };
+    fail_point::reached(Step::Listening);
     let jail = match &config.jail {
         Some(jail) => jail::enter(jail, &limits(&config, &parts))?,
         None => Jail::default(),
     };
     reporter.is_jailed_by(jail.isolation);
+    fail_point::reached(Step::Jailed);
     // Here, where the signals are blocked. Threads are born confined only if their
     // maker is, which is confined last: it makes no other then.
     for thread in disk_threads {
@@ -113,7 +117,9 @@ fn run_to_end(
         manager.add_subscriber(Box::new(maker));
     }
     serve(&mut manager, &board, &threads);
+    fail_point::reached(Step::Ending);
     threads.leave();
+    fail_point::reached(Step::Ended);
     Ok(())
 }
 

@@ -39,6 +39,7 @@ use setup::SetupError;
 use state::{MsrList, VcpuState, VcpuStateError};
 
 use crate::devices::ports::PortEffect;
+use crate::fail_point::{self, Step};
 use crate::repair::{Repair, RepairError};
 
 const INTERRUPT_FLAG: u64 = 1 << 9;
@@ -107,6 +108,7 @@ impl Vcpu {
 
     /// Runs until the machine ends. Ends it if this virtual CPU cannot go on.
     pub fn run(mut self) {
+        fail_point::reached(Step::Entering);
         if self.id == 0 {
             self.board.first_run.get_or_init(Instant::now);
         }

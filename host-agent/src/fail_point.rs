@@ -1,0 +1,87 @@
+//! Steps at which the host agent can be made to end, as by `kill -9`, to see the next
+//! one go on; see [`fabric_vmm::fail_point`]. Only with the feature `fail-points`.
+
+use crate::{
+    guest::report::{RoleCondition, RoleReport},
+    instance::{machine::Machine, state::State},
+};
+
+fabric_vmm::fail_points! {
+    "The steps of an instance's life, in their order."
+    /// A goal has come, and is not kept yet.
+    GoalTaken,
+    /// A file has been written, and does not have its name yet.
+    FileWritten,
+    /// The goal is kept, and nothing has been done about it.
+    GoalKept,
+    /// The instance's directory is there, with nothing in it.
+    DirectoryMade,
+    /// The instance is on record, as one that is being made ready.
+    Recorded,
+    /// Image and package are there.
+    BlobsThere,
+    /// The template's disk is linked, and nothing stands on it.
+    TemplateLinked,
+    /// The disk is there.
+    DiskMade,
+    /// It is on record that a VMM is about to be started.
+    Launching,
+    /// The VMM's configuration is there.
+    Configured,
+    /// The control group is there, with nobody in it.
+    GroupMade,
+    /// The VMM runs, and nobody knows which process it is.
+    Spawned,
+    /// The VMM is on record.
+    LaunchRecorded,
+    /// The guest agent's hello is on record.
+    HelloRecorded,
+    /// The role is ready, which is on record.
+    ReadyRecorded,
+    /// It is on record that the instance is to stop, and the guest has not been told.
+    StopRecorded,
+    /// The VMM has ended, which is not on record; its group is there.
+    VmmEnded,
+    /// The group is gone.
+    GroupRemoved,
+    /// The VMM has ended, and the directory is to go.
+    Removing,
+    /// The record is gone, and all other files are there.
+    RecordGone,
+    /// All files are gone, which has not been told.
+    FilesGone,
+    /// It has been told, and the directory is there.
+    RemovalTold,
+    /// The directory is gone.
+    DirectoryGone,
+}
+
+impl Step {
+    /// The step that has been taken when this is on record.
+    #[must_use]
+    pub fn on_record(machine: &Machine) -> Option<Self> {
+        let ready = |role: &RoleReport| role.condition == RoleCondition::Ready;
+        match machine.state() {
+            State::Preparing { .. } => Some(Self::Recorded),
+            State::Launching => Some(Self::Launching),
+            State::Booting { .. } => Some(Self::LaunchRecorded),
+            State::Running { .. } if machine.role().is_some_and(ready) => Some(Self::ReadyRecorded),
+            State::Running { .. } => Some(Self::HelloRecorded),
+            State::Stopping { .. } => Some(Self::StopRecorded),
+            _ => None,
+        }
+    }
+}
+
+/// Comes to a step: the last one, if it is armed.
+#[cfg(feature = "fail-points")]
+pub fn reached(step: Step) {
+    if fabric_vmm::fail_point::take(step) {
+        let _ =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    }
+}
+
+/// Comes to a step, and passes.
+#[cfg(not(feature = "fail-points"))]
+pub fn reached(_: Step) {}
