@@ -17,6 +17,21 @@ touch up
 while :; do sleep 0.05; done
 "#;
 
+/// Says that it was stopped when it was told to by its control socket, and hears nothing
+/// else.
+const CONTROLLED: &str = r#"
+trap '' TERM
+touch up
+while [ ! -e told ]; do sleep 0.05; done
+echo "{\"reason\":\"stopped\",\"detail\":\"told to\",\"uptime_ms\":1}"
+"#;
+
+/// What VMMs of the last two versions of the control protocol were asked, and answered.
+const RECORDED: [&str; 2] = [
+    include_str!("../../vmm/src/control/recorded/1.jsonl"),
+    include_str!("../../vmm/src/control/recorded/2.jsonl"),
+];
+
 struct Stage {
     data: TempDir,
     directory: InstanceDirectory,
@@ -369,4 +384,37 @@ fn a_panic_that_ends_in_a_reset_is_a_panic() {
         report(ExitReason::TripleFault, None),
         (ExitKind::TripleFault, text("in words"))
     );
+}
+
+#[tokio::test]
+async fn vmms_of_the_last_two_versions_are_taken_over_stopped_and_seen_to_end() {
+    for recorded in RECORDED {
+        let stage = Stage::new(CONTROLLED);
+        drop(stage.up().await);
+        let socket = stage.directory.file(CONTROL);
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let told = stage.directory.file("told");
+        let machine = std::thread::spawn(move || answer(&listener, recorded, &told));
+
+        let vm = stage.hypervisor.find(&stage.directory, None).await;
+        let vm = vm.unwrap().expect("it runs");
+        vm.order_stop().await;
+        assert_eq!(machine.join().unwrap(), r#"{"op":"stop"}"#);
+        assert_eq!(end_of(&vm).await.kind, ExitKind::Stopped);
+    }
+}
+
+/// Answers one request as it was answered then; returns it.
+fn answer(listener: &std::os::unix::net::UnixListener, recorded: &str, told: &Path) -> String {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    let (mut stream, _) = listener.accept().unwrap();
+    let mut asked = String::new();
+    BufReader::new(&stream).read_line(&mut asked).unwrap();
+    let mut lines = recorded.lines();
+    lines
+        .find(|line| *line == asked.trim())
+        .expect("it was asked then");
+    writeln!(stream, "{}", lines.next().unwrap()).unwrap();
+    File::create(told).unwrap();
+    asked.trim().to_owned()
 }

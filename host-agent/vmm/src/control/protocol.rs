@@ -1,18 +1,35 @@
 //! The control protocol: one request a line, one answer a line, both JSON.
 //!
 //! ```text
-//! {"op":"status"}  {"version":1,"ok":true,"status":{...}}
-//! {"op":"stats"}   {"version":1,"ok":true,"stats":{...}}
-//! {"op":"stop"}    {"version":1,"ok":true}
-//! {"op":"pause"}   {"version":1,"ok":true}
-//! {"op":"resume"}  {"version":1,"ok":true}
-//! {"op":"reset"}   {"version":1,"ok":true}
-//! {"op":"snapshot","path":"/new/directory"}   {"version":1,"ok":true}
-//! {"op":"limit","limits":{...}}               {"version":1,"ok":true}
-//! {"op":"dance"}   {"version":1,"ok":false,"error":"unknown variant `dance`, ..."}
+//! {"op":"status"}  {"version":2,"ok":true,"status":{...}}
+//! {"op":"stats"}   {"version":2,"ok":true,"stats":{...}}
+//! {"op":"stop"}    {"version":2,"ok":true}
+//! {"op":"pause"}   {"version":2,"ok":true}
+//! {"op":"resume"}  {"version":2,"ok":true}
+//! {"op":"reset"}   {"version":2,"ok":true}
+//! {"op":"snapshot","path":"/new/directory"}   {"version":2,"ok":true}
+//! {"op":"limit","limits":{...}}               {"version":2,"ok":true}
+//! {"op":"dance"}   {"version":2,"ok":false,"error":"unknown variant `dance`, ..."}
 //! ```
 //!
 //! A connection may ask any number of questions; answers come in order.
+//!
+//! # Versions
+//!
+//! | version | what came with it |
+//! |---|---|
+//! | 1 | `status`, `stats`, `stop` |
+//! | 2 | `pause`, `resume`, `reset`, `snapshot`, `limit`; more in the answers to `status` and `stats` |
+//!
+//! A machine outlives its host agent, so a host agent meets machines of the version
+//! before its own. Three rules let it work with them:
+//!
+//! - Requests, and fields of answers, are added and never changed. With the first one
+//!   that a release adds, the version is raised, and `recorded/` gets what it says.
+//! - Who reads an answer ignores what it does not know, and does without what is not there.
+//! - A host agent takes answers of its own version and the one before
+//!   ([`OLDEST`]) and knows since when there is what ([`Request::since`]). A machine of any
+//!   other version is ended by a signal, which all understand.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -26,7 +43,10 @@ use crate::jail::Isolation;
 use crate::limits::{Limits, Throttled};
 
 /// The protocol's version, in every answer.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+/// The oldest version that is understood, of a machine that was started before its host
+/// agent was replaced.
+pub const OLDEST: u32 = VERSION - 1;
 /// The longest request, in bytes, its newline included.
 pub const REQUEST_MAX: usize = 4096;
 
@@ -56,6 +76,20 @@ pub enum Request {
         /// All of them: what is not said is not limited any more.
         limits: Limits,
     },
+}
+
+impl Request {
+    /// The version that it came with.
+    pub fn since(&self) -> u32 {
+        match self {
+            Request::Status | Request::Stats | Request::Stop => 1,
+            Request::Pause
+            | Request::Resume
+            | Request::Reset
+            | Request::Snapshot { .. }
+            | Request::Limit { .. } => 2,
+        }
+    }
 }
 
 /// A request as it is written. A field that is not known is refused, for it may
@@ -244,8 +278,9 @@ impl Answer {
 
     /// The answer as a line.
     pub fn to_line(&self) -> String {
-        let fallback = r#"{"version":1,"ok":false,"error":"the answer cannot be written"}"#;
-        let mut line = serde_json::to_string(self).unwrap_or_else(|_| fallback.to_owned());
+        let mut line = serde_json::to_string(self).unwrap_or_else(|_| {
+            format!(r#"{{"version":{VERSION},"ok":false,"error":"it cannot be written"}}"#)
+        });
         line.push('\n');
         line
     }
@@ -290,7 +325,7 @@ mod tests {
         ] {
             let answer = parse_request(line.as_bytes()).unwrap_err();
             assert!(
-                !answer.ok && answer.version == 1 && answer.error.is_some(),
+                !answer.ok && answer.version == VERSION && answer.error.is_some(),
                 "{line}"
             );
         }
@@ -302,6 +337,6 @@ mod tests {
     fn an_answer_is_one_line() {
         let line = Answer::refused("a\nb").to_line();
         assert_eq!(line.matches('\n').count(), 1);
-        assert_eq!(Answer::done().to_line(), "{\"version\":1,\"ok\":true}\n");
+        assert_eq!(Answer::done().to_line(), "{\"version\":2,\"ok\":true}\n");
     }
 }
