@@ -36,6 +36,16 @@ struct Stage {
     data: TempDir,
     directory: InstanceDirectory,
     hypervisor: ProcessHypervisor,
+    launched: Mutex<Vec<Arc<dyn Vm>>>,
+}
+
+/// A script that spins does not outlive a test that failed.
+impl Drop for Stage {
+    fn drop(&mut self) {
+        for vm in self.launched.get_mut().unwrap() {
+            vm.kill();
+        }
+    }
 }
 
 impl Stage {
@@ -61,6 +71,7 @@ impl Stage {
             data,
             directory,
             hypervisor,
+            launched: Mutex::default(),
         }
     }
 
@@ -80,7 +91,9 @@ impl Stage {
             cid: 3,
             origin: Origin::Boot,
         };
-        self.hypervisor.launch(directory, &spec).await.unwrap()
+        let vm = self.hypervisor.launch(directory, &spec).await.unwrap();
+        self.launched.lock().unwrap().push(Arc::clone(&vm));
+        vm
     }
 
     /// Whether what is to be tested is there; where it is not, that was said.
@@ -101,7 +114,7 @@ impl Stage {
 }
 
 async fn until(what: &str, is: impl Fn() -> bool) {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     while !is() {
         assert!(tokio::time::Instant::now() < deadline, "never: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -109,7 +122,7 @@ async fn until(what: &str, is: impl Fn() -> bool) {
 }
 
 async fn end_of(vm: &Arc<dyn Vm>) -> Exit {
-    tokio::time::timeout(Duration::from_secs(20), vm.exited())
+    tokio::time::timeout(Duration::from_secs(60), vm.exited())
         .await
         .expect("it ends")
 }
@@ -208,7 +221,7 @@ async fn vmms_that_want_one_processor_have_it_by_their_weights() {
             .zip(&before)
             .map(|(now, before)| now - before)
     };
-    until("they had enough", || since().sum::<u64>() > 600).await;
+    until("they had enough", || since().sum::<u64>() > 400).await;
     let had: Vec<_> = since().collect();
     for vm in &vms {
         vm.kill();
