@@ -44,6 +44,7 @@ pub enum Reason {
     HeartbeatsMissed,
     VmmExited,
     VmRestarting,
+    VmReset,
     Reimaged,
     GaveUp,
     InstanceAdopted,

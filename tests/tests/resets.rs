@@ -7,13 +7,39 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use fabric_tests::{BOOT, Peer, run, story};
+use fabric_proto::node::v1::VmEndCause;
+use fabric_tests::{BOOT, Cluster, Peer, ServiceFile, last_end, run, status, story};
 use serde_json::json;
 
 fn main() -> ExitCode {
-    run(&[story!(
-        a_guest_that_is_reset_is_back_and_its_connections_have_ended
-    )])
+    run(&[
+        story!(a_guest_that_is_reset_is_back_and_its_connections_have_ended),
+        story!(an_operator_resets_an_instance_in_place),
+    ])
+}
+
+async fn an_operator_resets_an_instance_in_place() -> Result<()> {
+    const INSTANCE: &str = "shop-web-0";
+    let cluster = Cluster::start().await?;
+    let before = cluster.run(&ServiceFile::web("shop"), INSTANCE).await?;
+    let before = status(&before)?;
+    cluster.fabctl(&["instance", "restart", INSTANCE, "--scope", "reset"])?;
+    cluster.until_event(INSTANCE, "VmReset").await?;
+    let after = cluster
+        .until(INSTANCE, "to be Ready in its next boot", |now| {
+            let boots = now.status.as_ref().map(|status| status.boots);
+            now.state == "Ready" && boots == Some(before.boots + 1)
+        })
+        .await?;
+    let after_status = status(&after)?;
+    ensure!(
+        after_status.vmm_pid == before.vmm_pid,
+        "it is another process: {after:?}"
+    );
+    ensure!(after_status.boot_id != before.boot_id, "{after:?}");
+    let end = last_end(&after)?;
+    ensure!(end.cause() == VmEndCause::Reset, "{end:?}");
+    Ok(())
 }
 
 async fn a_guest_that_is_reset_is_back_and_its_connections_have_ended() -> Result<()> {

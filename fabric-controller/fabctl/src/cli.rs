@@ -295,6 +295,8 @@ pub struct OneSnapshot {
 pub enum Scope {
     /// The role's process, by the guest agent.
     Role,
+    /// The guest, at once, as its reset button would: its virtual machine stays.
+    Reset,
     /// The virtual machine, gracefully, on its disk.
     Vm,
     /// The virtual machine, on a fresh disk.

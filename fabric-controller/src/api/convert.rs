@@ -195,11 +195,12 @@ pub(super) fn restart_scope(scope: i32) -> Result<RestartScope> {
         Ok(RestartScopeMessage::Unspecified | RestartScopeMessage::Role) => Ok(RestartScope::Role),
         Ok(RestartScopeMessage::Vm) => Ok(RestartScope::Vm),
         Ok(RestartScopeMessage::Reimage) => Ok(RestartScope::Reimage),
+        Ok(RestartScopeMessage::Reset) => Ok(RestartScope::Reset),
         Ok(RestartScopeMessage::Restore) => Err(Error::Invalid(
             "scope: 4 needs a snapshot; call RestoreInstance".to_owned(),
         )),
         Err(_) => Err(Error::Invalid(format!(
-            "scope: {scope} is not one; it is 1, 2 or 3"
+            "scope: {scope} is not one; it is 1, 2, 3 or 5"
         ))),
     }
 }

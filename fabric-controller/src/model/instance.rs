@@ -17,6 +17,8 @@ pub enum RestartScope {
     Reimage,
     /// The virtual machine, from a snapshot.
     Restore,
+    /// The guest, in the virtual machine that is there.
+    Reset,
 }
 
 impl RestartScope {
@@ -28,6 +30,7 @@ impl RestartScope {
             Self::Vm => "its virtual machine",
             Self::Reimage => "its virtual machine on a fresh disk",
             Self::Restore => "its virtual machine from a snapshot",
+            Self::Reset => "its guest in place",
         }
     }
 }
@@ -50,9 +53,10 @@ impl Restart {
         let generation = self.generation + 1;
         let role_generation = match scope {
             RestartScope::Role => generation,
-            RestartScope::Vm | RestartScope::Reimage | RestartScope::Restore => {
-                self.role_generation
-            }
+            RestartScope::Vm
+            | RestartScope::Reimage
+            | RestartScope::Restore
+            | RestartScope::Reset => self.role_generation,
         };
         Self {
             generation,

@@ -107,6 +107,7 @@ const fn scope(scope: RestartScope) -> RestartScopeMessage {
         RestartScope::Vm => RestartScopeMessage::Vm,
         RestartScope::Reimage => RestartScopeMessage::Reimage,
         RestartScope::Restore => RestartScopeMessage::Restore,
+        RestartScope::Reset => RestartScopeMessage::Reset,
     }
 }
 

@@ -194,6 +194,7 @@ fn check_instance(id: InstanceId, goal: wire::InstanceGoal) -> Result<InstanceGo
         wire::RestartScope::Vm => Scope::Vm,
         wire::RestartScope::Reimage => Scope::Reimage,
         wire::RestartScope::Restore => Scope::Restore,
+        wire::RestartScope::Reset => Scope::Reset,
     };
     let restore = match goal.restore_snapshot.as_str() {
         "" if restart_scope == Scope::Restore => {

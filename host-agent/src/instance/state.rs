@@ -87,6 +87,8 @@ pub enum Scope {
     Reimage,
     /// The virtual machine, from a snapshot.
     Restore,
+    /// The guest, as its reset button would: the virtual machine's process stays.
+    Reset,
 }
 
 /// How the next start is made.
@@ -183,6 +185,8 @@ pub enum Handling {
         /// Because an operator wants it so; otherwise after a snapshot.
         asked: bool,
     },
+    /// It is about to begin anew.
+    Resetting,
     /// A snapshot is taken; it stands still meanwhile, and then until told otherwise.
     Snapshot(SnapshotWanted),
     /// The snapshot that it is to go back to is verified, before what it is now is
@@ -275,6 +279,8 @@ pub enum Handled {
     Paused(Result<(), String>),
     /// It goes on, or does not.
     Resumed(Result<(), String>),
+    /// It has begun anew, or has not.
+    Reset(Result<(), String>),
     /// The snapshot is there, or is not. It stands still.
     Snapshot(Result<Taken, String>),
     /// The snapshot can be gone back to, or cannot.
@@ -402,6 +408,8 @@ pub enum Cause {
     RoleFailed,
     /// It was stopped, as the goal or an operator said.
     Stopped,
+    /// It was reset, as an operator said; its process went on.
+    Reset,
     /// Its process was killed.
     Killed,
     /// It went beyond its memory.
@@ -450,6 +458,8 @@ pub enum Action {
     Pause,
     /// Tell the VMM to go on.
     Resume,
+    /// Tell the VMM to begin anew.
+    Reset,
     /// Take a snapshot; the VMM stands still then.
     TakeSnapshot(SnapshotWanted),
     /// Verify a snapshot.

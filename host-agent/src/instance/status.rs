@@ -105,6 +105,7 @@ fn cause(cause: Cause) -> wire::VmEndCause {
         Cause::NotUp => wire::VmEndCause::NotUp,
         Cause::RoleFailed => wire::VmEndCause::RoleFailed,
         Cause::Stopped => wire::VmEndCause::Stopped,
+        Cause::Reset => wire::VmEndCause::Reset,
         Cause::Killed => wire::VmEndCause::Killed,
         Cause::OutOfMemory => wire::VmEndCause::OutOfMemory,
         Cause::ForbiddenCall => wire::VmEndCause::ForbiddenCall,

@@ -361,6 +361,10 @@ impl Supervisor {
                     let resumed = vm.order(Request::Resume).await;
                     Handled::Resumed(resumed.map_err(|error| chain(&error)))
                 }),
+                Action::Reset => self.handle(|vm| async move {
+                    let reset = vm.order(Request::Reset).await;
+                    Handled::Reset(reset.map_err(|error| chain(&error)))
+                }),
                 Action::TakeSnapshot(wanted) => self.take_snapshot(wanted.name),
                 Action::CheckSnapshot(name) => self.check_snapshot(name),
                 Action::DeleteSnapshot(name) => {

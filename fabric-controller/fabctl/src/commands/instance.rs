@@ -63,6 +63,7 @@ async fn restart(context: &Context, id: String, scope: Scope) -> Result<()> {
     let (scope, what) = match scope {
         Scope::Role => (RestartScope::Role, "the role"),
         Scope::Vm => (RestartScope::Vm, "the virtual machine"),
+        Scope::Reset => (RestartScope::Reset, "the guest in place"),
         Scope::Reimage => (RestartScope::Reimage, "the virtual machine on a fresh disk"),
     };
     let request = RestartInstanceRequest {

@@ -1,4 +1,4 @@
-//! Pauses, snapshots, and the way back to one.
+//! Pauses, resets, snapshots, and the way back to one.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::{Actions, Limits, Machine, Restored, tell};
 use crate::{
     events::Reason,
     instance::state::{
-        Action, Cause, Handled, Handling, Presence, Snapshot, SnapshotWanted, Start, State,
+        Action, Cause, End, Handled, Handling, Launch, Presence, Snapshot, SnapshotWanted, Start, State,
         StoppedBy, Taken, Then,
     },
 };
@@ -55,6 +55,31 @@ impl Machine {
         } else if self.state == State::Paused && self.wants() == Presence::Run {
             self.handle(Handling::Resuming { asked: true }, Action::Resume, actions);
         }
+    }
+
+    /// Has the guest begin anew where it is.
+    pub(super) fn reset(&mut self, actions: &mut Actions) {
+        "an operator asked for a reset".clone_into(&mut self.why);
+        self.handle(Handling::Resetting, Action::Reset, actions);
+    }
+
+    /// The guest has begun anew: nothing that was known of the last one is true of it.
+    fn was_reset(&mut self, now: Duration, limits: &Limits, actions: &mut Actions) {
+        let end = End {
+            cause: Cause::Reset,
+            detail: "an operator asked for it; its process went on".to_owned(),
+        };
+        tell(actions, Reason::VmReset, "reset in place, as an operator asked", false);
+        self.end = Some(end);
+        self.why.clear();
+        self.boot_id.clear();
+        self.role = None;
+        self.begun_with = Launch::Boot;
+        self.boots = self.boots.saturating_add(1);
+        self.state = State::Booting {
+            launched: now,
+            deadline: now + limits.boot,
+        };
     }
 
     fn handle(&mut self, what: Handling, order: Action, actions: &mut Actions) {
@@ -183,6 +208,15 @@ impl Machine {
                     cause: Cause::VmmFailed,
                     why: why.clone(),
                 };
+                return self.put_down(now, &why, then, limits, actions);
+            }
+            (Handling::Resetting, Handled::Reset(Ok(()))) => {
+                self.was_reset(now, limits, actions);
+            }
+            (Handling::Resetting, Handled::Reset(Err(why))) => {
+                let why = format!("it cannot be reset in place: {why}");
+                tell(actions, Reason::VmRestarting, &why, false);
+                let then = Then::Start(Start::default());
                 return self.put_down(now, &why, then, limits, actions);
             }
             (Handling::Snapshot(wanted), Handled::Snapshot(taken)) => {

@@ -19,7 +19,8 @@
 //!  Running ──► Handling: pausing ──► Paused ──► Handling: resuming ──► Running
 //!     │                                │            ▲
 //!     ├──────► Handling: snapshot ◄────┤────────────┘ (or Paused again)
-//!     └──────► Handling: checking ◄────┘ ──► Stopping ──► Preparing, from a snapshot
+//!     ├──────► Handling: checking ◄────┘ ──► Stopping ──► Preparing, from a snapshot
+//!     └──────► Handling: resetting ──► Booting, in the same VMM
 //! ```
 //!
 //! Nothing is started while the goal says paused: a machine that ends then stays
@@ -33,7 +34,7 @@
 //! |---|---|
 //! | `towards` | what a goal means from here |
 //! | `ends` | what follows a step's success, its failure, or the machine's end |
-//! | `keeps` | pauses, snapshots, and the way back to one |
+//! | `keeps` | pauses, resets, snapshots, and the way back to one |
 //! | `hears` | what follows from what the guest agent says |
 //! | `waits` | what follows when time has passed |
 //!
@@ -330,6 +331,12 @@ impl Machine {
                     deadline: now + limits.order,
                 };
             }
+            (
+                State::Handling {
+                    what: Handling::Resetting,
+                },
+                true,
+            ) => actions.push(Action::Reset),
             (State::Handling { .. }, true) => {
                 // Whatever it was, it is begun again from what the goal says.
                 let (what, order) = if self.wants() == Presence::Pause {

@@ -763,6 +763,52 @@ fn a_pause_lasts_until_it_is_over_and_silence_is_not_held_against_it() {
     assert_eq!(story.waits().did(), [Action::Kill]);
 }
 
+fn reset(wanted: &mut Wanted) {
+    wanted.restart_generation += 1;
+    wanted.restart_scope = Scope::Reset;
+}
+
+#[test]
+fn a_reset_is_another_boot_of_the_same_machine() {
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready().did();
+    assert_eq!(story.goal(reset).did(), [Action::Reset]);
+
+    // Another host agent that finds it so does it again: it may not have been done.
+    let limits = story.limits.clone();
+    let actions = story.machine.resume(story.now, true, true, &limits);
+    story.done.extend(actions);
+    assert_eq!(story.did(), [Action::Reset]);
+
+    story.happens(Input::Handled(Handled::Reset(Ok(()))));
+    assert_eq!(story.told(), [Reason::InstanceAdopted, Reason::VmReset]);
+    assert!(matches!(story.machine.state(), State::Booting { .. }));
+    assert_eq!(story.machine.boots(), 2);
+    assert_eq!(story.machine.end().unwrap().cause, Cause::Reset);
+    assert!(story.machine.role().is_none() && story.machine.boot_id().is_empty());
+    let boot_id = "boot-2".to_owned();
+    story.after(1).hears(GuestSaid::Hello { boot_id }).did();
+    assert!(matches!(story.machine.state(), State::Running { .. }));
+    assert_eq!(story.goal(|_| {}).did(), [], "it happens once");
+}
+
+#[test]
+fn a_machine_that_cannot_be_reset_is_started_anew() {
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready().did();
+    assert_eq!(story.goal(reset).did(), [Action::Reset]);
+    story.happens(Input::Handled(Handled::Reset(Err("no kernel".to_owned()))));
+    assert_eq!(story.did(), [Action::Kill]);
+    assert_eq!(story.exits(ExitKind::Killed).did(), [KEEP]);
+
+    // And where there is none to reset, one is started.
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready();
+    story.goal(|wanted| wanted.always_on = false);
+    story.exits(ExitKind::GuestPowerOff).did();
+    assert_eq!(story.goal(reset).did(), [KEEP]);
+}
+
 #[test]
 fn a_pause_that_fails_is_tried_with_every_sign_of_life_and_told_once() {
     let mut story = Story::new();
@@ -998,7 +1044,7 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         prop_oneof![
             (presence, 0u64..4, 0u8..3, any::<bool>())
                 .prop_map(|(p, generation, disk, on)| Move::Goal(p, generation, disk, on)),
-            (0u8..4).prop_map(Move::Keep),
+            (0u8..5).prop_map(Move::Keep),
             any::<bool>().prop_map(Move::Handled),
             any::<bool>().prop_map(Move::Handled),
             (any::<bool>(), any::<bool>()).prop_map(|(ok, passes)| Move::Prepared(ok, passes)),
@@ -1045,6 +1091,7 @@ impl World {
                 Action::OrderStop | Action::Kill => assert!(self.vm, "nothing to stop"),
                 Action::Pause
                 | Action::Resume
+                | Action::Reset
                 | Action::TakeSnapshot(_)
                 | Action::CheckSnapshot(_) => {
                     assert!(self.vm, "nothing to do it to");
@@ -1084,6 +1131,7 @@ proptest! {
                             let next = wanted.snapshots.last().map_or(1, |one| one.generation + 1);
                             wanted.snapshots.push(snapshot(next));
                         }
+                        3 => reset(wanted),
                         _ => {
                             wanted.restart_generation += 1;
                             wanted.restart_scope = Scope::Restore;
@@ -1103,6 +1151,7 @@ proptest! {
                             Handled::Snapshot(done.map(|()| taken()))
                         }
                         Some(Action::CheckSnapshot(_)) => Handled::Checked(done),
+                        Some(Action::Reset) => Handled::Reset(done),
                         _ => Handled::Paused(done),
                     }));
                 }

@@ -111,13 +111,18 @@ impl Machine {
             }
             // Decided when that is done.
             State::Handling { .. } if asked.is_none() => {}
+            State::Booting { .. } | State::Running { .. } | State::Leaving { .. } | State::Paused
+                if asked == Some(Scope::Reset) && stale.is_none() =>
+            {
+                self.reset(actions);
+            }
             State::Booting { .. }
             | State::Running { .. }
             | State::Leaving { .. }
             | State::Handling { .. }
             | State::Paused => {
                 let why = match (asked, stale) {
-                    (Some(Scope::Vm | Scope::Reimage), _) => "an operator asked for a restart",
+                    (Some(Scope::Vm | Scope::Reimage | Scope::Reset), _) => "an operator asked for a restart",
                     (_, Some(_)) => "its goal has changed",
                     _ => return self.keep(actions),
                 };
