@@ -129,7 +129,8 @@ async fn converse(body: Vec<u8>, log: Arc<RoleLog>) -> Vec<Heard> {
     let goal = GuestGoal {
         boot: 1,
         incarnation: 1,
-        instance: "shop-web-0".parse().expect("a name"),
+        resumes: 0,
+        instance: Some("shop-web-0".parse().expect("a name")),
         heartbeat: Duration::from_secs(1),
         off: false,
         role: Some(Arc::new(wire::RoleSpec {
