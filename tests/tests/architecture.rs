@@ -3,7 +3,11 @@
 
 #![allow(clippy::expect_used, reason = "a helper of a test")]
 
-use std::{collections::BTreeMap, path::PathBuf, process::Command};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use serde_json::Value;
 
@@ -138,6 +142,25 @@ fn every_crate_says_in_one_line_what_it_is() {
             !description.is_empty() && !description.contains('\n'),
             "{} has no one-line description",
             package["name"],
+        );
+    }
+}
+
+/// Cargo's own harness would find no test in them, and call that well.
+#[test]
+fn every_story_is_run_by_its_own_main() {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = std::fs::read_to_string(here.join("Cargo.toml")).expect("the manifest");
+    for entry in std::fs::read_dir(here.join("tests")).expect("the tests") {
+        let path = entry.expect("a test").path();
+        let source = std::fs::read_to_string(&path).unwrap_or_default();
+        if !source.lines().any(|line| line == "fn main() -> ExitCode {") {
+            continue;
+        }
+        let name = path.file_stem().unwrap_or_default().display();
+        assert!(
+            manifest.contains(&format!("name = \"{name}\"\nharness = false")),
+            "{name} has a main of its own, and no `harness = false` in tests/Cargo.toml"
         );
     }
 }

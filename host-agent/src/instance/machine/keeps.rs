@@ -8,8 +8,8 @@ use super::{Actions, Limits, Machine, Restored, tell};
 use crate::{
     events::Reason,
     instance::state::{
-        Action, Cause, End, Handled, Handling, Launch, Presence, Snapshot, SnapshotWanted, Start, State,
-        StoppedBy, Taken, Then,
+        Action, Cause, End, Handled, Handling, Launch, Presence, Snapshot, SnapshotWanted, Start,
+        State, StoppedBy, Taken, Then,
     },
 };
 
@@ -69,7 +69,12 @@ impl Machine {
             cause: Cause::Reset,
             detail: "an operator asked for it; its process went on".to_owned(),
         };
-        tell(actions, Reason::VmReset, "reset in place, as an operator asked", false);
+        tell(
+            actions,
+            Reason::VmReset,
+            "reset in place, as an operator asked",
+            false,
+        );
         self.end = Some(end);
         self.why.clear();
         self.boot_id.clear();

@@ -781,7 +781,7 @@ fn a_reset_is_another_boot_of_the_same_machine() {
     assert_eq!(story.did(), [Action::Reset]);
 
     story.happens(Input::Handled(Handled::Reset(Ok(()))));
-    assert_eq!(story.told(), [Reason::InstanceAdopted, Reason::VmReset]);
+    assert_eq!(story.told(), [Reason::VmReset]);
     assert!(matches!(story.machine.state(), State::Booting { .. }));
     assert_eq!(story.machine.boots(), 2);
     assert_eq!(story.machine.end().unwrap().cause, Cause::Reset);

@@ -111,7 +111,10 @@ impl Machine {
             }
             // Decided when that is done.
             State::Handling { .. } if asked.is_none() => {}
-            State::Booting { .. } | State::Running { .. } | State::Leaving { .. } | State::Paused
+            State::Booting { .. }
+            | State::Running { .. }
+            | State::Leaving { .. }
+            | State::Paused
                 if asked == Some(Scope::Reset) && stale.is_none() =>
             {
                 self.reset(actions);
@@ -122,7 +125,9 @@ impl Machine {
             | State::Handling { .. }
             | State::Paused => {
                 let why = match (asked, stale) {
-                    (Some(Scope::Vm | Scope::Reimage | Scope::Reset), _) => "an operator asked for a restart",
+                    (Some(Scope::Vm | Scope::Reimage | Scope::Reset), _) => {
+                        "an operator asked for a restart"
+                    }
                     (_, Some(_)) => "its goal has changed",
                     _ => return self.keep(actions),
                 };
