@@ -353,18 +353,9 @@ impl Supervisor {
                     restore,
                 } => self.prepare(fresh, cold, restore),
                 Action::Launch => todo.extend(self.launch().await),
-                Action::Pause => self.handle(|vm| async move {
-                    let paused = vm.order(Request::Pause).await;
-                    Handled::Paused(paused.map_err(|error| chain(&error)))
-                }),
-                Action::Resume => self.handle(|vm| async move {
-                    let resumed = vm.order(Request::Resume).await;
-                    Handled::Resumed(resumed.map_err(|error| chain(&error)))
-                }),
-                Action::Reset => self.handle(|vm| async move {
-                    let reset = vm.order(Request::Reset).await;
-                    Handled::Reset(reset.map_err(|error| chain(&error)))
-                }),
+                Action::Pause => self.order(Request::Pause, Handled::Paused),
+                Action::Resume => self.order(Request::Resume, Handled::Resumed),
+                Action::Reset => self.order(Request::Reset, Handled::Reset),
                 Action::TakeSnapshot(wanted) => self.take_snapshot(wanted.name),
                 Action::CheckSnapshot(name) => self.check_snapshot(name),
                 Action::DeleteSnapshot(name) => {
@@ -474,6 +465,14 @@ impl Supervisor {
             .vm
             .clone()
             .map(|vm| AbortOnDropHandle::new(tokio::spawn(work(vm))));
+    }
+
+    /// Gives the virtual machine an order; `handled` says what has become of it.
+    fn order(&mut self, order: Request, handled: fn(Result<(), String>) -> Handled) {
+        self.handle(|vm| async move {
+            let done = vm.order(order).await;
+            handled(done.map_err(|error| chain(&error)))
+        });
     }
 
     fn take_snapshot(&mut self, name: SnapshotName) {
