@@ -11,10 +11,36 @@ use fabric_proto::id::Digest;
 use rustix::process::{getegid, geteuid};
 use sha2::{Digest as _, Sha256};
 
+use thiserror::Error;
+
 use crate::fail_point::{self, Step};
 
 /// How the name of a file begins that is not written to its end.
 const UNFINISHED: &str = ".new-";
+
+/// The file system failed.
+#[derive(Debug, Error)]
+#[error("cannot {action} {path}")]
+pub struct FileError {
+    /// What was being done.
+    action: &'static str,
+    /// To what.
+    path: PathBuf,
+    /// What went wrong.
+    source: io::Error,
+}
+
+impl FileError {
+    /// What becomes of an error while this is done to `path`.
+    pub fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self {
+            action,
+            path,
+            source,
+        }
+    }
+}
 
 /// Writes a file so that after a crash at any moment either its old or its new
 /// content is there.

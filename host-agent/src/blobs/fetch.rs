@@ -16,7 +16,10 @@ use super::{
     BlobError,
     source::{BlobSource, SourceError},
 };
-use crate::{files, goal::BlobRef};
+use crate::{
+    files::{self, FileError},
+    goal::BlobRef,
+};
 
 /// A source that is silent for so long has failed.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -38,7 +41,7 @@ pub(super) async fn fetch(
     tokio::task::spawn_blocking(move || part.finish())
         .await
         .unwrap_or_else(|error| {
-            Err(io::Error::other(error)).map_err(BlobError::io("check", directory))
+            Err(FileError::at("check", directory)(io::Error::other(error)).into())
         })
 }
 
@@ -61,9 +64,9 @@ impl Part {
             .append(true)
             .create(true)
             .open(&path)
-            .map_err(BlobError::io("open", &path))?;
+            .map_err(FileError::at("open", &path))?;
         let mut sum = Sha256::new();
-        let at = take_in(&mut file, &mut sum).map_err(BlobError::io("read", &path))?;
+        let at = take_in(&mut file, &mut sum).map_err(FileError::at("read", &path))?;
         let target = directory.join(blob.digest.hex());
         Ok(Self {
             path,
@@ -133,7 +136,7 @@ impl Part {
             fs::rename(&self.path, &self.target)?;
             files::sync_directory(self.target.parent().unwrap_or(Path::new(".")))
         };
-        publish().map_err(BlobError::io("keep", &self.target))
+        Ok(publish().map_err(FileError::at("keep", &self.target))?)
     }
 
     fn throw_away(&self, got: String) -> BlobError {
@@ -154,7 +157,7 @@ impl Part {
                 free: files::free_bytes(&self.path).unwrap_or(0),
                 directory: self.path.parent().unwrap_or(Path::new(".")).to_owned(),
             },
-            _ => BlobError::io("write", &self.path)(error),
+            _ => FileError::at("write", &self.path)(error).into(),
         }
     }
 }

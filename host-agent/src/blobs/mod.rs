@@ -13,15 +13,18 @@ pub mod source;
 
 use std::{
     collections::{BTreeSet, HashMap},
-    fs, io,
-    path::{Path, PathBuf},
+    fs,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use fabric_proto::id::Digest;
 use source::{BlobSource, SourceError};
 
-use crate::{files, goal::BlobRef};
+use crate::{
+    files::{self, FileError},
+    goal::BlobRef,
+};
 
 /// Disk space that is left alone, so that manifests and logs can be written.
 const RESERVE: u64 = 64 * 1024 * 1024;
@@ -71,16 +74,8 @@ pub enum BlobError {
         directory: PathBuf,
     },
     /// The file system failed.
-    #[error("cannot {action} {path}")]
-    Io {
-        /// What was being done.
-        action: &'static str,
-        /// To what.
-        path: PathBuf,
-        /// What went wrong.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
 }
 
 impl BlobError {
@@ -88,15 +83,6 @@ impl BlobError {
     #[must_use]
     pub fn may_pass(&self) -> bool {
         !matches!(self, Self::NotADisk { .. })
-    }
-
-    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io {
-            action,
-            path,
-            source,
-        }
     }
 }
 
@@ -125,7 +111,7 @@ impl BlobCache {
     ///
     /// When the directory cannot be made.
     pub fn open(directory: PathBuf, source: Arc<dyn BlobSource>) -> Result<Self, BlobError> {
-        fs::create_dir_all(&directory).map_err(BlobError::io("create", &directory))?;
+        fs::create_dir_all(&directory).map_err(FileError::at("create", &directory))?;
         Ok(Self {
             directory,
             source,
@@ -196,7 +182,7 @@ impl BlobCache {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        let free = || files::free_bytes(&self.directory).map_err(BlobError::io("examine", &part));
+        let free = || files::free_bytes(&self.directory).map_err(FileError::at("examine", &part));
         for digest in self.digests() {
             if free()? >= needed {
                 return Ok(());
@@ -204,7 +190,7 @@ impl BlobCache {
             if !in_use.contains(&digest) && digest != blob.digest {
                 let path = self.path(&digest);
                 tracing::info!(%digest, "removing a blob that nothing uses, to make room");
-                files::remove_if_there(&path).map_err(BlobError::io("remove", &path))?;
+                files::remove_if_there(&path).map_err(FileError::at("remove", &path))?;
             }
         }
         let free = free()?;

@@ -34,7 +34,7 @@ use super::{
     state::Taken,
 };
 use crate::{
-    files::{self, blocking},
+    files::{self, FileError, blocking},
     goal::InstanceGoal,
     hypervisor::{Hypervisor, OrderError, Vm},
 };
@@ -87,16 +87,8 @@ pub enum SnapshotError {
         source: Box<SnapshotError>,
     },
     /// The file system failed.
-    #[error("cannot {action} {path}")]
-    Io {
-        /// What was being done.
-        action: &'static str,
-        /// To what.
-        path: PathBuf,
-        /// What went wrong.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// There is none.
     #[error("there is no snapshot {name} on this node: take one, or name another")]
     Missing {
@@ -146,17 +138,6 @@ pub enum SnapshotError {
         /// What is wrong with it.
         why: String,
     },
-}
-
-impl SnapshotError {
-    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io {
-            action,
-            path,
-            source,
-        }
-    }
 }
 
 /// What an instance is made of, as far as memory depends on it.
@@ -249,28 +230,28 @@ async fn try_take(
     vm.order(Request::Pause).await.map_err(failed("pause"))?;
     find_room(&directory, &made_of)?;
     let jail = directory.file(JAIL).join(SNAPSHOT);
-    files::remove_directory_if_there(&jail).map_err(SnapshotError::io("remove", &jail))?;
+    files::remove_directory_if_there(&jail).map_err(FileError::at("remove", &jail))?;
     let path = Path::new(JAIL).join(SNAPSHOT);
     vm.order(Request::Snapshot { path })
         .await
         .map_err(failed("write a snapshot"))?;
     blocking(move || Ok(keep(&directory, &jail, name, made_of)))
         .await
-        .map_err(SnapshotError::io("keep", Path::new(SNAPSHOTS)))?
+        .map_err(FileError::at("keep", Path::new(SNAPSHOTS)))?
 }
 
 /// Says whether the node's disk, which others need too, has room for all of a guest's
 /// memory and its disk.
 fn find_room(directory: &InstanceDirectory, made_of: &MadeOf) -> Result<(), SnapshotError> {
     let disk = directory.file(OS_DISK);
-    let disk_bytes = fs::metadata(&disk).map_err(SnapshotError::io("look at", &disk))?;
+    let disk_bytes = fs::metadata(&disk).map_err(FileError::at("look at", &disk))?;
     let memory_bytes = u64::from(made_of.memory_mib) << 20;
     let need = disk_bytes
         .len()
         .saturating_add(memory_bytes)
         .saturating_add(FULL);
     let free = files::free_bytes(directory.path())
-        .map_err(SnapshotError::io("look for room in", directory.path()))?;
+        .map_err(FileError::at("look for room in", directory.path()))?;
     if free < need {
         let [need, free] = [need, free].map(bytesize::ByteSize::b);
         return Err(SnapshotError::NoRoom { need, free });
@@ -286,7 +267,7 @@ fn keep(
     made_of: MadeOf,
 ) -> Result<Taken, SnapshotError> {
     let all = directory.file(SNAPSHOTS);
-    let all = files::private_directory(&all).map_err(SnapshotError::io("use", &all))?;
+    let all = files::private_directory(&all).map_err(FileError::at("use", &all))?;
     let target = all.join(name.as_str());
     let keep = || {
         let place = tempfile::Builder::new().prefix(TAKING).tempdir_in(&all)?;
@@ -322,7 +303,7 @@ fn keep(
             bytes,
         })
     };
-    keep().map_err(SnapshotError::io("keep", &target))
+    Ok(keep().map_err(FileError::at("keep", &target))?)
 }
 
 /// Reads a snapshot as a whole. Blocks.
@@ -354,7 +335,7 @@ pub fn check(
         .verify_snapshot(&place.join(SNAPSHOT))
         .map_err(unsound)?;
     let disk = place.join(DISK);
-    let found = files::sha256(&disk).map_err(SnapshotError::io("read", &disk))?;
+    let found = files::sha256(&disk).map_err(FileError::at("read", &disk))?;
     if found != record.disk {
         let was = &record.disk;
         return Err(unsound(format!("its disk is {found}, and it was {was}")));
@@ -374,7 +355,7 @@ fn load(place: &Path, name: &SnapshotName) -> Result<Record, SnapshotError> {
     };
     let text = fs::read(&path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => SnapshotError::Missing { name: name.clone() },
-        _ => SnapshotError::io("read", &path)(error),
+        _ => FileError::at("read", &path)(error).into(),
     })?;
     let Envelope { format } = serde_json::from_slice(&text).map_err(damaged)?;
     if format > FORMAT {
@@ -412,7 +393,7 @@ pub fn lay_out(
         copy.persist(&disk)?;
         files::sync_directory(directory.path())
     };
-    lay_out().map_err(SnapshotError::io("write", &disk))?;
+    lay_out().map_err(FileError::at("write", &disk))?;
     Ok(place.join(SNAPSHOT))
 }
 

@@ -20,7 +20,7 @@ use super::{
     warm::WarmHost,
 };
 use crate::{
-    files::{self, blocking, bytes_on_disk},
+    files::{self, FileError, blocking, bytes_on_disk},
     hypervisor::{Hypervisor, Origin, PackageDisk, USUAL_CPU_WEIGHT, Vm, VmSpec},
     instance::{
         directory::{InstanceDirectory, JAIL},
@@ -48,7 +48,7 @@ impl Templates {
         let place = tempfile::Builder::new()
             .prefix(MAKING)
             .tempdir_in(&self.directory)
-            .map_err(TemplateError::io("make a directory in", &self.directory))?;
+            .map_err(FileError::at("make a directory in", &self.directory))?;
         self.boot(key, place.path(), wanted).await?;
 
         let work = Finish {
@@ -62,13 +62,13 @@ impl Templates {
         };
         blocking(move || Ok(work.finish()))
             .await
-            .map_err(TemplateError::io("make a template in", &self.directory))?
+            .map_err(FileError::at("make a template in", &self.directory))?
     }
 
     /// Boots the guest of a template, which ends when it calls.
     async fn boot(&self, key: &Key, place: &Path, wanted: &Wanted) -> Result<(), TemplateError> {
         let directory =
-            InstanceDirectory::open(place.to_owned()).map_err(TemplateError::io("open", place))?;
+            InstanceDirectory::open(place.to_owned()).map_err(FileError::at("open", place))?;
         let disk = directory.file(DISK);
         vhd::create_differencing(&disk, &wanted.image, &vhd::DifferencingOptions::default())
             .map_err(|source| TemplateError::Disk {
@@ -76,8 +76,7 @@ impl Templates {
                 source: Box::new(source),
             })?;
         let package = directory.file(PLACEHOLDER);
-        fs::write(&package, [0; PLACEHOLDER_BYTES])
-            .map_err(TemplateError::io("write", &package))?;
+        fs::write(&package, [0; PLACEHOLDER_BYTES]).map_err(FileError::at("write", &package))?;
         let (package, origin) = match &wanted.warm {
             Some(warm) => {
                 let package = warm.package.as_ref();
@@ -171,7 +170,7 @@ impl Finish {
     /// Keeps what is needed of it, verifies that, and gives it its name.
     fn finish(self) -> Result<Made, TemplateError> {
         let place = self.place.path();
-        let failed = |error| TemplateError::io("keep the template in", place)(error);
+        let failed = |error| FileError::at("keep the template in", place)(error);
         let unsound = |why| TemplateError::Unsound {
             key: self.key.clone(),
             why,
@@ -196,10 +195,10 @@ impl Finish {
             Ok(()) => _ = self.place.keep(),
             // Whoever had the lock after us was faster, with the same.
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
-            Err(error) => return Err(TemplateError::io("name", &self.target)(error)),
+            Err(error) => return Err(FileError::at("name", &self.target)(error).into()),
         }
         if let Some(parent) = self.target.parent() {
-            files::sync_directory(parent).map_err(TemplateError::io("keep", parent))?;
+            files::sync_directory(parent).map_err(FileError::at("keep", parent))?;
         }
         Ok(Made { took, bytes })
     }

@@ -57,7 +57,7 @@ use self::{
 };
 use crate::{
     events::Reason,
-    files::{self, blocking},
+    files::{self, FileError, blocking},
     hypervisor::{Hypervisor, LaunchError, Program},
     instance::{snapshots::SNAPSHOT, state::Exit},
 };
@@ -163,16 +163,8 @@ pub enum TemplateError {
         source: Box<vhd::Error>,
     },
     /// The file system failed.
-    #[error("cannot {action} {path}")]
-    Io {
-        /// What was being done.
-        action: &'static str,
-        /// To what.
-        path: PathBuf,
-        /// What went wrong.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
 }
 
 impl TemplateError {
@@ -182,15 +174,6 @@ impl TemplateError {
         match self {
             Self::Refused { .. } => Reason::TemplateRefused,
             _ => Reason::TemplateFailed,
-        }
-    }
-
-    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io {
-            action,
-            path,
-            source,
         }
     }
 }
@@ -315,17 +298,17 @@ impl Templates {
         host_boot_id: String,
         limits: Limits,
     ) -> Result<Self, TemplateError> {
-        files::private_directory(directory)
-            .map(|directory| Self {
-                directory,
-                hypervisor,
-                host: Arc::new(host),
-                host_boot_id,
-                limits,
-                turn: tokio::sync::Mutex::default(),
-                failures: Mutex::default(),
-            })
-            .map_err(TemplateError::io("use", directory))
+        let directory =
+            files::private_directory(directory).map_err(FileError::at("use", directory))?;
+        Ok(Self {
+            directory,
+            hypervisor,
+            host: Arc::new(host),
+            host_boot_id,
+            limits,
+            turn: tokio::sync::Mutex::default(),
+            failures: Mutex::default(),
+        })
     }
 
     /// The template that is wanted, made now if there is none.
@@ -409,8 +392,8 @@ impl Templates {
         let host = Arc::clone(&self.host);
         let inputs = blocking(move || Ok(host.inputs()))
             .await
-            .map_err(TemplateError::io("read the programs in", &self.directory))?
-            .map_err(|(path, error)| TemplateError::io("read", &path)(error))?;
+            .map_err(FileError::at("read the programs in", &self.directory))?
+            .map_err(|(path, error)| FileError::at("read", &path)(error))?;
         Ok(Inputs {
             image: wanted.digest.to_string(),
             memory_mib: wanted.memory_mib,
@@ -536,7 +519,7 @@ impl Templates {
                 Err(TryLockError::Error(error)) => Err(error),
             }
         };
-        take().map_err(TemplateError::io("lock", &path))
+        Ok(take().map_err(FileError::at("lock", &path))?)
     }
 
     fn rest(&self, key: Key, why: &str) {
