@@ -79,6 +79,19 @@ impl Cluster {
         Self::start_with(Options::default()).await
     }
 
+    /// The same, with templates of its own, which it shares with nobody.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    pub async fn start_with_own_templates() -> anyhow::Result<Self> {
+        Self::start_with(Options {
+            own_templates: true,
+            ..Options::default()
+        })
+        .await
+    }
+
     /// The same, with options.
     ///
     /// # Errors

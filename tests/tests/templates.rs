@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use fabric_tests::{BOOT, Cluster, Options, ServiceFile, eventually, run, status, story, vmms_in};
+use fabric_tests::{BOOT, Cluster, ServiceFile, eventually, run, status, story, vmms_in};
 
 /// Says all that could give away that two guests were one once.
 const SCRIPT: &str = "\
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
 }
 
 async fn two_copies_of_a_template_share_nothing_that_tells_who_they_are() -> anyhow::Result<()> {
-    let cluster = start().await?;
+    let cluster = Cluster::start_with_own_templates().await?;
     let service = ServiceFile::web("shop").instances(2).script(SCRIPT);
     cluster.run(&service, "shop-web-0").await?;
     cluster.until_ready("shop-web-1").await?;
@@ -95,7 +95,7 @@ async fn two_copies_of_a_template_share_nothing_that_tells_who_they_are() -> any
 }
 
 async fn a_damaged_template_is_refused_and_its_instance_boots() -> anyhow::Result<()> {
-    let cluster = start().await?;
+    let cluster = Cluster::start_with_own_templates().await?;
     cluster.run(&ServiceFile::web("shop"), "shop-web-0").await?;
     let made = cluster.until_event("shop-web-0", "TemplateMade").await?;
     let template = template(&cluster)?;
@@ -130,7 +130,7 @@ async fn a_damaged_template_is_refused_and_its_instance_boots() -> anyhow::Resul
 }
 
 async fn a_template_that_a_killed_host_agent_was_making_is_cleared_away() -> anyhow::Result<()> {
-    let mut cluster = start().await?;
+    let mut cluster = Cluster::start_with_own_templates().await?;
     cluster.upload_guest_os()?;
     cluster.apply(&ServiceFile::web("shop"))?;
     let templates = cluster.own_templates();
@@ -158,15 +158,6 @@ async fn a_template_that_a_killed_host_agent_was_making_is_cleared_away() -> any
     }
     ensure!(!left.exists(), "{} is left over", left.display());
     Ok(())
-}
-
-/// A cluster that shares its templates with nobody.
-async fn start() -> anyhow::Result<Cluster> {
-    Cluster::start_with(Options {
-        own_templates: true,
-        ..Options::default()
-    })
-    .await
 }
 
 /// What the role of an instance has said last, in the order of [`SAID`].

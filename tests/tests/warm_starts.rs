@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::ensure;
-use fabric_tests::{BOOT, Cluster, Options, ServiceFile, eventually, run, status, story};
+use fabric_tests::{BOOT, Cluster, ServiceFile, eventually, run, status, story};
 
 /// Makes something at its start, waits until it is told to go on, and says what it
 /// made then and who it is now.
@@ -37,7 +37,7 @@ fn main() -> ExitCode {
 
 async fn two_warm_copies_share_what_their_role_made_and_nothing_of_who_they_are()
 -> anyhow::Result<()> {
-    let cluster = start().await?;
+    let cluster = Cluster::start_with_own_templates().await?;
     let service = service("echo it was > /tmp/before").instances(2);
     cluster.run(&service, INSTANCES[0]).await?;
     cluster.until_ready(INSTANCES[1]).await?;
@@ -93,7 +93,7 @@ async fn two_warm_copies_share_what_their_role_made_and_nothing_of_who_they_are(
 }
 
 async fn a_role_that_cannot_be_copied_is_started_cold() -> anyhow::Result<()> {
-    let cluster = start().await?;
+    let cluster = Cluster::start_with_own_templates().await?;
     let service = service("exit 3");
     cluster.run(&service, INSTANCES[0]).await?;
     let failed = cluster.until_event(INSTANCES[0], "TemplateFailed").await?;
@@ -104,15 +104,6 @@ async fn a_role_that_cannot_be_copied_is_started_cold() -> anyhow::Result<()> {
     let now = cluster.instance(INSTANCES[0]).await?;
     ensure!(status(&now)?.boots == 1, "{now:#?}");
     Ok(())
-}
-
-/// A cluster that shares its templates with nobody.
-async fn start() -> anyhow::Result<Cluster> {
-    Cluster::start_with(Options {
-        own_templates: true,
-        ..Options::default()
-    })
-    .await
 }
 
 fn service(before: &str) -> ServiceFile {

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use fabric_vmm::console::RingReader;
+use fabric_vmm::control::{Answer, Request, ask};
 use fabric_vmm::exit::{ExitReport, KvmKind};
 use tempfile::TempDir;
 
@@ -72,6 +74,24 @@ impl Bench {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         command
+    }
+
+    /// What the machine answers on its control socket, which is `control.sock`.
+    pub fn tell(&self, request: Request) -> Answer {
+        ask(&self.path("control.sock"), request, PATIENCE).unwrap()
+    }
+
+    /// All that was said on a console that is a ring, as far as it was kept; nothing if
+    /// there is none yet.
+    pub fn said(&self, ring: &str) -> Option<String> {
+        let ring = RingReader::open(&self.path(ring)).ok()?;
+        Some(String::from_utf8(ring.tail(usize::MAX).ok()?.bytes).unwrap())
+    }
+
+    /// Stops the machine by its control socket.
+    pub fn stop(&self, child: Running) -> Ended {
+        assert!(self.tell(Request::Stop).ok);
+        wait(child)
     }
 
     /// Runs the machine to its end.

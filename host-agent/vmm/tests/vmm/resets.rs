@@ -1,28 +1,16 @@
 //! A machine is reset in place: the same process, and a guest that begins anew.
 
-use std::path::Path;
-
-use fabric_vmm::console::RingReader;
-use fabric_vmm::control::{Answer, Request, ask};
+use fabric_vmm::control::Request;
 use fabric_vmm::exit::ExitReason;
 
-use crate::guest::{Bench, PATIENCE, Running, code, eventually, kvm_is_here, wait};
+use crate::guest::{Bench, Running, code, eventually, kvm_is_here, wait};
 
 const ARGUMENTS: [&str; 4] = ["--console", "ring:ring", "--control", "control.sock"];
-
-fn tell(bench: &Bench, request: Request) -> Answer {
-    ask(&bench.path("control.sock"), request, PATIENCE).unwrap()
-}
-
-fn said(ring: &Path) -> Option<String> {
-    let text = RingReader::open(ring).ok()?.tail(usize::MAX).ok()?.bytes;
-    Some(String::from_utf8(text).unwrap())
-}
 
 /// Waits until the guest has begun to count so many times, and is well under way.
 fn counts_for_the(bench: &Bench, times: usize) {
     eventually("the guest counts from its beginning", || {
-        let text = said(&bench.path("ring"))?;
+        let text = bench.said("ring")?;
         let beginnings: Vec<usize> = text.match_indices("0000\n0001\n").map(|at| at.0).collect();
         let last = *beginnings.last()?;
         (beginnings.len() == times && text[last..].contains("0004\n")).then_some(())
@@ -36,8 +24,7 @@ fn start(bench: &Bench) -> Running {
 }
 
 fn ends_when_stopped(bench: &Bench, child: Running) {
-    assert!(tell(bench, Request::Stop).ok);
-    assert_eq!(wait(child).report.reason, ExitReason::Stopped);
+    assert_eq!(bench.stop(child).report.reason, ExitReason::Stopped);
 }
 
 #[test]
@@ -48,16 +35,16 @@ fn a_machine_that_is_reset_begins_anew_in_its_process() {
     let bench = Bench::new(code!(counting_begin, counting_end));
     let child = start(&bench);
     for resets in 1..=3 {
-        let answer = tell(&bench, Request::Reset);
+        let answer = bench.tell(Request::Reset);
         assert!(answer.ok, "{answer:?}");
         counts_for_the(&bench, resets + 1);
-        let status = tell(&bench, Request::Status).status.unwrap();
+        let status = bench.tell(Request::Status).status.unwrap();
         assert_eq!(status.pid, child.id());
         assert_eq!(status.resets as usize, resets);
     }
     // What it says is of the guest that is there now, not of the kernel's file.
     std::fs::write(bench.path("kernel"), "no kernel any more").unwrap();
-    let answer = tell(&bench, Request::Reset);
+    let answer = bench.tell(Request::Reset);
     let error = answer.error.unwrap();
     assert!(
         error.contains("is not a kernel that can be booted"),
@@ -82,10 +69,10 @@ fn a_machine_that_is_reset_while_it_is_paused_runs() {
     }
     let bench = Bench::new(code!(counting_begin, counting_end));
     let child = start(&bench);
-    assert!(tell(&bench, Request::Pause).ok);
-    assert!(tell(&bench, Request::Reset).ok);
+    assert!(bench.tell(Request::Pause).ok);
+    assert!(bench.tell(Request::Reset).ok);
     counts_for_the(&bench, 2);
-    let state = tell(&bench, Request::Status).status.unwrap().state;
+    let state = bench.tell(Request::Status).status.unwrap().state;
     assert_eq!(state, "running");
     ends_when_stopped(&bench, child);
 }
@@ -98,7 +85,7 @@ fn a_machine_from_a_snapshot_is_reset_to_its_kernel_if_it_knows_one() {
     let bench = Bench::new(code!(counting_begin, counting_end));
     let child = start(&bench);
     let path = bench.path("snapshot");
-    assert!(tell(&bench, Request::Snapshot { path }).ok);
+    assert!(bench.tell(Request::Snapshot { path }).ok);
     ends_when_stopped(&bench, child);
 
     let goes_on = |arguments: &[&str]| {
@@ -106,19 +93,19 @@ fn a_machine_from_a_snapshot_is_reset_to_its_kernel_if_it_knows_one() {
         let mut command = bench.restore("snapshot", arguments);
         let child = Running::new(command.spawn().unwrap());
         eventually("the guest counts on", || {
-            let text = said(&bench.path("ring"))?;
+            let text = bench.said("ring")?;
             (text.lines().count() > 3).then_some(())
         });
         child
     };
     let child = goes_on(&ARGUMENTS);
-    let answer = tell(&bench, Request::Reset);
+    let answer = bench.tell(Request::Reset);
     assert!(answer.error.unwrap().contains("knows no kernel"));
-    assert!(!said(&bench.path("ring")).unwrap().contains("0000\n"));
+    assert!(!bench.said("ring").unwrap().contains("0000\n"));
     ends_when_stopped(&bench, child);
 
     let child = goes_on(&[&ARGUMENTS[..], &["--kernel", "kernel"]].concat());
-    assert!(tell(&bench, Request::Reset).ok);
+    assert!(bench.tell(Request::Reset).ok);
     counts_for_the(&bench, 1);
     ends_when_stopped(&bench, child);
 }

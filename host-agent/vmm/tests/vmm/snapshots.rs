@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use fabric_vmm::console::RingReader;
-use fabric_vmm::control::{Answer, Request, ask};
+use fabric_vmm::control::Request;
 use fabric_vmm::exit::ExitReason;
 use fabric_vmm::snapshot::{self, SnapshotError};
 
-use crate::guest::{Bench, Ended, PATIENCE, Running, code, eventually, kvm_is_here, wait};
+use crate::guest::{Bench, Running, code, eventually, kvm_is_here, wait};
 
 /// What the guest has counted to, as far as its last whole line says.
 fn count(ring: &Path) -> Option<u32> {
@@ -18,9 +18,8 @@ fn count(ring: &Path) -> Option<u32> {
 }
 
 /// The first number that the guest says whole: a line may have been begun before.
-fn first_count(ring: &Path) -> Option<u32> {
-    let text = RingReader::open(ring).ok()?.tail(usize::MAX).ok()?.bytes;
-    let text = String::from_utf8(text).unwrap();
+fn first_count(bench: &Bench, ring: &str) -> Option<u32> {
+    let text = bench.said(ring)?;
     let lines: Vec<&str> = text.split('\n').collect();
     let whole = lines.get(1).filter(|_| lines.len() > 2)?;
     u32::from_str_radix(whole, 16).ok()
@@ -32,10 +31,6 @@ fn counts_beyond(bench: &Bench, ring: &str, number: u32) -> u32 {
     })
 }
 
-fn tell(bench: &Bench, request: Request) -> Answer {
-    ask(&bench.path("control.sock"), request, PATIENCE).unwrap()
-}
-
 fn start(bench: &Bench) -> Running {
     // What an earlier machine has said is not this one's.
     let _ = std::fs::remove_file(bench.path("ring"));
@@ -43,11 +38,6 @@ fn start(bench: &Bench) -> Running {
     let child = bench.start(&arguments);
     counts_beyond(bench, "ring", 2);
     child
-}
-
-fn stop(bench: &Bench, child: Running) -> Ended {
-    assert!(tell(bench, Request::Stop).ok);
-    wait(child)
 }
 
 #[test]
@@ -58,29 +48,23 @@ fn a_paused_guest_does_nothing_until_it_is_resumed() {
     let bench = Bench::new(code!(counting_begin, counting_end));
     let child = start(&bench);
     for _ in 0..2 {
-        assert!(tell(&bench, Request::Pause).ok);
+        assert!(bench.tell(Request::Pause).ok);
     }
-    assert_eq!(
-        tell(&bench, Request::Status).status.unwrap().state,
-        "paused"
-    );
-    let exits = |bench: &Bench| tell(bench, Request::Stats).stats.unwrap().exits;
+    assert_eq!(bench.tell(Request::Status).status.unwrap().state, "paused");
+    let exits = |bench: &Bench| bench.tell(Request::Stats).stats.unwrap().exits;
     let (before, counted) = (exits(&bench), count(&bench.path("ring")).unwrap());
     // Each answer is a turn of the machine's event loop, in which nothing happens.
     for _ in 0..50 {
         assert_eq!(exits(&bench), before);
     }
     assert_eq!(count(&bench.path("ring")), Some(counted));
-    assert!(tell(&bench, Request::Resume).ok);
+    assert!(bench.tell(Request::Resume).ok);
     counts_beyond(&bench, "ring", counted + 2);
-    assert_eq!(
-        tell(&bench, Request::Status).status.unwrap().state,
-        "running"
-    );
+    assert_eq!(bench.tell(Request::Status).status.unwrap().state, "running");
 
     // It can be ended while it is paused.
-    assert!(tell(&bench, Request::Pause).ok);
-    assert_eq!(stop(&bench, child).report.reason, ExitReason::Stopped);
+    assert!(bench.tell(Request::Pause).ok);
+    assert_eq!(bench.stop(child).report.reason, ExitReason::Stopped);
 }
 
 #[test]
@@ -92,7 +76,7 @@ fn two_machines_go_on_from_one_snapshot_and_the_first_does_not_notice() {
     let child = start(&bench);
     let path = bench.path("snapshot");
     let before = count(&bench.path("ring")).unwrap();
-    let answer = tell(&bench, Request::Snapshot { path: path.clone() });
+    let answer = bench.tell(Request::Snapshot { path: path.clone() });
     assert!(answer.ok, "{answer:?}");
     let after = count(&bench.path("ring")).unwrap();
     counts_beyond(&bench, "ring", after + 2);
@@ -106,7 +90,7 @@ fn two_machines_go_on_from_one_snapshot_and_the_first_does_not_notice() {
     });
     for (clone, ring) in clones.into_iter().zip(["first", "second"]) {
         counts_beyond(&bench, ring, after + 2);
-        let began = eventually("a first line", || first_count(&bench.path(ring)));
+        let began = eventually("a first line", || first_count(&bench, ring));
         assert!(
             (before..=after + 2).contains(&began),
             "{ring} began at {began}, and the snapshot was taken at {before} to {after}"
@@ -114,14 +98,14 @@ fn two_machines_go_on_from_one_snapshot_and_the_first_does_not_notice() {
         clone.kill();
     }
     snapshot::verify(&path).unwrap();
-    stop(&bench, child);
+    bench.stop(child);
 
     // A name that is taken is refused, and nothing of it is touched.
     let child = start(&bench);
-    let answer = tell(&bench, Request::Snapshot { path: path.clone() });
+    let answer = bench.tell(Request::Snapshot { path: path.clone() });
     assert!(answer.error.unwrap().contains("exists already"));
     counts_beyond(&bench, "ring", 3);
-    stop(&bench, child);
+    bench.stop(child);
     snapshot::verify(&path).unwrap();
 }
 
@@ -133,8 +117,8 @@ fn a_snapshot_that_is_not_what_was_written_is_refused() {
     let bench = Bench::new(code!(counting_begin, counting_end));
     let child = start(&bench);
     let path = bench.path("snapshot");
-    assert!(tell(&bench, Request::Snapshot { path: path.clone() }).ok);
-    stop(&bench, child);
+    assert!(bench.tell(Request::Snapshot { path: path.clone() }).ok);
+    bench.stop(child);
     let refusal = |arguments: &[&str]| {
         let ended = wait(Running::new(
             bench.restore("snapshot", arguments).spawn().unwrap(),
