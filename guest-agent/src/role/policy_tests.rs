@@ -577,8 +577,12 @@ impl World {
             }
             Deed::Hooked(well) => {
                 let outcome = well.then_some(()).ok_or("no".to_owned());
+                let failures = self.role.status().failures;
                 self.give(Event::Hooked(outcome))?;
-                self.waits_from_now(initial, most);
+                // It may be the answer of a hook that nobody waits for any more.
+                if self.role.status().failures > failures {
+                    self.waits_from_now(initial, most);
+                }
                 Ok(())
             }
             Deed::Refuse => {
