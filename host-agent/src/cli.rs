@@ -16,6 +16,7 @@ use fabric_vmm::jail::Isolation;
 
 use crate::{
     hypervisor::jails::{Jails, UserRange},
+    lease,
     preflight::{self, Finding, Preflight},
     privileges,
     serve::{self, Listen, Options},
@@ -50,6 +51,13 @@ RUST_LOG sets what is logged, for example RUST_LOG=host_agent=debug.";
 enum Command {
     Serve(Box<Serve>),
     Check(Check),
+    /// Kills what runs in a data directory while its lease is over; `serve` starts it.
+    #[command(name = lease::keeper::COMMAND, hide = true)]
+    KeepLease {
+        /// The data directory.
+        #[arg(long)]
+        data_dir: PathBuf,
+    },
     /// Prints the steps at which this program, and its VMM, can be ended.
     #[cfg(feature = "fail-points")]
     FailPoints,
@@ -200,6 +208,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             ours.for_each(|step| println!("host-agent {step:?}"));
             let vmm = fabric_vmm::fail_point::Step::ALL.iter();
             vmm.for_each(|step| println!("fabric-vmm {step:?}"));
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::KeepLease { data_dir } => {
+            privileges::keep_needed().context("cannot give up rights that are not needed")?;
+            lease::keeper::run(&data_dir)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Check(check) => runtime()?.block_on(show_check(check)),

@@ -20,10 +20,8 @@ impl Clock {
     /// The machine's clock.
     #[must_use]
     pub fn system() -> Self {
-        let time = clock_gettime(ClockId::Boottime);
-        let at = Duration::try_from(time).unwrap_or_default();
         Self {
-            at,
+            at: boot_time(),
             then: Instant::now(),
         }
     }
@@ -39,6 +37,12 @@ impl Clock {
     pub fn instant(&self, time: Duration) -> Instant {
         self.then + time.saturating_sub(self.at)
     }
+}
+
+/// Time since the machine's start by the clock of the system, its sleep counted.
+#[must_use]
+pub fn boot_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
 }
 
 /// Names this run of the machine's kernel.

@@ -61,6 +61,7 @@ pub enum Reason {
     SnapshotFailed,
     InstanceRestoring,
     RestoreFailed,
+    LeaseEnded,
 }
 
 /// Something that happened.

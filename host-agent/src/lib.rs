@@ -21,6 +21,7 @@
 //! | [`blobs`] | images and packages by digest |
 //! | [`template`] | guests that were booted once, for instances to be copied from |
 //! | [`events`] | what happened, until the controller has it |
+//! | [`lease`] | for how long the node may run anything |
 //! | [`output`] | role logs and consoles |
 //! | [`fail_point`] | steps at which tests end the process |
 
@@ -37,6 +38,7 @@ pub mod guest;
 pub mod hypervisor;
 pub mod instance;
 pub mod inventory;
+pub mod lease;
 pub mod node;
 pub mod output;
 pub mod policy;

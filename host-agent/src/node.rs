@@ -204,6 +204,7 @@ impl Node {
             self.heartbeat
                 .send_replace(period.max(Duration::from_millis(100)));
         }
+        self.lent.lease.require(goal.lease);
         self.outputs.send_if_modified(|outputs| {
             let changed = *outputs != goal.outputs;
             outputs.clone_from(&goal.outputs);

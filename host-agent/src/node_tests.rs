@@ -131,6 +131,7 @@ fn open(data: &TempDir, hypervisor: &FakeHypervisor, shelf: &Arc<Shelf>) -> Node
         workshop: Arc::new(workshop),
         board: Arc::new(Board::default()),
         clock: Clock::system(),
+        lease: crate::lease::unneeded(),
         host_boot_id: "boot".to_owned(),
         limits: Arc::new(Limits::default()),
     };

@@ -27,6 +27,7 @@ use crate::{
     hypervisor::{jails::Jails, process::ProcessHypervisor},
     instance::{disks::Workshop, machine::Limits, status::Board, supervisor::Node as Lent},
     inventory,
+    lease::{self, Lease},
     node::Node,
     output::stream::send_outputs,
     preflight,
@@ -37,7 +38,7 @@ use crate::{
 /// Name of our own socket in the data directory.
 pub const SOCKET: &str = "host-agent.sock";
 /// Name of the lock in the data directory.
-const LOCK: &str = "lock";
+pub(crate) const LOCK: &str = "lock";
 /// Name of the templates' directory in the data directory.
 const TEMPLATES: &str = "templates";
 /// How often templates are looked through for what is not to be kept.
@@ -175,12 +176,16 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
         templates: usable.then(|| Arc::clone(&templates)),
     });
     let board = Arc::new(Board::default());
+    let lease = Lease::open(&data, &host_boot_id)
+        .with_context(|| format!("cannot read the lease in {}", data.display()))?;
+    let lease = Arc::new(lease);
     let lent = Lent {
         hypervisor,
         workshop: Arc::clone(&workshop),
         board: Arc::clone(&board),
         clock: Clock::system(),
         host_boot_id,
+        lease: Arc::clone(&lease),
         limits: Arc::new(Limits {
             heartbeat: options.guest_heartbeat,
             boot: options.boot_deadline,
@@ -193,6 +198,7 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
         .await
         .context("cannot take up what ran before")?;
 
+    let keeping = tokio::spawn(lease::keeper::keep(Arc::clone(&lease), data.clone()));
     let socket = data.join(SOCKET);
     let served = tokio::spawn(serve_health(listener(&options, &data)?));
     let tidying = tokio::spawn(async move {
@@ -211,12 +217,14 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
     };
     let view = node.view();
     let link = Link {
+        local: session::is_local(&options.controller),
         identity,
         client,
         goals,
         view,
         board,
         workshop,
+        lease,
         data,
     };
     let link = tokio::spawn(link.run());
@@ -231,6 +239,7 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
     link.abort();
     outputs.abort();
     tidying.abort();
+    keeping.abort();
     served.abort();
     if options.listen.is_none() {
         files::remove_if_there(&socket).context("cannot remove our socket")?;

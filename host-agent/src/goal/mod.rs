@@ -37,6 +37,8 @@ const LEAST_MEMORY_MIB: u64 = 32;
 /// Most memory of one guest.
 const MOST_MEMORY_MIB: u64 = 1024 * 1024;
 const MIB: u64 = 1024 * 1024;
+/// Shortest lease that can be kept.
+const SHORTEST_LEASE: Duration = Duration::from_millis(100);
 /// Most snapshots of one instance.
 const MOST_SNAPSHOTS: usize = 64;
 
@@ -154,6 +156,8 @@ pub struct NodeGoal {
     pub outputs: Vec<wire::OutputRequest>,
     /// How often to send a status at least.
     pub heartbeat_period: Option<Duration>,
+    /// How long a lease lasts, if one is needed.
+    pub lease: Option<Duration>,
 }
 
 impl NodeGoal {
@@ -164,6 +168,7 @@ impl NodeGoal {
             incarnation: goal.incarnation,
             outputs: goal.outputs,
             heartbeat_period: duration(goal.heartbeat_period).filter(|period| !period.is_zero()),
+            lease: duration(goal.lease).map(|lease| lease.max(SHORTEST_LEASE)),
             ..Self::default()
         };
         for instance in goal.instances.into_iter().take(MOST_INSTANCES) {

@@ -163,9 +163,7 @@ impl Hypervisor for ProcessHypervisor {
     }
 
     async fn end_all_in(&self, directory: &Path) -> usize {
-        let found = fs::canonicalize(directory).and_then(|place| proc::working_below(&place));
-        let found = found.unwrap_or_default().into_iter();
-        found.filter(|(pid, place)| end(*pid, place)).count()
+        end_all_below(directory)
     }
 
     fn verify_snapshot(&self, snapshot: &Path) -> Result<(), String> {
@@ -173,6 +171,13 @@ impl Hypervisor for ProcessHypervisor {
             .map(drop)
             .map_err(|error| chain(&error))
     }
+}
+
+/// Kills all VMMs that work in `directory` or below; returns how many.
+pub fn end_all_below(directory: &Path) -> usize {
+    let found = fs::canonicalize(directory).and_then(|place| proc::working_below(&place));
+    let found = found.unwrap_or_default().into_iter();
+    found.filter(|(pid, place)| end(*pid, place)).count()
 }
 
 /// Kills a VMM that works in `place`; false if there is none.

@@ -72,6 +72,8 @@ pub enum Presence {
     Pause,
     /// It should be stopped; its disk stays.
     Stop,
+    /// It should be down at once, for the node has no lease; its disk stays.
+    Fence,
     /// It should not be here.
     Remove,
 }
@@ -410,6 +412,8 @@ pub enum Cause {
     Stopped,
     /// It was reset, as an operator said; its process went on.
     Reset,
+    /// Its node's lease ended.
+    LeaseEnded,
     /// Its process was killed.
     Killed,
     /// It went beyond its memory.

@@ -106,6 +106,7 @@ fn cause(cause: Cause) -> wire::VmEndCause {
         Cause::RoleFailed => wire::VmEndCause::RoleFailed,
         Cause::Stopped => wire::VmEndCause::Stopped,
         Cause::Reset => wire::VmEndCause::Reset,
+        Cause::LeaseEnded => wire::VmEndCause::LeaseEnded,
         Cause::Killed => wire::VmEndCause::Killed,
         Cause::OutOfMemory => wire::VmEndCause::OutOfMemory,
         Cause::ForbiddenCall => wire::VmEndCause::ForbiddenCall,

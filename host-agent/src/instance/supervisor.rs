@@ -34,6 +34,7 @@ use crate::{
     goal::InstanceGoal,
     guest::server::{GuestGoal, GuestLink, GuestServer, Heard},
     hypervisor::{Hypervisor, Origin, Vm, VmSpec},
+    lease::{self, Lease},
     output::role_log::RoleLog,
     policy::rate::Rate,
 };
@@ -51,6 +52,8 @@ pub struct Node {
     pub clock: Clock,
     /// This start of the machine.
     pub host_boot_id: String,
+    /// For how long anything may run.
+    pub lease: Arc<Lease>,
     /// How long what may take.
     pub limits: Arc<Limits>,
 }
@@ -76,6 +79,7 @@ pub struct Supervisor {
     manifest: Manifest,
     saved: Option<Manifest>,
     orders: watch::Receiver<Order>,
+    lease: lease::Watch,
     goal: Option<InstanceGoal>,
     spec: Option<VmSpec>,
     vm: Option<Arc<dyn Vm>>,
@@ -135,6 +139,7 @@ impl Supervisor {
             orders,
         } = beginning;
         let (heard_by, heard) = mpsc::channel(MOST_AT_ONCE);
+        let lease = node.lease.watch();
         Self {
             id,
             node,
@@ -143,6 +148,7 @@ impl Supervisor {
             manifest,
             saved: None,
             orders,
+            lease,
             goal: None,
             spec: None,
             vm: None,
@@ -189,6 +195,7 @@ impl Supervisor {
                 Ok(()) => Happening::Order,
                 Err(_) => Happening::Abandoned,
             },
+            () = self.lease.turned() => Happening::Order,
             exit = ended(self.vm.clone()) => Happening::Exited(exit),
             result = finished(&mut self.preparing) => Happening::Prepared(result),
             handled = handled(&mut self.handling) => Happening::Handled(handled),
@@ -268,7 +275,16 @@ impl Supervisor {
             Order::Rest => self.wanted_but(Presence::Stop),
             Order::Go => self.wanted_but(Presence::Remove),
         };
-        self.step(Input::Goal(wanted)).await;
+        let fenced = self.node.lease.is_over() && is_to_be(wanted.presence);
+        let wanted = if fenced {
+            Wanted {
+                presence: Presence::Fence,
+                ..wanted
+            }
+        } else {
+            wanted
+        };
+        self.feed(Input::Goal(wanted)).await;
     }
 
     fn wanted_but(&self, presence: Presence) -> Wanted {
@@ -319,7 +335,17 @@ impl Supervisor {
         self.step(Input::Tick).await;
     }
 
+    /// Nothing is decided as if there were a lease when it has ended.
     async fn step(&mut self, input: Input) {
+        let wanted = self.machine().wanted();
+        if wanted.is_some_and(|wanted| is_to_be(wanted.presence)) && self.node.lease.is_over() {
+            let fenced = self.wanted_but(Presence::Fence);
+            self.feed(Input::Goal(fenced)).await;
+        }
+        self.feed(input).await;
+    }
+
+    async fn feed(&mut self, input: Input) {
         let quiet = matches!(input, Input::Guest(GuestSaid::Heartbeat));
         let by_guest = matches!(input, Input::Guest(_));
         let (now, limits) = (self.node.clock.now(), Arc::clone(&self.node.limits));
@@ -532,6 +558,7 @@ impl Supervisor {
         let result = match (&self.server, self.spec.take()) {
             (None, _) => Err("cannot listen to its guest".to_owned()),
             (_, None) => Err("it was not made ready".to_owned()),
+            _ if self.node.lease.is_over() => Err("the node has no lease".to_owned()),
             (Some(_), Some(spec)) => {
                 let launched = self.node.hypervisor.launch(&self.directory, &spec).await;
                 let launch = match spec.origin {
@@ -612,6 +639,11 @@ impl Supervisor {
             wait = LONGEST_WAIT.min(wait * 2);
         }
     }
+}
+
+/// Whether there is to be a virtual machine.
+fn is_to_be(presence: Presence) -> bool {
+    matches!(presence, Presence::Run | Presence::Pause)
 }
 
 fn nothing_wanted() -> Wanted {

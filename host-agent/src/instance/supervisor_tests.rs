@@ -65,6 +65,7 @@ impl Stage {
             workshop: Arc::new(workshop),
             board: Arc::new(Board::default()),
             clock: Clock::system(),
+            lease: lease::unneeded(),
             host_boot_id: "boot".to_owned(),
             limits: Arc::new(limits),
         };
@@ -839,4 +840,47 @@ async fn a_snapshot_that_a_restart_of_the_host_agent_cut_off_is_taken_by_the_nex
     let names = std::fs::read_dir(stage.directory().join("snapshots")).unwrap();
     let names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["early"]);
+}
+
+#[tokio::test]
+async fn without_a_lease_nothing_runs_and_with_one_it_does_again() {
+    let mut stage = Stage::new();
+    let lease = Arc::clone(&stage.node.lease);
+    lease.require(Some(Duration::from_millis(1_500)));
+    stage.start();
+    let report = stage.until_state(node_wire::VmState::Stopped).await;
+    assert!(report.vm_reason.contains("lease"), "{report:?}");
+
+    lease.granted(lease.request());
+    stage.until_state(node_wire::VmState::Booting).await;
+    let report = stage.until_state(node_wire::VmState::Stopped).await;
+    let end = report.last_end.unwrap();
+    assert_eq!(end.cause(), node_wire::VmEndCause::LeaseEnded);
+    assert_eq!(report.vm_restarts, 0, "it has not failed");
+
+    lease.granted(lease.request());
+    stage.until_state(node_wire::VmState::Booting).await;
+    assert!(stage.told().contains(&Reason::LeaseEnded));
+}
+
+#[tokio::test]
+async fn a_machine_that_somebody_else_has_killed_without_a_lease_is_not_started_again() {
+    let mut stage = Stage::new();
+    let lease = Arc::clone(&stage.node.lease);
+    let clock = Arc::new(std::sync::Mutex::new(Duration::from_secs(100)));
+    let read = Arc::clone(&clock);
+    let now = Arc::new(move || *read.lock().unwrap());
+    stage.node.lease = Arc::new(Lease::unrecorded(now));
+    drop(lease);
+    let lease = Arc::clone(&stage.node.lease);
+    lease.require(Some(PATIENCE));
+    lease.granted(lease.request());
+    stage.start();
+    stage.until_state(node_wire::VmState::Booting).await;
+    // It ends while nothing here is looked at, as for a process that was stopped.
+    *clock.lock().unwrap() += PATIENCE;
+    stage.vm().kill();
+    let report = stage.until_state(node_wire::VmState::Stopped).await;
+    let cause = report.last_end.unwrap().cause();
+    assert_eq!(cause, node_wire::VmEndCause::LeaseEnded);
 }

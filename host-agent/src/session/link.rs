@@ -1,6 +1,6 @@
 //! The session with the controller, opened again for ever.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Duration};
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use fabric_proto::{
@@ -16,11 +16,17 @@ use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Status, transport::Channel};
 
 use crate::{
-    events::EventLog, files, instance::disks::Workshop, instance::status::Board, node::View,
+    events::EventLog,
+    files,
+    instance::{disks::Workshop, status::Board},
+    lease::Lease,
+    node::View,
 };
 
 /// How long the controller may take to take a message.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the controller is left alone that is not there, at most.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// Reports on their way.
 const QUEUE: usize = 64;
 
@@ -38,6 +44,8 @@ pub struct Identity {
 /// The link to the controller.
 #[derive(Debug)]
 pub struct Link {
+    /// Whether the controller is on this machine.
+    pub local: bool,
     /// Who we are.
     pub identity: Identity,
     /// The way to the controller.
@@ -50,6 +58,8 @@ pub struct Link {
     pub board: Arc<Board>,
     /// What the node has in its cache, and what happened.
     pub workshop: Arc<Workshop>,
+    /// What is asked for with every status.
+    pub lease: Arc<Lease>,
     /// The data directory.
     pub data: PathBuf,
 }
@@ -60,14 +70,20 @@ impl Link {
         let mut waits = self.waits();
         loop {
             let mut useful = false;
+            let request = self.lease.request();
             let status = match self.session(&mut useful).await {
                 Ok(()) => Status::unavailable("the controller ended the session"),
                 Err(status) => status,
             };
             if useful {
                 waits = self.waits();
+            } else if self.local && nobody_listens(&status) {
+                self.lease.nobody_grants(request);
             }
-            let wait = waits.next().unwrap_or(Duration::from_secs(5));
+            let wait = waits.next().unwrap_or(LONGEST_WAIT);
+            // Often enough for a lease to be got before the last one ends.
+            let lease = *self.lease.length().borrow();
+            let wait = lease.map_or(wait, |length| wait.min(length / 4));
             if useful {
                 tracing::warn!(code = ?status.code(), message = status.message(), ?wait,
                     "lost the controller; everything goes on without it");
@@ -83,7 +99,7 @@ impl Link {
         ExponentialBuilder::default()
             .with_jitter()
             .with_min_delay(Duration::from_millis(100))
-            .with_max_delay(Duration::from_secs(5))
+            .with_max_delay(LONGEST_WAIT)
             .without_max_times()
             .build()
     }
@@ -141,6 +157,12 @@ impl Link {
                 self.workshop.events.acknowledge(sequence);
                 Ok(false)
             }
+            Some(Message::Lease(grant)) => {
+                if grant.incarnation <= *self.view.applied.borrow() {
+                    self.lease.granted(grant.request);
+                }
+                Ok(false)
+            }
             None => Ok(false),
         }
     }
@@ -163,8 +185,21 @@ impl Link {
             instances: self.board.subscribe().borrow().values().cloned().collect(),
             cached_digests: cached.iter().map(ToString::to_string).collect(),
             disk_free_bytes: files::free_bytes(&self.data).unwrap_or(0),
+            lease_request: self.lease.request(),
         }
     }
+}
+
+/// Whether the connection was refused, or there is no socket: no controller runs there.
+fn nobody_listens(status: &Status) -> bool {
+    use std::error::Error as _;
+    let causes = std::iter::successors(status.source(), |cause| (*cause).source());
+    causes
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|error| {
+            let kinds = [io::ErrorKind::ConnectionRefused, io::ErrorKind::NotFound];
+            kinds.contains(&error.kind())
+        })
 }
 
 async fn send_events(up: &Up, events: &EventLog, after: u64) -> Result<u64, Status> {

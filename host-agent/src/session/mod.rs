@@ -67,6 +67,23 @@ pub fn connect(address: &str) -> Result<NodeServiceClient<Channel>, AddressError
     Ok(NodeServiceClient::new(channel).max_decoding_message_size(LARGEST_MESSAGE))
 }
 
+/// Whether a controller at that address is on this machine: then nobody else answers
+/// for it.
+#[must_use]
+pub fn is_local(address: &str) -> bool {
+    if address.starts_with("unix:") {
+        return true;
+    }
+    let uri = address.parse::<tonic::transport::Uri>().ok();
+    let host = uri.as_ref().and_then(|uri| uri.host()).unwrap_or_default();
+    let host = host.trim_matches(['[', ']']);
+    let loopback = |host: &str| {
+        let address = host.parse::<std::net::IpAddr>();
+        address.is_ok_and(|address| address.is_loopback())
+    };
+    host == "localhost" || loopback(host)
+}
+
 #[cfg(test)]
 #[path = "tests.rs"]
 mod tests;

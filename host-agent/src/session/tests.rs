@@ -25,6 +25,7 @@ use crate::{
     blobs::{BlobCache, source::BlobSource as _},
     events::{EventLog, Reason},
     instance::{disks::Workshop, status::Board},
+    lease::Lease,
     node::View,
 };
 
@@ -129,6 +130,7 @@ struct Stage {
     data: TempDir,
     board: Arc<Board>,
     workshop: Arc<Workshop>,
+    lease: Arc<Lease>,
     goals: mpsc::Receiver<wire::NodeGoal>,
     applied: tokio::sync::watch::Sender<u64>,
     _link: AbortOnDropHandle<()>,
@@ -156,7 +158,10 @@ impl Stage {
             shown: tokio::sync::watch::channel(BTreeMap::new()).1,
         };
         let (sender, goals) = mpsc::channel(4);
+        let lease = crate::lease::unneeded();
         let link = Link {
+            local: true,
+            lease: Arc::clone(&lease),
             identity: Identity {
                 node: "node-1".parse().unwrap(),
                 inventory: wire::Inventory {
@@ -177,6 +182,7 @@ impl Stage {
             data,
             board,
             workshop,
+            lease,
             goals,
             applied,
             _link: link,
@@ -330,4 +336,41 @@ async fn only_controllers_on_this_machine_are_dialled() {
             "{wrong}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_lease_is_asked_for_with_every_status_and_counts_for_the_goal_that_is_followed() {
+    let stage = Stage::new();
+    stage.lease.require(Some(PATIENCE));
+    let (mut sessions, _up) = stage.controller();
+    let mut session = sessions.recv().await.unwrap();
+    session.register().await;
+    let status = session.status().await;
+    assert!(status.lease_request > 0);
+    let grant = |incarnation| {
+        Message::Lease(wire::LeaseGrant {
+            request: status.lease_request,
+            incarnation,
+        })
+    };
+    session.say(grant(8)).await;
+    // What comes after it is taken after it.
+    session.say(Message::AcknowledgedEvent(0)).await;
+    session.status().await;
+    assert!(stage.lease.is_over(), "that goal is still to come");
+    let mut over = stage.lease.watch();
+    session.say(grant(7)).await;
+    over.turned().await;
+    assert!(!stage.lease.is_over());
+}
+
+#[tokio::test]
+async fn while_no_controller_runs_on_this_machine_a_lease_goes_on() {
+    let stage = Stage::new();
+    let length = Duration::from_millis(1_500);
+    stage.lease.require(Some(length));
+    stage.lease.granted(stage.lease.request());
+    let mut over = stage.lease.watch();
+    let ended = tokio::time::timeout(length * 3, over.turned()).await;
+    assert!(ended.is_err(), "it ended, though nothing can be moved");
 }

@@ -6,9 +6,12 @@ use super::{Actions, Limits, Machine, tell};
 use crate::{
     events::Reason,
     instance::state::{
-        Action, Launch, Presence, Scope, Start, State, StoppedBy, Stopping, Then, Wanted,
+        Action, Cause, Launch, Presence, Scope, Start, State, StoppedBy, Stopping, Then, Wanted,
     },
 };
+
+/// Why nothing runs on a node without a lease.
+const NO_LEASE: &str = "this node's lease has ended: the controller is not heard";
 
 impl Machine {
     pub(super) fn on_goal(
@@ -56,6 +59,7 @@ impl Machine {
         match self.wants() {
             Presence::Run => self.towards_running(now, asked, limits, actions),
             Presence::Pause => self.towards_pause(actions),
+            Presence::Fence => self.towards_fence(now, limits, actions),
             Presence::Stop | Presence::Remove => self.towards_rest(now, limits, actions),
         }
     }
@@ -162,13 +166,47 @@ impl Machine {
         }
     }
 
+    /// At once: what runs here may be started elsewhere.
+    fn towards_fence(&mut self, now: Duration, limits: &Limits, actions: &mut Actions) {
+        match &self.state {
+            State::Booting { .. }
+            | State::Running { .. }
+            | State::Leaving { .. }
+            | State::Handling { .. }
+            | State::Paused
+            | State::Stopping { .. } => {
+                NO_LEASE.clone_into(&mut self.why);
+                tell(actions, Reason::LeaseEnded, NO_LEASE, true);
+                actions.push(Action::Kill);
+                self.state = State::Stopping {
+                    how: Stopping::Killing,
+                    then: Then::Recover {
+                        cause: Cause::LeaseEnded,
+                        why: NO_LEASE.to_owned(),
+                    },
+                    deadline: now + limits.order,
+                };
+            }
+            State::Launching => {}
+            State::Pending
+            | State::Preparing { .. }
+            | State::Stopped { .. }
+            | State::Backoff { .. }
+            | State::Failed { .. }
+            | State::Removed => self.rest(actions),
+        }
+    }
+
     /// There is no VM and there shall be none.
     pub(super) fn rest(&mut self, actions: &mut Actions) {
-        self.why = if self.wants() == Presence::Pause {
-            "paused while no virtual machine runs; one is started when it is resumed".to_owned()
-        } else {
-            "the goal says so".to_owned()
-        };
+        self.why = match self.wants() {
+            Presence::Pause => {
+                "paused while no virtual machine runs; one is started when it is resumed"
+            }
+            Presence::Fence => NO_LEASE,
+            Presence::Run | Presence::Stop | Presence::Remove => "the goal says so",
+        }
+        .to_owned();
         if self.wants() == Presence::Remove {
             if self.state != State::Removed {
                 actions.push(Action::Remove);
