@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
@@ -72,7 +72,29 @@ pub struct Serve {
     #[arg(long, value_name = "TIME", default_value = "10s")]
     pub lost_after: humantime::Duration,
 
+    /// How long a node may run its instances after it was last heard; then it kills
+    /// them, and they are started elsewhere half as long again after it. `off` has them
+    /// run on whatever happens, and nothing is ever started elsewhere.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = lease)]
+    pub lease: Lease,
+
     /// How many of the newest events to keep.
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(100..))]
     pub events_kept: u64,
+}
+
+/// How long leases are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease(pub Option<Duration>);
+
+fn lease(text: &str) -> Result<Lease, String> {
+    if text == "off" {
+        return Ok(Lease(None));
+    }
+    let length = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if (Duration::from_secs(1)..=Duration::from_secs(24 * 3600)).contains(&length) {
+        Ok(Lease(Some(length)))
+    } else {
+        Err("must be 1s to 1day, or off".to_owned())
+    }
 }

@@ -7,6 +7,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     blobs::Blobs,
     data_dir::DataDir,
+    model::lease::LeasePolicy,
     output::Outputs,
     placement::Policy,
     reconcile::Waker,
@@ -21,6 +22,8 @@ pub struct Config {
     pub heartbeat_period: Duration,
     /// How long a silent node is waited for before it is lost.
     pub lost_after: Duration,
+    /// How nodes are held to their leases; none: nothing is ever started elsewhere.
+    pub lease: Option<LeasePolicy>,
     /// How full nodes may be.
     pub policy: Policy,
     /// Most events that are kept.
@@ -32,6 +35,7 @@ impl Default for Config {
         Self {
             heartbeat_period: Duration::from_secs(2),
             lost_after: Duration::from_secs(10),
+            lease: Some(LeasePolicy::default()),
             policy: Policy::default(),
             events_kept: 100_000,
         }

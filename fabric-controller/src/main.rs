@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser as _};
-use fabric_controller::{controller::Config, placement::Policy, serve};
+use fabric_controller::{controller::Config, model::lease::LeasePolicy, placement::Policy, serve};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -46,6 +46,7 @@ fn run(settings: cli::Serve) -> anyhow::Result<()> {
     let config = Config {
         heartbeat_period: settings.heartbeat.into(),
         lost_after: settings.lost_after.into(),
+        lease: settings.lease.0.map(LeasePolicy::of),
         policy: Policy {
             vcpus_per_cpu: settings.vcpus_per_cpu,
         },

@@ -50,6 +50,8 @@ pub struct NodeSight {
 struct Live {
     /// Number of its open session, and what ends it.
     session: Option<(u64, CancellationToken)>,
+    /// Given no lease, until it has been given a goal that is known to be current.
+    barred: bool,
     heard: Option<(Instant, WallTime)>,
     report: Option<Arc<Report>>,
     goal: watch::Sender<Option<Arc<NodeGoal>>>,
@@ -59,6 +61,7 @@ impl Live {
     fn new() -> Self {
         Self {
             session: None,
+            barred: false,
             heard: None,
             report: None,
             goal: watch::Sender::new(None),
@@ -85,6 +88,19 @@ impl Session {
             live.heard = Some((Instant::now(), clock::now()));
             false
         });
+    }
+
+    /// The incarnation for which the node can be given a lease: that of its goal; none
+    /// while it is barred, or has not been given one.
+    #[must_use]
+    pub fn leasable(&self) -> Option<u64> {
+        let nodes = self.registry.lock();
+        let live = nodes.get(&self.node).filter(|live| {
+            let open = live.session.as_ref().map(|(number, _)| *number);
+            open == Some(self.number) && !live.barred
+        });
+        let goal = live?.goal.borrow();
+        goal.as_ref().map(|goal| goal.incarnation)
     }
 
     /// The node has reported.
@@ -190,6 +206,43 @@ impl Registry {
         }
     }
 
+    /// Gives a silent node no more leases until its goal has been [found
+    /// current](Self::admit); false if it has been heard within that time. Its session
+    /// ends: what it says from here on says it anew.
+    #[must_use]
+    pub fn bar(&self, node: &NodeId, silent: Duration) -> bool {
+        let mut nodes = self.lock();
+        let live = nodes.entry(node.clone()).or_insert_with(Live::new);
+        if live
+            .heard
+            .map_or(self.started, |(heard, _)| heard)
+            .elapsed()
+            < silent
+        {
+            return false;
+        }
+        live.barred = true;
+        if let Some((_, session)) = live.session.take() {
+            session.cancel();
+        }
+        true
+    }
+
+    /// The goal that the node is given is what is wanted now.
+    pub fn admit(&self, node: &NodeId) {
+        if let Some(live) = self.lock().get_mut(node) {
+            live.barred = false;
+        }
+    }
+
+    /// For how long a node has not been heard, counted from the controller's start at
+    /// the earliest.
+    #[must_use]
+    pub fn silent_for(&self, node: &NodeId) -> Duration {
+        let heard = self.lock().get(node).and_then(|live| live.heard);
+        heard.map_or(self.started, |(heard, _)| heard).elapsed()
+    }
+
     /// Gives a node its goal, now and at its next session.
     pub fn set_goal(&self, node: &NodeId, goal: Arc<NodeGoal>) {
         let mut nodes = self.lock();
@@ -236,9 +289,7 @@ impl Registry {
     /// controller's start at the earliest.
     #[must_use]
     pub fn is_lost(&self, node: &NodeId) -> bool {
-        let nodes = self.lock();
-        let heard = nodes.get(node).and_then(|live| live.heard);
-        heard.map_or(self.started, |(heard, _)| heard).elapsed() > self.lost_after
+        self.silent_for(node) > self.lost_after
     }
 
     /// The nodes whose sessions are open.

@@ -1,6 +1,10 @@
 //! A running controller: its tasks, its listeners, its end.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use fabric_proto::{
     FILE_DESCRIPTOR_SET,
@@ -25,7 +29,7 @@ use crate::{
     listen::{Address, ListenError, Listener},
     model::definition::LONGEST_FILE,
     node_session::{self, NodeSessions},
-    reconcile::{self, Reconciler, chain},
+    reconcile::{self, Reconciler, chain, goal::Terms},
     store::StoreError,
 };
 
@@ -157,7 +161,12 @@ fn background(controller: &Arc<Controller>) -> JoinSet<()> {
         outputs: Arc::clone(&controller.outputs),
         waker: Arc::clone(&controller.waker),
         policy: controller.config.policy,
-        heartbeat_period: controller.config.heartbeat_period,
+        lease: controller.config.lease,
+        terms: Terms {
+            heartbeat_period: controller.config.heartbeat_period,
+            lease: controller.config.lease.map(|policy| policy.length),
+        },
+        told_held: AtomicBool::new(false),
     };
     let mut tasks = JoinSet::new();
     tasks.spawn(reconciler.run(controller.end.clone()));

@@ -150,8 +150,9 @@ impl Node {
         }
     }
 
-    /// Stops every virtual machine gracefully; waits for it `patience` at most.
-    pub async fn stop_all(&mut self, patience: Duration) {
+    /// Stops every virtual machine gracefully; waits for it `patience` at most. False if
+    /// some run on.
+    pub async fn stop_all(&mut self, patience: Duration) -> bool {
         for instance in self.instances.values() {
             instance.orders.send_replace(Order::Rest);
         }
@@ -162,12 +163,13 @@ impl Node {
                 .values()
                 .all(|report| at_rest.contains(&report.vm_state()))
         };
-        if tokio::time::timeout(patience, board.wait_for(down))
+        let all = tokio::time::timeout(patience, board.wait_for(down))
             .await
-            .is_err()
-        {
+            .is_ok();
+        if !all {
             tracing::error!("some virtual machines are still running");
         }
+        all
     }
 
     /// Takes a goal from the controller, or refuses it and says so.

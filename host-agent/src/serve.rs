@@ -224,7 +224,7 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
         view,
         board,
         workshop,
-        lease,
+        lease: Arc::clone(&lease),
         data,
     };
     let link = tokio::spawn(link.run());
@@ -232,7 +232,9 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
     node.run(&mut taken, stop).await;
     if options.stop_vms_on_exit {
         tracing::info!("stopping all virtual machines");
-        node.stop_all(STOP_PATIENCE).await;
+        if node.stop_all(STOP_PATIENCE).await {
+            lease.forget();
+        }
     } else {
         tracing::info!("going down; virtual machines run on");
     }

@@ -47,6 +47,9 @@ pub struct Options {
     pub node_programs: Option<PathBuf>,
     /// Whether steps of these can be armed ([`Cluster::arm`]).
     pub fail_points: bool,
+    /// How long leases are; by default longer than a machine that is busy with tests
+    /// can keep a host agent waiting.
+    pub lease: Option<&'static str>,
 }
 
 /// The node's name.
@@ -113,6 +116,7 @@ impl Cluster {
         controller.extend(["serve".into(), "--data-dir".into()]);
         controller.push(controller_dir.display().to_string());
         controller.extend(["--listen".into(), format!("unix:{}", at("api.sock"))]);
+        controller.extend(["--lease".into(), options.lease.unwrap_or("60s").into()]);
 
         let kernel = options.kernel.as_ref().unwrap_or(&place.kernel);
         let mut host_agent = options.before_host_agent;
@@ -436,9 +440,18 @@ impl Cluster {
     ///
     /// The controller does not answer.
     pub async fn removals(&self, instance: &str) -> anyhow::Result<usize> {
+        self.removals_from(instance, NODE).await
+    }
+
+    /// How often that node has said that an instance is gone.
+    ///
+    /// # Errors
+    ///
+    /// The controller does not answer.
+    pub async fn removals_from(&self, instance: &str, node: &str) -> anyhow::Result<usize> {
         let events = self.events(instance).await?;
         // The controller says so as well, when it wants that.
-        let said = |event: &&Event| event.reason == "InstanceRemoved" && event.source == NODE;
+        let said = |event: &&Event| event.reason == "InstanceRemoved" && event.source == node;
         Ok(events.iter().filter(said).count())
     }
 

@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod cluster;
+mod neighbour;
 mod peer;
 mod place;
 mod process;
@@ -20,6 +21,7 @@ mod service;
 mod traces;
 
 pub use cluster::{Cluster, Options, last_end, status, vmms_in};
+pub use neighbour::{Neighbour, stand_still};
 pub use peer::{Peer, control, fill, line, patient};
 pub use place::{Place, run_in_own_mounts};
 pub use process::Program;

@@ -71,6 +71,12 @@ impl Program {
         Ok(())
     }
 
+    /// The command.
+    #[must_use]
+    pub fn command(&self) -> &[String] {
+        &self.command
+    }
+
     /// The command, to be changed before the next start.
     pub fn command_mut(&mut self) -> &mut Vec<String> {
         &mut self.command

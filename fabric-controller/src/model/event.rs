@@ -10,6 +10,8 @@ use super::time::WallTime;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SubjectKind {
+    /// The controller and all of its nodes.
+    Cluster,
     /// A machine.
     Node,
     /// An OS image.
@@ -27,6 +29,7 @@ impl SubjectKind {
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
+            Self::Cluster => "cluster",
             Self::Node => "node",
             Self::Image => "image",
             Self::Package => "package",
@@ -52,6 +55,8 @@ pub enum Reason {
     NodeRegistered,
     NodeConnected,
     NodeLost,
+    NodeFenced,
+    FailoverHeld,
     ImageUploaded,
     ImageDeleted,
     PackageUploaded,
@@ -60,6 +65,7 @@ pub enum Reason {
     ServiceDeleted,
     InstancePlaced,
     InstanceUnplaceable,
+    InstanceFailedOver,
     InstanceRemoved,
     RestartRequested,
     PauseRequested,
@@ -113,7 +119,14 @@ impl EventRecord {
             time,
             reason: reason.to_string(),
             message: message.into(),
-            warning: matches!(reason, Reason::NodeLost | Reason::InstanceUnplaceable),
+            warning: matches!(
+                reason,
+                Reason::NodeLost
+                    | Reason::NodeFenced
+                    | Reason::FailoverHeld
+                    | Reason::InstanceUnplaceable
+                    | Reason::InstanceFailedOver
+            ),
             subject_kind,
             subject: subject.to_string(),
             source: CONTROLLER.to_owned(),

@@ -10,6 +10,7 @@
 //! | [`service`] | a service as it is kept, and how two of its versions differ |
 //! | [`instance`] | one instance of a role as it is kept |
 //! | [`keep`] | its pause and its snapshots |
+//! | [`lease`] | how long a node may run what it was told to |
 //! | [`state`] | the one word that users see for an instance |
 //! | [`node`] | a machine as it is kept |
 //! | [`blob`] | an image or a package as it is kept |
@@ -21,6 +22,7 @@ pub mod definition;
 pub mod event;
 pub mod instance;
 pub mod keep;
+pub mod lease;
 pub mod node;
 pub mod service;
 pub mod size;

@@ -42,6 +42,9 @@ pub struct NodeRecord {
     pub registered: WallTime,
     /// True from its last `NodeLost` event until it registers again.
     pub lost: bool,
+    /// True from when its instances were started elsewhere until it registers again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fenced: bool,
 }
 
 /// The goal state that a node was given last.

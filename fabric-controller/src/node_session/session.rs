@@ -13,8 +13,8 @@ use std::{sync::Arc, time::Duration};
 use fabric_proto::{
     id::NodeId,
     node::v1::{
-        NodeEvent, NodeGoal, SessionRequest, SessionResponse, session_request::Report as Message,
-        session_response,
+        LeaseGrant, NodeEvent, NodeGoal, SessionRequest, SessionResponse,
+        session_request::Report as Message, session_response,
     },
 };
 use futures_util::StreamExt as _;
@@ -199,9 +199,13 @@ impl Talk<'_> {
 
     async fn take_in(&mut self, batch: Vec<Result<SessionRequest, Status>>) -> Result<(), Status> {
         let mut broken = None;
+        let mut asked = 0;
         for message in batch {
             match message.map(|message| message.report) {
-                Ok(Some(Message::Status(status))) => self.session.report(intake::status(status)?),
+                Ok(Some(Message::Status(status))) => {
+                    asked = status.lease_request;
+                    self.session.report(intake::status(status)?);
+                }
                 Ok(Some(Message::Event(event))) => self.unstored.push(event),
                 Ok(Some(Message::Register(_))) => {
                     return Err(Status::invalid_argument(
@@ -214,10 +218,26 @@ impl Talk<'_> {
             }
         }
         self.session.heard();
+        self.grant(asked).await?;
         if !self.unstored.is_empty() {
             self.store_events().await?;
         }
         broken.map_or(Ok(()), Err)
+    }
+
+    /// Gives the node a lease, if it asked for one and can have it.
+    async fn grant(&self, request: u64) -> Result<(), Status> {
+        let can = self.controller.config.lease.is_some() && request > 0;
+        match self.session.leasable().filter(|_| can) {
+            Some(incarnation) => {
+                let grant = LeaseGrant {
+                    request,
+                    incarnation,
+                };
+                self.send(session_response::Message::Lease(grant)).await
+            }
+            None => Ok(()),
+        }
     }
 
     /// Stores the events that have come, and says so. While the disk is full
@@ -260,6 +280,7 @@ async fn store_registration(controller: &Controller, from: &Registration) -> Res
             agent_version: from.agent_version.clone(),
             registered: old.as_ref().map_or(now, |old| old.value.registered),
             lost: false,
+            fenced: false,
         };
         let mut txn = Txn::new();
         let tell =

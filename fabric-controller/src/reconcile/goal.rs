@@ -25,12 +25,21 @@ use crate::model::{
     keep::Snapshot,
 };
 
+/// What every node is held to.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// How often it reports at least.
+    pub heartbeat_period: Duration,
+    /// How long its lease lasts, if it needs one.
+    pub lease: Option<Duration>,
+}
+
 /// The goal, without its number. `instances` are those placed on the node.
 #[must_use]
 pub fn node_goal<'a>(
     instances: impl Iterator<Item = &'a InstanceRecord>,
     outputs: Vec<OutputRequest>,
-    heartbeat_period: Duration,
+    terms: Terms,
 ) -> NodeGoal {
     let mut instances: Vec<_> = instances
         .filter(|record| record.phase == Phase::Wanted)
@@ -41,7 +50,8 @@ pub fn node_goal<'a>(
         incarnation: 0,
         instances,
         outputs,
-        heartbeat_period: Some(duration(heartbeat_period)),
+        heartbeat_period: Some(duration(terms.heartbeat_period)),
+        lease: terms.lease.map(duration),
     }
 }
 
@@ -184,11 +194,16 @@ mod tests {
     use super::*;
     use crate::model::instance::tests::record;
 
+    const TERMS: Terms = Terms {
+        heartbeat_period: Duration::from_secs(2),
+        lease: None,
+    };
+
     #[test]
     fn an_instance_that_goes_is_not_in_the_goal() {
         let mut going = record("n1");
         going.phase = Phase::Removing;
-        let goal = node_goal([going].iter(), Vec::new(), Duration::from_secs(2));
+        let goal = node_goal([going].iter(), Vec::new(), TERMS);
         assert!(goal.instances.is_empty());
     }
 
@@ -199,7 +214,7 @@ mod tests {
             .restart
             .again(RestartScope::Role)
             .again(RestartScope::Vm);
-        let goal = node_goal([web].iter(), Vec::new(), Duration::from_secs(2));
+        let goal = node_goal([web].iter(), Vec::new(), TERMS);
         let instance = &goal.instances[0];
         assert_eq!(instance.instance_id, "shop-web-0");
         assert_eq!(instance.memory_bytes, 128 << 20);
@@ -217,9 +232,7 @@ mod tests {
 
     #[test]
     fn the_fingerprint_is_of_the_content_alone() {
-        let goal = |record: &InstanceRecord| {
-            node_goal(std::iter::once(record), Vec::new(), Duration::from_secs(2))
-        };
+        let goal = |record: &InstanceRecord| node_goal(std::iter::once(record), Vec::new(), TERMS);
         let web = record("n1");
         let numbered = NodeGoal {
             incarnation: 7,

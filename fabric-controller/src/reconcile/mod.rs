@@ -5,23 +5,37 @@
 //! gives every node whose instances have changed a new goal ([`goal`]) with a
 //! number that is stored before it is sent. It keeps nothing from pass to pass.
 
+pub mod failover;
 pub mod goal;
 pub mod plan;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use fabric_proto::{id::NodeId, node::v1::NodeGoal};
 use tokio::{sync::watch, time};
 use tokio_util::sync::CancellationToken;
 
-use self::plan::{Input, NodeFacts, Plan};
+use self::{
+    failover::{Silence, Verdict},
+    goal::Terms,
+    plan::{Input, NodeFacts, Plan},
+};
 use crate::{
     clock,
     error::Result,
     model::{
+        event::{EventRecord, Reason, SubjectKind},
         instance::InstanceRecord,
+        lease::LeasePolicy,
         node::{GoalRecord, NodeRecord},
         service::ServiceRecord,
     },
@@ -87,8 +101,12 @@ pub struct Reconciler {
     pub waker: Arc<Waker>,
     /// How full nodes may be.
     pub policy: Policy,
-    /// How often nodes report at least.
-    pub heartbeat_period: Duration,
+    /// How nodes are held to their leases.
+    pub lease: Option<LeasePolicy>,
+    /// What every node is held to.
+    pub terms: Terms,
+    /// Whether it has been told that nothing is started elsewhere.
+    pub told_held: AtomicBool,
 }
 
 /// Everything that was read at one revision.
@@ -137,12 +155,13 @@ impl Reconciler {
         let mut again = 0;
         let seen = loop {
             let seen = self.read().await?;
-            let plan = plan::plan(self.policy, &self.input(&seen), clock::now());
+            let fence = self.fence(&seen).await?;
+            let plan = plan::plan(self.policy, &self.input(&seen, &fence), clock::now());
             again += 1;
-            if plan.is_empty() || again > TURNS {
+            if plan.is_empty() && fence.is_empty() || again > TURNS {
                 break seen;
             }
-            self.write(&seen, plan).await?;
+            self.write(&seen, &fence, plan).await?;
         };
         for node in &seen.nodes {
             self.give_goal(&node.value.node_id, &seen).await?;
@@ -185,7 +204,36 @@ impl Reconciler {
         })
     }
 
-    fn input(&self, seen: &Seen) -> Input {
+    /// The nodes to fence now. Each is barred from leases before anything of it is
+    /// started elsewhere: one that is heard just then is left as it is.
+    async fn fence(&self, seen: &Seen) -> Result<BTreeSet<NodeId>> {
+        let Some(policy) = &self.lease else {
+            return Ok(BTreeSet::new());
+        };
+        let nodes: Vec<_> = seen
+            .nodes
+            .iter()
+            .map(|node| Silence {
+                node: node.value.node_id.clone(),
+                silent: self.registry.silent_for(&node.value.node_id),
+                fenced: node.value.fenced,
+            })
+            .collect();
+        let Verdict { mut fence, held } = failover::decide(policy, &nodes);
+        let told = self.told_held.swap(held.is_some(), Ordering::Relaxed);
+        if let Some(held) = held.filter(|_| !told) {
+            tracing::error!("{held}");
+            let (reason, kind) = (Reason::FailoverHeld, SubjectKind::Cluster);
+            let event = EventRecord::new(clock::now(), reason, kind, "nodes", held.to_string());
+            self.store
+                .txn(records::add_event(Txn::new(), &event)?)
+                .await?;
+        }
+        fence.retain(|node| self.registry.bar(node, policy.replace_after()));
+        Ok(fence)
+    }
+
+    fn input(&self, seen: &Seen, fence: &BTreeSet<NodeId>) -> Input {
         let facts = seen.nodes.iter().map(|node| {
             let id = &node.value.node_id;
             let sight = self.registry.sight(id);
@@ -209,6 +257,12 @@ impl Reconciler {
             instances: values(&seen.instances),
             nodes: values(&seen.nodes),
             facts: facts.collect(),
+            fenced: seen
+                .nodes
+                .iter()
+                .filter(|node| node.value.fenced || fence.contains(&node.value.node_id))
+                .map(|node| node.value.node_id.clone())
+                .collect(),
             // Revisions only grow, and every transaction has a new one.
             next_epoch: seen.revision + 1,
         }
@@ -216,13 +270,17 @@ impl Reconciler {
 
     /// Writes a plan; if anything that it is about has changed meanwhile,
     /// nothing is written, and the next turn plans anew.
-    async fn write(&self, seen: &Seen, plan: Plan) -> Result<()> {
+    async fn write(&self, seen: &Seen, fence: &BTreeSet<NodeId>, plan: Plan) -> Result<()> {
         let before: BTreeMap<_, _> = seen
             .instances
             .iter()
             .map(|kept| (&kept.value.id, kept.modified))
             .collect();
         let mut txn = Txn::new();
+        let fence = |node: &&Kept<NodeRecord>| fence.contains(&node.value.node_id);
+        for node in seen.nodes.iter().filter(fence) {
+            txn = note_fenced(txn, node)?;
+        }
         for (id, record) in &plan.put {
             let old = before.get(id).copied();
             txn = records::replace(txn, &records::instance(id), old, record)?;
@@ -245,11 +303,7 @@ impl Reconciler {
             .iter()
             .map(|kept| &kept.value)
             .filter(|record| record.node.as_ref() == Some(node));
-        let goal = goal::node_goal(
-            instances,
-            self.outputs.requests(node),
-            self.heartbeat_period,
-        );
+        let goal = goal::node_goal(instances, self.outputs.requests(node), self.terms);
         let fingerprint = goal::fingerprint(&goal);
         let kept = seen.goals.get(node);
         let last = kept.map(|kept| kept.value.clone()).unwrap_or_default();
@@ -258,6 +312,7 @@ impl Reconciler {
             if published != Some(last.incarnation) {
                 self.publish(node, goal, last.incarnation);
             }
+            self.registry.admit(node);
             return Ok(());
         }
         let incarnation = last.incarnation + 1;
@@ -273,7 +328,10 @@ impl Reconciler {
         let old = kept.map(|kept| kept.modified);
         let txn = records::replace(Txn::new(), &records::goal(node), old, &record)?;
         match self.store.txn(txn).await? {
-            Outcome::Committed(_) => self.publish(node, goal, incarnation),
+            Outcome::Committed(_) => {
+                self.publish(node, goal, incarnation);
+                self.registry.admit(node);
+            }
             // The node has just registered; the next pass sees it.
             Outcome::Conflict { .. } => {
                 self.waker.wake();
@@ -292,6 +350,21 @@ impl Reconciler {
             }),
         );
     }
+}
+
+/// A node's instances may be started elsewhere from here on.
+fn note_fenced(txn: Txn, node: &Kept<NodeRecord>) -> Result<Txn> {
+    let id = &node.value.node_id;
+    tracing::warn!(node = %id, "its lease has ended: its instances are started elsewhere");
+    let record = NodeRecord {
+        fenced: true,
+        ..node.value.clone()
+    };
+    let message = "its lease has ended: its instances are started elsewhere";
+    let (reason, kind) = (Reason::NodeFenced, SubjectKind::Node);
+    let event = EventRecord::new(clock::now(), reason, kind, id, message);
+    let txn = records::replace(txn, &records::node(id), Some(node.modified), &record)?;
+    records::add_event(txn, &event)
 }
 
 /// Wakes the reconciler whenever a service, an instance or a node changes.

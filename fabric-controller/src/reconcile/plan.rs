@@ -12,13 +12,15 @@
 //!   later.
 //! - An instance that no service wants goes: its node is no longer told to have
 //!   it, and the record stays until the node has taken that up and reports it no
-//!   more. A node that is not there cannot say so, and the record waits for it:
-//!   what may still run is not forgotten.
+//!   more. A node that is not there cannot say so, and the record waits for it, until
+//!   it is fenced: what may still run is not forgotten.
+//! - What a fenced node had is placed anew ([`failover`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use fabric_proto::id::{InstanceId, NodeId, RoleName, ServiceName};
 
+use super::failover;
 use crate::{
     model::{
         event::{EventRecord, Reason, SubjectKind},
@@ -56,6 +58,8 @@ pub struct Input {
     pub nodes: Vec<NodeRecord>,
     /// What is known of them beside.
     pub facts: BTreeMap<NodeId, NodeFacts>,
+    /// Nodes that have ended what they ran, and are not heard.
+    pub fenced: BTreeSet<NodeId>,
     /// An epoch greater than any that was ever given.
     pub next_epoch: u64,
 }
@@ -78,7 +82,7 @@ impl Plan {
         self.put.is_empty() && self.delete.is_empty()
     }
 
-    fn tell(&mut self, now: WallTime, reason: Reason, id: &InstanceId, message: String) {
+    pub(super) fn tell(&mut self, now: WallTime, reason: Reason, id: &InstanceId, message: String) {
         self.events.push(EventRecord::new(
             now,
             reason,
@@ -109,6 +113,7 @@ pub fn plan(policy: Policy, input: &Input, now: WallTime) -> Plan {
             plan.put.insert(id.clone(), record);
         }
     }
+    failover::take_off(input, &mut instances, now, &mut plan);
     for record in instances.values_mut() {
         let unwanted = !wanted.contains_key(&record.id);
         if unwanted && record.phase == Phase::Wanted {
@@ -116,7 +121,7 @@ pub fn plan(policy: Policy, input: &Input, now: WallTime) -> Plan {
             record.changed = now;
             plan.put.insert(record.id.clone(), record.clone());
         }
-        if record.phase == Phase::Removing && is_gone(record, &input.facts) {
+        if record.phase == Phase::Removing && is_gone(record, input) {
             plan.put.remove(&record.id);
             plan.delete.insert(record.id.clone());
             plan.tell(now, Reason::InstanceRemoved, &record.id, removed(record));
@@ -211,11 +216,14 @@ fn changed(
     Some(record)
 }
 
-fn is_gone(record: &InstanceRecord, facts: &BTreeMap<NodeId, NodeFacts>) -> bool {
+fn is_gone(record: &InstanceRecord, input: &Input) -> bool {
     let Some(node) = &record.node else {
         return true;
     };
-    let Some(facts) = facts.get(node) else {
+    if input.fenced.contains(node) {
+        return true;
+    }
+    let Some(facts) = input.facts.get(node) else {
         return false;
     };
     let Some((applied, reported)) = &facts.reported else {

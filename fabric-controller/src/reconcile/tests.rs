@@ -33,6 +33,7 @@ fn node_record(name: &str) -> NodeRecord {
         agent_version: String::new(),
         registered: NOW,
         lost: false,
+        fenced: false,
     }
 }
 

@@ -7,15 +7,17 @@ use bytes::Bytes;
 use fabric_controller::{
     controller::Config,
     listen::Address,
+    model::lease::LeasePolicy,
     serve::{Serve, ServeError},
 };
 use fabric_proto::{
     guest::v1::{RoleState, RoleStatus},
     id::Digest,
     node::v1::{
-        InstanceStatus, Inventory, NodeEvent, NodeGoal, NodeStatus, Register, SessionRequest,
-        SessionResponse, VmState, node_service_client::NodeServiceClient as HostAgentClient,
-        session_request::Report, session_response::Message,
+        InstanceStatus, Inventory, LeaseGrant, NodeEvent, NodeGoal, NodeStatus, Register,
+        SessionRequest, SessionResponse, VmState,
+        node_service_client::NodeServiceClient as HostAgentClient, session_request::Report,
+        session_response::Message,
     },
     v1::{
         ApplyServiceRequest, ApplyServiceResponse, BeginUploadRequest, BeginUploadResponse, Blob,
@@ -30,7 +32,7 @@ use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 use tokio::{sync::mpsc, task::JoinHandle, time};
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::{
     Status, Streaming,
     transport::{Channel, Endpoint, Uri},
@@ -39,7 +41,13 @@ use tonic::{
 /// How long anything may take that should happen at once.
 pub const SOON: Duration = Duration::from_secs(10);
 /// How long a node may be silent in these tests.
-pub const LOST: Duration = Duration::from_millis(700);
+pub const LOST: Duration = Duration::from_millis(1500);
+/// How nodes are held to their leases in tests.
+pub const LEASE: LeasePolicy = LeasePolicy {
+    kill: Duration::from_millis(100),
+    slack: Duration::from_millis(250),
+    ..LeasePolicy::of(LOST)
+};
 
 /// Waits until what `look` sees is as wished.
 pub async fn until<T: Debug, F: Future<Output = T>>(
@@ -287,6 +295,7 @@ impl Controller {
         let config = Config {
             heartbeat_period: Duration::from_millis(50),
             lost_after: LOST,
+            lease: Some(LEASE),
             ..Config::default()
         };
         let socket = data.path().join("s");
@@ -329,6 +338,7 @@ pub struct Node {
     answers: Streaming<SessionResponse>,
     pub goal: NodeGoal,
     pub acknowledged: u64,
+    pub lease: Option<LeaseGrant>,
 }
 
 impl Node {
@@ -357,6 +367,7 @@ impl Node {
             answers,
             goal: NodeGoal::default(),
             acknowledged: 0,
+            lease: None,
         })
     }
 
@@ -381,8 +392,47 @@ impl Node {
                     return;
                 }
                 Message::AcknowledgedEvent(sequence) => self.acknowledged = sequence,
+                Message::Lease(grant) => self.lease = Some(grant),
             }
         }
+    }
+
+    /// Asks for a lease until one is granted.
+    pub async fn lease(&mut self) -> LeaseGrant {
+        self.lease = None;
+        loop {
+            let status = NodeStatus {
+                applied_incarnation: self.goal.incarnation,
+                lease_request: 1,
+                ..NodeStatus::default()
+            };
+            self.report(Report::Status(status)).await;
+            let soon = time::timeout(LOST / 10, self.answers.message()).await;
+            if let Ok(answer) = soon {
+                match answer.unwrap().expect("the session ended").message.unwrap() {
+                    Message::Goal(goal) => self.goal = goal,
+                    Message::AcknowledgedEvent(sequence) => self.acknowledged = sequence,
+                    Message::Lease(grant) => return grant,
+                }
+            }
+        }
+    }
+
+    /// Goes on by itself: follows every goal and reports that everything is Ready,
+    /// until it is aborted.
+    pub fn live(mut self) -> AbortOnDropHandle<()> {
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            loop {
+                self.all_ready().await;
+                let soon = time::timeout(LOST / 10, self.answers.message()).await;
+                if let Ok(answer) = soon
+                    && let Some(Message::Goal(goal)) =
+                        answer.unwrap().expect("the session ended").message
+                {
+                    self.goal = goal;
+                }
+            }
+        }))
     }
 
     /// Takes in goals until one has exactly these instances.
@@ -404,6 +454,7 @@ impl Node {
             match self.answer().await.unwrap() {
                 Message::Goal(goal) => self.goal = goal,
                 Message::AcknowledgedEvent(sequence) => self.acknowledged = sequence,
+                Message::Lease(grant) => self.lease = Some(grant),
             }
         }
     }

@@ -160,6 +160,11 @@ impl Lease {
         }
     }
 
+    /// Nothing runs any more for which one would be needed.
+    pub fn forget(&self) {
+        self.require(None);
+    }
+
     /// Whether nothing may run.
     #[must_use]
     pub fn is_over(&self) -> bool {

@@ -1,0 +1,107 @@
+//! Another node of a cluster.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, ensure};
+use fabric_proto::v1::{ListNodesRequest, node_service_client::NodeServiceClient};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::{Cluster, Program, SOON, eventually, vmms_in};
+
+/// Users that a node's virtual machines can be.
+const USERS: u32 = 10_000;
+/// First of those of the first neighbour: beyond those of a host agent by itself.
+const FIRST_USER: u32 = 0x7100_0000;
+
+/// A host agent beside the cluster's own, with everything that it has.
+#[derive(Debug)]
+pub struct Neighbour {
+    /// The host agent.
+    pub host_agent: Program,
+    dir: PathBuf,
+}
+
+impl Neighbour {
+    /// Starts the node with this number, from 2 on, like the cluster's own, and waits
+    /// until it is there.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started or does not come up.
+    pub async fn join(cluster: &Cluster, number: u32) -> anyhow::Result<Self> {
+        let name = format!("node-{number}");
+        let dir = cluster.path(&name);
+        std::fs::create_dir(&dir)?;
+        let mut command = cluster.host_agent.command().to_vec();
+        let own = dir.display().to_string();
+        for (option, value) in [("--data-dir", &own), ("--node-id", &name)] {
+            let at = command.iter().position(|one| one == option);
+            let at = at.with_context(|| format!("{option} is not among {command:?}"))?;
+            command[at + 1].clone_from(value);
+        }
+        let first = FIRST_USER + (number - 2) * USERS;
+        command.extend([
+            "--uid-range".into(),
+            format!("{first}-{}", first + USERS - 1),
+        ]);
+        let log = cluster.path(&format!("{name}.log"));
+        let neighbour = Self {
+            host_agent: Program::start(command, &log)?,
+            dir,
+        };
+        let channel = cluster.channel();
+        eventually(SOON, &format!("{name} to be connected"), || async {
+            let mut nodes = NodeServiceClient::new(channel.clone());
+            let answer = nodes
+                .list_nodes(ListNodesRequest {})
+                .await
+                .map_err(|error| error.to_string())?;
+            let nodes = answer.into_inner().nodes;
+            if nodes.iter().any(|one| one.node_id == name && one.connected) {
+                Ok(())
+            } else {
+                Err(format!("{nodes:?}"))
+            }
+        })
+        .await?;
+        Ok(neighbour)
+    }
+
+    /// Its data directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+/// Stops a program where it stands, or lets it go on.
+///
+/// # Errors
+///
+/// It does not run.
+pub fn stand_still(program: &Program, still: bool) -> anyhow::Result<()> {
+    let pid = program.pid().context("it does not run")?;
+    let signal = if still {
+        Signal::SIGSTOP
+    } else {
+        Signal::SIGCONT
+    };
+    ensure!(
+        kill(Pid::from_raw(i32::try_from(pid)?), signal).is_ok(),
+        "it cannot be given {signal}"
+    );
+    Ok(())
+}
+
+impl Drop for Neighbour {
+    fn drop(&mut self) {
+        let _ = stand_still(&self.host_agent, false);
+        self.host_agent.end();
+        for vmm in vmms_in(&self.dir) {
+            let _ = kill(Pid::from_raw(vmm), Signal::SIGKILL);
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Nodes that fail: what they ran is started on others, and never runs twice.
+
+use std::process::ExitCode;
+
+use anyhow::{Context as _, ensure};
+use fabric_tests::{
+    Cluster, Identity, Neighbour, Options, Program, SOON, ServiceFile, eventually, run,
+    stand_still, status, story, vmms_in,
+};
+
+fn main() -> ExitCode {
+    run(&[
+        story!(a_host_agent_that_is_stopped_has_its_guests_killed_and_started_elsewhere),
+        story!(a_host_agent_that_is_killed_and_back_in_time_keeps_its_guests),
+        story!(guests_run_on_while_the_controller_of_their_machine_is_down),
+    ])
+}
+
+/// Three nodes, and a lease that ends within the patience of a test.
+struct Stage {
+    cluster: Cluster,
+    neighbours: Vec<Neighbour>,
+}
+
+impl Stage {
+    async fn start(lease: &'static str) -> anyhow::Result<Self> {
+        let cluster = Cluster::start_with(Options {
+            lease: Some(lease),
+            ..Options::default()
+        })
+        .await?;
+        let mut neighbours = Vec::new();
+        for number in 2..=3 {
+            neighbours.push(Neighbour::join(&cluster, number).await?);
+        }
+        Ok(Self {
+            cluster,
+            neighbours,
+        })
+    }
+
+    fn host_agent(&self, node: &str) -> anyhow::Result<&Program> {
+        match node {
+            "node-1" => Ok(&self.cluster.host_agent),
+            "node-2" => Ok(&self.neighbours[0].host_agent),
+            "node-3" => Ok(&self.neighbours[1].host_agent),
+            _ => anyhow::bail!("there is no {node:?}"),
+        }
+    }
+
+    /// The processes of all virtual machines of the cluster.
+    fn vmms(&self) -> Vec<i32> {
+        let directories = self.neighbours.iter().map(Neighbour::dir);
+        let directories = directories.chain([self.cluster.node_dir()]);
+        directories.flat_map(vmms_in).collect()
+    }
+}
+
+async fn a_host_agent_that_is_stopped_has_its_guests_killed_and_started_elsewhere()
+-> anyhow::Result<()> {
+    let stage = Stage::start("4s").await?;
+    let cluster = &stage.cluster;
+    let before = cluster
+        .run(&ServiceFile::web("shop").instances(1), "shop-web-0")
+        .await?;
+    ensure!(stage.vmms().len() == 1, "{:?}", stage.vmms());
+    stand_still(stage.host_agent(&before.node_id)?, true)?;
+
+    let vmm = i32::try_from(status(&before)?.vmm_pid)?;
+    eventually(SOON, "its VMM to be killed", || async {
+        match stage.vmms() {
+            none if none.is_empty() => Ok(()),
+            some => Err(format!("{some:?} of {vmm}")),
+        }
+    })
+    .await?;
+    // Whatever is there now was started elsewhere, after that.
+    let after = cluster
+        .until("shop-web-0", "to be Ready elsewhere", |now| {
+            now.state == "Ready" && now.node_id != before.node_id
+        })
+        .await?;
+    ensure!(after.epoch > before.epoch, "{after:#?}");
+    ensure!(stage.vmms().len() == 1, "{:?}", stage.vmms());
+
+    stand_still(stage.host_agent(&before.node_id)?, false)?;
+    eventually(SOON, "the first node to be rid of it", || async {
+        match cluster.removals_from("shop-web-0", &before.node_id).await {
+            Ok(1) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await?;
+    let same = cluster.instance("shop-web-0").await?;
+    ensure!(same.state == "Ready", "{same:#?}");
+    ensure!(
+        status(&same)?.vmm_pid == status(&after)?.vmm_pid,
+        "{same:#?}"
+    );
+    Ok(())
+}
+
+async fn a_host_agent_that_is_killed_and_back_in_time_keeps_its_guests() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start_with(Options {
+        lease: Some("30s"),
+        ..Options::default()
+    })
+    .await?;
+    cluster
+        .run(&ServiceFile::web("shop").instances(1), "shop-web-0")
+        .await?;
+    let before = cluster.vmm("shop-web-0")?;
+    cluster.host_agent.kill()?;
+    cluster.host_agent.start_again()?;
+    cluster.until_event("shop-web-0", "InstanceAdopted").await?;
+    cluster.until_ready("shop-web-0").await?;
+    ensure!(cluster.vmm("shop-web-0")? == before, "another process");
+    Ok(())
+}
+
+async fn guests_run_on_while_the_controller_of_their_machine_is_down() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start_with(Options {
+        lease: Some("2s"),
+        ..Options::default()
+    })
+    .await?;
+    cluster
+        .run(&ServiceFile::web("shop").instances(1), "shop-web-0")
+        .await?;
+    let before = cluster.vmm("shop-web-0")?;
+    let lease = || -> anyhow::Result<u64> {
+        let text = std::fs::read_to_string(cluster.node_dir().join("lease"))?;
+        let end = text.split_whitespace().last().context("an empty record")?;
+        Ok(end.parse()?)
+    };
+    let held = lease()?;
+    cluster.controller.kill()?;
+    // Two of its lengths later, by what is on record.
+    eventually(SOON, "the lease to be prolonged", || async {
+        match lease() {
+            Ok(end) if end > held + 4_000 => Ok(()),
+            other => Err(format!("{other:?} after {held}")),
+        }
+    })
+    .await?;
+    ensure!(cluster.vmm("shop-web-0")? == before, "another process");
+    cluster.controller.start_again()?;
+    cluster.until_ready("shop-web-0").await?;
+    ensure!(cluster.vmm("shop-web-0")? == before, "another process");
+    Ok(())
+}
