@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, ensure};
 use fabric_tests::{
-    Cluster, Identity, Neighbour, Options, Program, SOON, ServiceFile, eventually, run,
-    stand_still, status, story, vmms_in,
+    Cluster, Neighbour, Options, Program, SOON, ServiceFile, eventually, run, stand_still, status,
+    story, vmms_in,
 };
 
 fn main() -> ExitCode {
@@ -128,8 +128,9 @@ async fn guests_run_on_while_the_controller_of_their_machine_is_down() -> anyhow
         .run(&ServiceFile::web("shop").instances(1), "shop-web-0")
         .await?;
     let before = cluster.vmm("shop-web-0")?;
+    let record = cluster.node_dir().join("lease");
     let lease = || -> anyhow::Result<u64> {
-        let text = std::fs::read_to_string(cluster.node_dir().join("lease"))?;
+        let text = std::fs::read_to_string(&record)?;
         let end = text.split_whitespace().last().context("an empty record")?;
         Ok(end.parse()?)
     };

@@ -101,18 +101,18 @@ impl Lease {
 
     /// The goal says how long leases are, and whether there are any.
     pub fn require(&self, length: Option<Duration>) {
+        let until = match (length, *self.until.borrow()) {
+            (None, _) => Until::Ever,
+            (Some(_), Until::Ever) => Until::Time(Duration::ZERO),
+            (Some(_), held) => held,
+        };
+        // On record before anyone hears that it is needed.
+        self.set(until);
         self.length.send_if_modified(|old| {
             let changed = *old != length;
             *old = length;
             changed
         });
-        match length {
-            None => self.set(Until::Ever),
-            Some(_) if *self.until.borrow() == Until::Ever => {
-                self.set(Until::Time(Duration::ZERO));
-            }
-            Some(_) => {}
-        }
     }
 
     /// Whether leases are needed, and when that changes.
@@ -183,9 +183,6 @@ impl Lease {
 
     /// The record first: who sees a lease may start something.
     fn set(&self, until: Until) {
-        if *self.until.borrow() == until {
-            return;
-        }
         if let Some(record) = &self.record {
             let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
             let end = match until {
@@ -197,7 +194,11 @@ impl Lease {
                 tracing::error!(%error, "cannot write down the lease");
             }
         }
-        self.until.send_replace(until);
+        self.until.send_if_modified(|old| {
+            let changed = *old != until;
+            *old = until;
+            changed
+        });
     }
 }
 
