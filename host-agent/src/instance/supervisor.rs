@@ -14,7 +14,7 @@ use std::{
 
 use fabric_proto::id::{InstanceId, SnapshotName};
 use fabric_vmm::control::Request;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -78,6 +78,8 @@ pub struct Supervisor {
     orders: watch::Receiver<Order>,
     goal: Option<InstanceGoal>,
     spec: Option<VmSpec>,
+    /// Its place among the copies that are being started.
+    place: Option<OwnedSemaphorePermit>,
     vm: Option<Arc<dyn Vm>>,
     preparing: Option<AbortOnDropHandle<Result<Prepared, PrepareError>>>,
     /// What is being done to a machine that runs or is paused.
@@ -145,6 +147,7 @@ impl Supervisor {
             orders,
             goal: None,
             spec: None,
+            place: None,
             vm: None,
             preparing: None,
             handling: None,
@@ -284,6 +287,7 @@ impl Supervisor {
         let result = result.map_err(Into::into).map(|prepared| {
             self.manifest.template = prepared.template;
             self.spec = Some(prepared.spec);
+            self.place = prepared.place;
         });
         self.step(Input::Prepared(result)).await;
     }
@@ -386,6 +390,9 @@ impl Supervisor {
         }
         if !matches!(self.machine().state(), State::Handling { .. }) {
             self.handling = None;
+        }
+        if !self.machine().is_being_started() {
+            self.place = None;
         }
         let goal = self.guest_goal();
         let told = self.guest_goal.borrow().clone();

@@ -24,7 +24,10 @@ use super::*;
 use crate::{
     blobs::{BlobCache, source::BlobSource as _},
     events::{EventLog, Reason},
-    instance::{disks::Workshop, status::Board},
+    instance::{
+        disks::{self, Workshop},
+        status::Board,
+    },
     node::View,
 };
 
@@ -146,6 +149,7 @@ impl Stage {
             blobs: BlobCache::open(data.path().join("blobs"), source).unwrap(),
             events: Arc::new(EventLog::open(data.path()).unwrap()),
             templates: None,
+            starts: disks::starts(),
         });
         let board = Arc::new(Board::default());
         let (applied, applied_view) = tokio::sync::watch::channel(7);
