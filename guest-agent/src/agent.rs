@@ -119,7 +119,7 @@ pub async fn run(options: Options) -> io::Result<Down> {
     };
     if let Some(program) = options.template {
         agent.finish_init();
-        init::prepare_copies(&program);
+        init::prepare_copies(&program, &agent.around.layout.run);
     }
     agent.converse();
     Ok(agent

@@ -56,14 +56,16 @@ pub fn rest() {
     report("take over Ctrl-Alt-Del", power::take_over_reset_key());
 }
 
-/// Has in memory what every copy of this guest would otherwise have to fetch by
-/// itself: the program that it runs, the file of its machine id, and every page of the
-/// guest agent.
-pub fn prepare_copies(program: &Path) {
+/// Has in memory what every copy of this guest would otherwise have to fetch or make by
+/// itself: the program that it runs, the file of its machine id, the parent of its
+/// roles' settings, and every page of the guest agent.
+pub fn prepare_copies(program: &Path, run: &Path) {
     if program.is_absolute() {
         report("read the role's program", read_all(program));
     }
-    report("open the machine id", identity::open_machine_id().map(drop));
+    let room = identity::make_room_for_machine_id();
+    report("make room for the machine id", room);
+    report("make the roles' folder", fs::create_dir_all(run));
     touch_all_pages();
 }
 

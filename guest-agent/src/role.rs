@@ -52,7 +52,7 @@ const HOOK: Duration = Duration::from_secs(30);
 /// Search path of roles.
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin";
 
-/// The result of a check or a hook.
+/// The result of a check or a hook, or that a role has written something.
 #[derive(Debug)]
 pub struct Answer {
     /// Of which role.
@@ -241,8 +241,14 @@ impl Supervised {
         if spec.command.is_empty() {
             return Ok(None);
         }
+        let (role, answers) = (self.name.clone(), around.answers.clone());
+        let spoke = move || {
+            let (role, event) = (role.clone(), Event::Spoke);
+            // Where so much waits, this one is not missed.
+            _ = answers.try_send(Answer { role, event });
+        };
         let (capture, [stdout, stderr]) =
-            output::capture(&around.outbox, &self.label).map_err(LaunchError::Pipe)?;
+            output::capture(&around.outbox, &self.label, spoke).map_err(LaunchError::Pipe)?;
         let null = null(&mut around.null).map_err(LaunchError::Null)?;
         let pid = process::spawn(&Program {
             command: &spec.command,

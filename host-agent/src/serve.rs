@@ -25,7 +25,12 @@ use crate::{
     events::EventLog,
     files,
     hypervisor::{jails::Jails, process::ProcessHypervisor},
-    instance::{disks::Workshop, machine::Limits, status::Board, supervisor::Node as Lent},
+    instance::{
+        disks::{self, Workshop},
+        machine::Limits,
+        status::Board,
+        supervisor::Node as Lent,
+    },
     inventory,
     lease::{self, Lease},
     node::Node,
@@ -174,6 +179,7 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
         blobs: BlobCache::open(data.join("blobs"), source)?,
         events: Arc::new(events),
         templates: usable.then(|| Arc::clone(&templates)),
+        starts: disks::starts(),
     });
     let board = Arc::new(Board::default());
     let lease = Lease::open(&data, &host_boot_id)

@@ -7,7 +7,7 @@
 //! that one of random bytes when it is first read, so nothing may read it before.
 
 use std::{
-    fs::File,
+    fs::{File, OpenOptions},
     io::{self, Read as _, Write as _},
     sync::{Arc, OnceLock},
     time::SystemTime,
@@ -55,7 +55,7 @@ impl Guest for ThisGuest {
     }
 
     fn set_machine_id(&mut self, id: &str) -> io::Result<()> {
-        open_machine_id()?.write_all(format!("{id}\n").as_bytes())
+        write_machine_id(id).map(drop)
     }
 
     fn boot_id(&mut self) -> io::Result<String> {
@@ -90,9 +90,23 @@ impl Guest for NoGuest {
     }
 }
 
-/// Opens the file of the machine id, empty.
-pub fn open_machine_id() -> io::Result<File> {
-    File::create(MACHINE_ID)
+/// Has the file of the machine id on the disk, without one yet: to write over it costs
+/// a copy of this guest less than to make it.
+pub fn make_room_for_machine_id() -> io::Result<()> {
+    write_machine_id("uninitialized")?.sync_all()
+}
+
+/// Writes the machine id over what is there.
+fn write_machine_id(id: &str) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create(true).open(MACHINE_ID)?;
+    let line = format!("{id}\n");
+    file.write_all(line.as_bytes())?;
+    let length = line.len() as u64;
+    if file.metadata()?.len() > length {
+        file.set_len(length)?;
+    }
+    Ok(file)
 }
 
 /// Whoever reads the boot id reads nothing, and does not make it.

@@ -120,7 +120,9 @@ impl Files {
         let device = disk(Path::new("/sys/block"), serial).map_err(FilesError::Disks)?;
         let device = device.ok_or_else(|| FilesError::NoDisk(serial.to_owned()))?;
         let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
-        mount(&device, &self.directory, "ext4", flags, None).map_err(|error| FilesError::Mount {
+        // A cache for writing extended attributes, which nobody does here.
+        let options = Some(c"no_mbcache");
+        mount(&device, &self.directory, "ext4", flags, options).map_err(|error| FilesError::Mount {
             device,
             serial: serial.to_owned(),
             at: self.directory.clone(),
@@ -160,12 +162,18 @@ fn write_settings(
     owner: Option<u32>,
 ) -> io::Result<()> {
     let new = path.with_extension("new");
-    _ = fs::remove_file(&new);
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o400)
-        .open(&new)?;
+    let open = || {
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true).mode(0o400).open(&new)
+    };
+    let mut file = match open() {
+        // Left by a write that was cut off.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs::remove_file(&new)?;
+            open()?
+        }
+        opened => opened?,
+    };
     file.write_all(&serde_json::to_vec(settings)?)?;
     fchown(&file, owner, owner)?;
     fs::rename(&new, path)
@@ -199,6 +207,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("settings.json");
         for colour in ["blue", "a \"quoted\"\n one"] {
+            fs::write(path.with_extension("new"), "half").unwrap();
             let settings = [("colour".to_owned(), colour.to_owned())].into();
             write_settings(&path, &settings, None).unwrap();
             let read: BTreeMap<String, String> =

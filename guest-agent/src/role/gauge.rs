@@ -14,8 +14,8 @@ use std::time::Duration;
 use super::policy::Moment;
 use crate::model::{Check, ProbeSpec};
 
-/// Interval after which a role that has just started is first checked. A role
-/// should not wait a whole period for being found ready.
+/// Interval after which a role that has just started, or has said something while it
+/// starts, is checked. A role should not wait a whole period for being found ready.
 const FIRST: Duration = Duration::from_millis(100);
 /// The same where a check starts a process, which is dear.
 const FIRST_EXEC: Duration = Duration::from_millis(500);
@@ -53,18 +53,14 @@ pub struct Gauge {
 impl Gauge {
     /// A probe of a process that started at `started`.
     pub fn new(spec: ProbeSpec, started: Moment) -> Self {
-        let first = match spec.check {
-            Check::Exec(_) => FIRST_EXEC,
-            Check::Tcp(_) | Check::Http { .. } => FIRST,
-        };
-        let eager = first.min(spec.period);
+        let first = shortest(&spec);
         Self {
             spec,
             verdict: Verdict::Unknown,
             streak: (true, 0),
-            eager,
+            eager: first.saturating_mul(2),
             last: started,
-            next: Some(started.saturating_add(eager)),
+            next: Some(started.saturating_add(first)),
             error: String::new(),
         }
     }
@@ -103,6 +99,17 @@ impl Gauge {
             if times == 1 { "" } else { "s" },
             self.error
         )
+    }
+
+    /// The role has shown a sign of life: while it starts, it is checked as if it had
+    /// started just now, but no more often than that allows.
+    pub fn hurry(&mut self, now: Moment) {
+        if self.verdict != Verdict::Unknown {
+            return;
+        }
+        self.eager = shortest(&self.spec);
+        let soon = self.last.saturating_add(self.eager).max(now);
+        self.next = self.next.map(|next| next.min(soon));
     }
 
     /// When the next check is due; `None` while one is under way.
@@ -152,13 +159,22 @@ impl Gauge {
 
     fn interval(&mut self, starting: bool) -> Duration {
         if starting && self.verdict == Verdict::Unknown {
-            self.eager = self.eager.saturating_mul(2).min(EAGER.max(self.eager));
-            self.eager = self.eager.min(self.spec.period);
-            self.eager
+            let interval = self.eager.min(EAGER).min(self.spec.period);
+            self.eager = interval.saturating_mul(2);
+            interval
         } else {
             self.spec.period
         }
     }
+}
+
+/// The shortest interval between two checks of a role that starts.
+fn shortest(spec: &ProbeSpec) -> Duration {
+    let first = match spec.check {
+        Check::Exec(_) => FIRST_EXEC,
+        Check::Tcp(_) | Check::Http { .. } => FIRST,
+    };
+    first.min(spec.period)
 }
 
 #[cfg(test)]
@@ -226,6 +242,28 @@ mod tests {
         let before = gauge.deadline().unwrap();
         check(&mut gauge, true, true);
         assert_eq!(gauge.deadline().unwrap() - before, 2 * SECOND);
+    }
+
+    #[test]
+    fn a_role_that_shows_a_sign_of_life_is_checked_at_once_but_not_all_the_time() {
+        let ms = Duration::from_millis;
+        let mut gauge = gauge(1, 1);
+        for _ in 0..3 {
+            check(&mut gauge, false, true);
+        }
+        assert_eq!(gauge.deadline(), Some(ms(1_200)));
+        gauge.hurry(ms(720));
+        assert_eq!(gauge.deadline(), Some(ms(800)));
+        gauge.hurry(ms(850));
+        assert_eq!(gauge.deadline(), Some(ms(800)), "it is due already");
+        assert!(gauge.begin(ms(850)));
+        gauge.hurry(ms(860));
+        assert_eq!(gauge.deadline(), None, "one is under way");
+        gauge.record(Err("refused".into()), ms(870), true);
+        assert_eq!(gauge.deadline(), Some(ms(950)));
+        check(&mut gauge, true, true);
+        gauge.hurry(ms(1_000));
+        assert_eq!(gauge.deadline(), Some(ms(2_950)), "it has started");
     }
 
     #[test]

@@ -29,14 +29,18 @@ pub struct Capture {
 }
 
 /// Makes pipes for standard output and error; returns the ends to give to the
-/// role.
+/// role. `spoke` is called whenever something has been read.
 ///
 /// # Errors
 ///
 /// When the system has no pipe left.
-pub fn capture(outbox: &Outbox, role: &Arc<str>) -> io::Result<(Capture, [OwnedFd; 2])> {
-    let (stdout_until, stdout) = pipe(outbox, role, Stream::Stdout)?;
-    let (stderr_until, stderr) = pipe(outbox, role, Stream::Stderr)?;
+pub fn capture(
+    outbox: &Outbox,
+    role: &Arc<str>,
+    spoke: impl Fn() + Clone + Send + 'static,
+) -> io::Result<(Capture, [OwnedFd; 2])> {
+    let (stdout_until, stdout) = pipe(outbox, role, Stream::Stdout, spoke.clone())?;
+    let (stderr_until, stderr) = pipe(outbox, role, Stream::Stderr, spoke)?;
     Ok((
         Capture {
             _until: [stdout_until, stderr_until],
@@ -49,12 +53,16 @@ fn pipe(
     outbox: &Outbox,
     role: &Arc<str>,
     stream: Stream,
+    spoke: impl Fn() + Send + 'static,
 ) -> io::Result<(oneshot::Sender<()>, OwnedFd)> {
     let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
     let receiver = Receiver::from_owned_fd(ours)?;
     let (until, over) = oneshot::channel();
     let (outbox, role) = (outbox.clone(), role.clone());
-    let pass = move |data: &[u8]| outbox.log(&role, stream, data, SystemTime::now());
+    let pass = move |data: &[u8]| {
+        outbox.log(&role, stream, data, SystemTime::now());
+        spoke();
+    };
     tokio::spawn(read(receiver, over, pass));
     Ok((until, theirs))
 }

@@ -70,6 +70,8 @@ pub enum Event {
     },
     /// The hook that was to be run is done; why it failed.
     Hooked(Result<(), String>),
+    /// Its process has written something.
+    Spoke,
     /// Time has passed.
     Tick,
 }
@@ -318,6 +320,11 @@ impl Role {
             Event::Ended(ending) => self.ended(ending, now),
             Event::Probed { run, kind, outcome } => self.probed(run, kind, outcome, now),
             Event::Hooked(outcome) => self.hooked(outcome, now, actions),
+            Event::Spoke => {
+                if let Phase::Running(running) = &mut self.phase {
+                    running.hurry(now);
+                }
+            }
             Event::Tick => self.ticked(now, actions),
         }
     }
@@ -539,7 +546,7 @@ impl Role {
             return;
         }
         let run = self.runs;
-        let due = running.due(now);
+        let due = running.due(spec, now);
         actions.extend(due.map(|(kind, spec)| Action::Check { run, kind, spec }));
         let (state, reason) = running.health(now);
         running.forgive(spec, &mut self.status.failures, now);

@@ -155,27 +155,78 @@ fn a_role_is_starting_until_it_is_through_both_probes() {
     };
     let mut story = Story::of(spec);
     assert_eq!(story.state(), State::Starting);
-    let actions = story.wait();
-    assert_eq!(
-        actions.len(),
-        2,
-        "both are first checked at once: {actions:?}"
-    );
-    for (kind, success) in [(ProbeKind::Liveness, true), (ProbeKind::Readiness, false)] {
-        let outcome = if success {
-            Ok(())
-        } else {
-            Err("no".to_owned())
-        };
-        story.event(Event::Probed {
-            run: 1,
-            kind,
-            outcome,
-        });
+    for _ in 0..3 {
+        assert_eq!(story.check(false), ProbeKind::Readiness);
         assert_eq!(story.state(), State::Starting);
     }
-    assert_eq!(story.check(true), ProbeKind::Readiness);
+    let now = story.now;
+    let actions = story.wait();
+    let [Action::Check { run, kind, .. }] = actions[..] else {
+        panic!("{actions:?}")
+    };
+    assert_eq!(kind, ProbeKind::Readiness);
+    let outcome = Ok(());
+    let actions = story.event(Event::Probed { run, kind, outcome });
+    let [Action::Check { run, kind, .. }] = actions[..] else {
+        panic!("{actions:?}: liveness is checked when it can be alive")
+    };
+    assert_eq!(kind, ProbeKind::Liveness);
+    assert_eq!(story.state(), State::Starting);
+    assert!(story.now > now);
+    let outcome = Ok(());
+    story.event(Event::Probed { run, kind, outcome });
     assert_eq!(story.state(), State::Ready);
+}
+
+#[test]
+fn a_role_that_never_gets_ready_has_to_be_live_after_its_grace() {
+    let mut story = Story::of(RoleSpec {
+        liveness: Some(probe(1_000)),
+        readiness: Some(probe(60_000)),
+        ..spec()
+    });
+    while story.now < ms(11_000) {
+        let actions = story.wait();
+        let [Action::Check { run, kind, .. }] = actions[..] else {
+            panic!("{actions:?}")
+        };
+        let early = story.now < ms(11_000);
+        assert_eq!(kind == ProbeKind::Readiness, early);
+        let outcome = Err("refused".to_owned());
+        story.event(Event::Probed { run, kind, outcome });
+    }
+    let mut last = vec![];
+    while story.state() == State::Starting {
+        let actions = story.wait();
+        for action in actions {
+            if let Action::Check { run, kind, .. } = action {
+                let outcome = Err("refused".to_owned());
+                last = story.event(Event::Probed { run, kind, outcome });
+            }
+        }
+    }
+    assert_eq!(story.state(), State::Unhealthy);
+    assert_eq!(last, [Action::Terminate]);
+}
+
+#[test]
+fn a_role_that_says_something_while_it_starts_is_checked_then() {
+    let mut story = Story::of(RoleSpec {
+        readiness: Some(probe(60_000)),
+        ..spec()
+    });
+    for _ in 0..4 {
+        story.check(false);
+    }
+    story.now += ms(120);
+    let actions = story.event(Event::Spoke);
+    let [Action::Check { run, kind, .. }] = actions[..] else {
+        panic!("{actions:?}")
+    };
+    let outcome = Ok(());
+    story.event(Event::Probed { run, kind, outcome });
+    assert_eq!(story.state(), State::Ready);
+    assert_eq!(story.event(Event::Spoke), []);
 }
 
 #[test]
@@ -436,6 +487,7 @@ enum Deed {
         hooks: bool,
     },
     Hooked(bool),
+    Spoke,
     Refuse,
     Stop,
     Launch(bool),
@@ -461,6 +513,7 @@ fn deed() -> impl Strategy<Value = Deed> {
             Deed::Want { generation, mode, command, liveness, readiness, freeze, hooks }
         }),
         3 => any::<bool>().prop_map(Deed::Hooked),
+        2 => Just(Deed::Spoke),
         1 => Just(Deed::Refuse),
         1 => Just(Deed::Stop),
         6 => any::<bool>().prop_map(Deed::Launch),
@@ -585,6 +638,7 @@ impl World {
                 }
                 Ok(())
             }
+            Deed::Spoke => self.give(Event::Spoke),
             Deed::Refuse => {
                 self.wanted = false;
                 self.give(Event::Refuse(InvalidRole::Root))

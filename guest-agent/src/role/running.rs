@@ -60,15 +60,39 @@ impl Running {
         change(&mut self.readiness, &spec.readiness);
     }
 
+    /// The process has shown a sign of life.
+    pub fn hurry(&mut self, now: Moment) {
+        for gauge in [&mut self.liveness, &mut self.readiness] {
+            gauge.iter_mut().for_each(|gauge| gauge.hurry(now));
+        }
+    }
+
+    /// From when on liveness is checked. What starts up is asked one thing at a time: a
+    /// failed liveness says nothing then, and each check takes time from the start-up.
+    fn liveness_from(&self, spec: &RoleSpec) -> Moment {
+        let unready = |gauge: &Gauge| gauge.verdict() == Verdict::Unknown;
+        if !self.was_ready && self.readiness.as_ref().is_some_and(unready) {
+            self.started.saturating_add(spec.startup_grace)
+        } else {
+            self.started
+        }
+    }
+
     /// The checks to start now, which are taken to have started.
-    pub fn due(&mut self, now: Moment) -> impl Iterator<Item = (ProbeKind, ProbeSpec)> {
+    pub fn due(
+        &mut self,
+        spec: &RoleSpec,
+        now: Moment,
+    ) -> impl Iterator<Item = (ProbeKind, ProbeSpec)> {
+        let liveness_from = self.liveness_from(spec);
         let gauges = [
-            (ProbeKind::Liveness, &mut self.liveness),
-            (ProbeKind::Readiness, &mut self.readiness),
+            (ProbeKind::Liveness, liveness_from, &mut self.liveness),
+            (ProbeKind::Readiness, self.started, &mut self.readiness),
         ];
-        gauges.into_iter().filter_map(move |(kind, gauge)| {
+        gauges.into_iter().filter_map(move |(kind, from, gauge)| {
             let gauge = gauge.as_mut()?;
-            gauge.begin(now).then(|| (kind, gauge.spec().clone()))
+            let due = from <= now && gauge.begin(now);
+            due.then(|| (kind, gauge.spec().clone()))
         })
     }
 
@@ -143,10 +167,10 @@ impl Running {
 
     /// When something is due, by itself.
     pub fn deadline(&self, spec: &RoleSpec, failures: u32) -> Option<Moment> {
-        let checks = [&self.liveness, &self.readiness];
-        let checks = checks.into_iter().flatten().filter_map(Gauge::deadline);
-        checks
-            .chain(self.forgiven_at(spec).filter(|_| failures > 0))
-            .min()
+        let liveness = self.liveness.as_ref().and_then(Gauge::deadline);
+        let liveness = liveness.map(|at| at.max(self.liveness_from(spec)));
+        let readiness = self.readiness.as_ref().and_then(Gauge::deadline);
+        let forgiven = self.forgiven_at(spec).filter(|_| failures > 0);
+        [liveness, readiness, forgiven].into_iter().flatten().min()
     }
 }

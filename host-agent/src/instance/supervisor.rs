@@ -14,7 +14,7 @@ use std::{
 
 use fabric_proto::id::{InstanceId, SnapshotName};
 use fabric_vmm::control::Request;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -82,6 +82,8 @@ pub struct Supervisor {
     lease: lease::Watch,
     goal: Option<InstanceGoal>,
     spec: Option<VmSpec>,
+    /// Its place among the copies that are being started.
+    place: Option<OwnedSemaphorePermit>,
     vm: Option<Arc<dyn Vm>>,
     preparing: Option<AbortOnDropHandle<Result<Prepared, PrepareError>>>,
     /// What is being done to a machine that runs or is paused.
@@ -151,6 +153,7 @@ impl Supervisor {
             lease,
             goal: None,
             spec: None,
+            place: None,
             vm: None,
             preparing: None,
             handling: None,
@@ -300,6 +303,7 @@ impl Supervisor {
         let result = result.map_err(Into::into).map(|prepared| {
             self.manifest.template = prepared.template;
             self.spec = Some(prepared.spec);
+            self.place = prepared.place;
         });
         self.step(Input::Prepared(result)).await;
     }
@@ -412,6 +416,9 @@ impl Supervisor {
         }
         if !matches!(self.machine().state(), State::Handling { .. }) {
             self.handling = None;
+        }
+        if !self.machine().is_being_started() {
+            self.place = None;
         }
         let goal = self.guest_goal();
         let told = self.guest_goal.borrow().clone();

@@ -8,7 +8,7 @@ use fabric_proto::{guest::v1 as wire, id::Digest, node::v1 as node_wire};
 use hyper_util::rt::TokioIo;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
-use tokio::task::JoinHandle;
+use tokio::{sync::Semaphore, task::JoinHandle};
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use wire::{guest_service_client::GuestServiceClient, session_request::Report};
 
@@ -21,7 +21,7 @@ use crate::{
         PackageDisk,
         fake::{FakeHypervisor, FakeVm},
     },
-    instance::{directory::TEMPLATE_DISK, state::ExitKind},
+    instance::{directory::TEMPLATE_DISK, disks, state::ExitKind},
     template::{self, Templates, host::Host, prune::Keep},
 };
 
@@ -59,6 +59,7 @@ impl Stage {
             blobs: BlobCache::open(data.path().join("blobs"), Arc::clone(&shelf) as _).unwrap(),
             events: Arc::new(EventLog::open(data.path()).unwrap()),
             templates: None,
+            starts: disks::starts(),
         };
         let node = Node {
             hypervisor: Arc::new(hypervisor.clone()),
@@ -102,6 +103,7 @@ impl Stage {
             blobs: BlobCache::open(path("blobs"), Arc::clone(&self.shelf) as _).unwrap(),
             events: Arc::clone(&self.node.workshop.events),
             templates: Some(Arc::new(templates.unwrap())),
+            starts: Arc::new(Semaphore::new(1)),
         });
         self.goal.role.as_mut().unwrap().kind = wire::RoleKind::Web.into();
         self
@@ -663,6 +665,26 @@ async fn an_instance_is_copied_restarted_on_its_disk_and_copied_again_when_reima
     let _guest = stage.ready().await;
     assert!(is_copy(&stage.vm()));
     assert_eq!(stage.hypervisor.templates(), 1);
+}
+
+#[tokio::test]
+async fn a_copy_waits_for_its_place_and_gives_it_up_at_its_hello() {
+    let mut stage = Stage::new().with_templates();
+    let places = Arc::clone(&stage.node.workshop.starts);
+    let other = Arc::clone(&places).acquire_owned().await.unwrap();
+    stage.start();
+    let preparing = node_wire::VmState::Preparing;
+    stage
+        .until("being made ready", |report| report.vm_state() == preparing)
+        .await;
+    while !stage.told().contains(&Reason::DiskCreated) {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(stage.hypervisor.launched(), 0);
+    drop(other);
+    let _guest = stage.ready().await;
+    assert!(is_copy(&stage.vm()));
+    assert_eq!(places.available_permits(), 1);
 }
 
 #[tokio::test]

@@ -128,7 +128,9 @@ impl Link {
             tokio::select! {
                 answer = answers.next() => match answer {
                     None => return Ok(()),
-                    Some(answer) => *useful |= self.take(answer?).await?,
+                    Some(answer) if self.take(answer?).await? => *useful = true,
+                    // It asks for no answer.
+                    Some(_) => continue,
                 },
                 _ = board.changed() => {}
                 _ = applied.changed() => {}

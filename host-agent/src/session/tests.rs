@@ -24,7 +24,10 @@ use super::*;
 use crate::{
     blobs::{BlobCache, source::BlobSource as _},
     events::{EventLog, Reason},
-    instance::{disks::Workshop, status::Board},
+    instance::{
+        disks::{self, Workshop},
+        status::Board,
+    },
     lease::Lease,
     node::View,
 };
@@ -148,6 +151,7 @@ impl Stage {
             blobs: BlobCache::open(data.path().join("blobs"), source).unwrap(),
             events: Arc::new(EventLog::open(data.path()).unwrap()),
             templates: None,
+            starts: disks::starts(),
         });
         let board = Arc::new(Board::default());
         let (applied, applied_view) = tokio::sync::watch::channel(7);
@@ -362,6 +366,25 @@ async fn a_lease_is_asked_for_with_every_status_and_counts_for_the_goal_that_is_
     session.say(grant(7)).await;
     over.turned().await;
     assert!(!stage.lease.is_over());
+}
+
+#[tokio::test]
+async fn a_lease_is_no_reason_to_report_again() {
+    let stage = Stage::new();
+    stage.lease.require(Some(PATIENCE));
+    let (mut sessions, _up) = stage.controller();
+    let mut session = sessions.recv().await.unwrap();
+    session.register().await;
+    let first = tokio::time::Instant::now();
+    for _ in 0..6 {
+        let request = session.status().await.lease_request;
+        let grant = wire::LeaseGrant {
+            request,
+            incarnation: 7,
+        };
+        session.say(Message::Lease(grant)).await;
+    }
+    assert!(first.elapsed() >= Duration::from_millis(400), "it spins");
 }
 
 #[tokio::test]

@@ -248,6 +248,15 @@ impl Machine {
         )
     }
 
+    /// Whether it is on its way to its guest agent's hello.
+    #[must_use]
+    pub fn is_being_started(&self) -> bool {
+        matches!(
+            self.state,
+            State::Preparing { .. } | State::Launching | State::Booting { .. }
+        )
+    }
+
     /// Whether the guest should be told to power off.
     #[must_use]
     pub fn guest_should_be_off(&self) -> bool {
