@@ -144,7 +144,8 @@ fn recorded(directory: &Path) -> Vec<Identity> {
 }
 
 /// The processes in a control group.
-fn members(group: &Path) -> Vec<Identity> {
+#[must_use]
+pub fn members(group: &Path) -> Vec<Identity> {
     let text = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
     let pids = text.lines().filter_map(|line| line.parse().ok());
     pids.filter_map(Identity::of).collect()
