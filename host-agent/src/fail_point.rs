@@ -38,6 +38,8 @@ fabric_vmm::fail_points! {
     HelloRecorded,
     /// The role is ready, which is on record.
     ReadyRecorded,
+    /// The instance is to go, and its epoch is kept.
+    EpochKept,
     /// It is on record that the instance is to stop, and the guest has not been told.
     StopRecorded,
     /// The VMM has ended, which is not on record; its group is there.

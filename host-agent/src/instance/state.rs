@@ -18,6 +18,9 @@ pub struct Wanted {
     pub presence: Presence,
     /// Names what its disk is made from; a change needs a fresh disk.
     pub disk: String,
+    /// Tells it from others of its name: each has a disk of its own.
+    #[serde(default)]
+    pub epoch: u64,
     /// Names what else a running machine cannot change; a change needs a restart.
     pub shape: String,
     /// Counts operators' restarts.

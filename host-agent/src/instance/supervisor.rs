@@ -618,6 +618,7 @@ fn nothing_wanted() -> Wanted {
     Wanted {
         presence: Presence::Stop,
         disk: String::new(),
+        epoch: 0,
         shape: String::new(),
         restart_generation: 0,
         restart_scope: Scope::Role,

@@ -27,6 +27,7 @@ impl Story {
             wanted: Wanted {
                 presence: Presence::Run,
                 disk: "image-1".to_owned(),
+                epoch: 1,
                 shape: "small".to_owned(),
                 restart_generation: 0,
                 restart_scope: Scope::Role,
@@ -593,6 +594,35 @@ fn a_changed_image_means_a_fresh_disk_and_a_changed_size_a_restart() {
         story.goal(|wanted| wanted.presence = Presence::Run).did(),
         [FRESH]
     );
+}
+
+#[test]
+fn one_that_is_wanted_again_while_it_goes_is_another_with_a_disk_of_its_own() {
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready();
+    story
+        .goal(|wanted| wanted.presence = Presence::Remove)
+        .goal(|wanted| {
+            wanted.presence = Presence::Run;
+            wanted.epoch = 2;
+        })
+        .did();
+    assert_eq!(story.exits(ExitKind::GuestPowerOff).did(), [FRESH]);
+    // Before it had begun to go, too.
+    story.becomes_ready().goal(|wanted| wanted.epoch = 3).did();
+    assert_eq!(story.exits(ExitKind::GuestPowerOff).did(), [FRESH]);
+}
+
+#[test]
+fn a_disk_on_a_record_without_its_epoch_stays() {
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready().did();
+    let mut record = serde_json::to_value(&story.machine).unwrap();
+    for part in ["made_for", "wanted"] {
+        record[part].as_object_mut().unwrap().remove("epoch");
+    }
+    story.machine = serde_json::from_value(record).unwrap();
+    assert_eq!(story.goal(|wanted| wanted.epoch = 7).did(), []);
 }
 
 #[test]
