@@ -202,6 +202,20 @@ pub enum Handling {
     },
 }
 
+impl Handling {
+    /// That this could not be done.
+    #[must_use]
+    pub fn failed(&self, why: String) -> Handled {
+        match self {
+            Self::Pausing => Handled::Paused(Err(why)),
+            Self::Resuming { .. } => Handled::Resumed(Err(why)),
+            Self::Resetting => Handled::Reset(Err(why)),
+            Self::Snapshot(_) => Handled::Snapshot(Err(why)),
+            Self::Checking { .. } => Handled::Checked(Err(why)),
+        }
+    }
+}
+
 /// The ways to stop a machine, each harder than the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stopping {

@@ -14,7 +14,10 @@ use std::{
 
 use fabric_proto::id::{InstanceId, SnapshotName};
 use fabric_vmm::control::Request;
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinError,
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -107,7 +110,7 @@ pub struct Beginning {
 enum Happening {
     Order,
     Prepared(Result<Prepared, PrepareError>),
-    Handled(Handled),
+    Handled(Result<Handled, JoinError>),
     Exited(Exit),
     Heard(Heard),
     Deadline,
@@ -165,10 +168,7 @@ impl Supervisor {
             match self.happening().await {
                 Happening::Order => self.follow().await,
                 Happening::Prepared(result) => self.prepared(result).await,
-                Happening::Handled(handled) => {
-                    self.handling = None;
-                    self.step(Input::Handled(handled)).await;
-                }
+                Happening::Handled(result) => self.handled(result).await,
                 Happening::Exited(exit) => self.exited(exit).await,
                 Happening::Heard(heard) => self.hear(heard).await,
                 Happening::Deadline => self.deadline().await,
@@ -286,6 +286,16 @@ impl Supervisor {
             self.spec = Some(prepared.spec);
         });
         self.step(Input::Prepared(result)).await;
+    }
+
+    async fn handled(&mut self, result: Result<Handled, JoinError>) {
+        self.handling = None;
+        let State::Handling { what } = self.machine().state() else {
+            return;
+        };
+        let handled =
+            result.unwrap_or_else(|error| what.failed(format!("it was cut off: {error}")));
+        self.step(Input::Handled(handled)).await;
     }
 
     async fn exited(&mut self, exit: Exit) {
@@ -646,18 +656,10 @@ async fn finished(
         .unwrap_or_else(|error| Err(PrepareError::Task(io::Error::other(error))))
 }
 
-async fn handled(task: &mut Option<AbortOnDropHandle<Handled>>) -> Handled {
-    let Some(work) = task else {
-        return std::future::pending().await;
-    };
-    match work.await {
-        Ok(handled) => handled,
-        Err(error) => {
-            // It panicked, which it never does; it is begun again at the next start.
-            tracing::error!(%error, "what was being done to a virtual machine was cut off");
-            *task = None;
-            std::future::pending().await
-        }
+async fn handled(task: &mut Option<AbortOnDropHandle<Handled>>) -> Result<Handled, JoinError> {
+    match task {
+        Some(task) => task.await,
+        None => std::future::pending().await,
     }
 }
 

@@ -840,3 +840,23 @@ async fn a_snapshot_that_a_restart_of_the_host_agent_cut_off_is_taken_by_the_nex
     let names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["early"]);
 }
+
+#[tokio::test]
+async fn what_is_cut_off_by_a_panic_has_failed_and_is_tried_again() {
+    let mut stage = Stage::new();
+    stage.start();
+    let guest = stage.ready().await;
+    stage.hypervisor.panic(true);
+    stage.follow(|goal| goal.power = node_wire::InstancePower::Paused.into());
+    stage
+        .until("not paused", |report| {
+            report.vm_reason.contains("cannot be paused")
+        })
+        .await;
+    assert!(stage.told().contains(&Reason::PauseFailed));
+    stage.hypervisor.panic(false);
+    guest
+        .say(Report::Heartbeat(wire::Heartbeat::default()))
+        .await;
+    stage.until_state(node_wire::VmState::Paused).await;
+}

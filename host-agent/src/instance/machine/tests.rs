@@ -853,6 +853,28 @@ fn a_pause_that_fails_is_tried_with_every_sign_of_life_and_told_once() {
 }
 
 #[test]
+fn whatever_is_done_to_a_machine_can_fail_and_is_not_waited_for_then() {
+    let name = snapshot(1).name;
+    for what in [
+        Handling::Pausing,
+        Handling::Resuming { asked: true },
+        Handling::Resetting,
+        Handling::Snapshot(snapshot(1)),
+        Handling::Checking {
+            name,
+            paused: false,
+        },
+    ] {
+        let mut story = Story::new();
+        story.goal(|_| {}).becomes_ready();
+        let failed = what.failed("it was cut off".to_owned());
+        story.machine.state = State::Handling { what: what.clone() };
+        story.happens(Input::Handled(failed));
+        assert_ne!(*story.machine.state(), State::Handling { what });
+    }
+}
+
+#[test]
 fn a_machine_that_ends_while_it_is_paused_waits_for_whoever_paused_it() {
     let mut story = Story::new();
     story.goal(|_| {}).becomes_ready().did();
