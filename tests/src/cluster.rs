@@ -390,21 +390,22 @@ impl Cluster {
         vmm.with_context(|| format!("{instance} has no VMM"))
     }
 
-    /// The steps at which a program of the node can be armed to end.
+    /// The steps at which a program of the node can be armed to end, `of` what:
+    /// `host-agent life`.
     ///
     /// # Errors
     ///
     /// There are none in the host agent that was built.
-    pub fn fail_points(&self, program: &str) -> anyhow::Result<Vec<String>> {
+    pub fn fail_points(&self, of: &str) -> anyhow::Result<Vec<String>> {
         let host_agent = self.place.with_fail_points().join("host-agent");
         let output = Command::new(&host_agent)
             .arg("fail-points")
             .output()
             .with_context(|| format!("run {}: cargo xtask test builds it", host_agent.display()))?;
         let text = String::from_utf8(output.stdout)?;
-        let named = |line: &str| Some(line.strip_prefix(program)?.trim().to_owned());
+        let named = |line: &str| Some(line.strip_prefix(of)?.trim().to_owned());
         let steps: Vec<_> = text.lines().filter_map(named).collect();
-        ensure!(!steps.is_empty(), "{program} has no fail points: {text}");
+        ensure!(!steps.is_empty(), "no fail points of {of}: {text}");
         Ok(steps)
     }
 

@@ -304,6 +304,19 @@ pub enum Handled {
     Checked(Result<(), String>),
 }
 
+impl Handled {
+    /// Whether it has been done.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        match self {
+            Self::Paused(done) | Self::Resumed(done) | Self::Reset(done) | Self::Checked(done) => {
+                done.is_ok()
+            }
+            Self::Snapshot(taken) => taken.is_ok(),
+        }
+    }
+}
+
 /// Why disks could not be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unprepared {

@@ -185,6 +185,8 @@ impl Supervisor {
         let deadline = self.machine().deadline(&self.node.limits);
         let deadline = deadline.map(|time| self.node.clock.instant(time));
         tokio::select! {
+            // An end comes before what has failed because of it.
+            biased;
             changed = self.orders.changed() => match changed {
                 Ok(()) => Happening::Order,
                 Err(_) => Happening::Abandoned,
@@ -202,7 +204,7 @@ impl Supervisor {
         if let Order::Follow(goal) = &*self.orders.borrow() {
             self.goal = Some(goal.clone());
         }
-        if let Err(error) = snapshots::sweep(&self.directory) {
+        if let Err(error) = snapshots::sweep(&self.directory, self.machine().snapshots()) {
             tracing::warn!(instance = %self.id, %error, "cannot remove what is left of a snapshot");
         }
         self.listen();
@@ -300,6 +302,13 @@ impl Supervisor {
 
     async fn exited(&mut self, exit: Exit) {
         self.hear_all().await;
+        // What was being done to it leaves nothing half-way, and may have been done.
+        if let Some(work) = self.handling.take()
+            && let Ok(handled) = work.await
+            && handled.is_done()
+        {
+            self.step(Input::Handled(handled)).await;
+        }
         self.vm = None;
         self.manifest.process = None;
         self.manifest.last_exit.clone_from(&exit.json);
@@ -369,6 +378,7 @@ impl Supervisor {
                 Action::TakeSnapshot(wanted) => self.take_snapshot(wanted.name),
                 Action::CheckSnapshot(name) => self.check_snapshot(name),
                 Action::DeleteSnapshot(name) => {
+                    fail_point::reached(Step::SnapshotDropped);
                     if let Err(error) = snapshots::delete(&self.directory, &name) {
                         tracing::error!(instance = %self.id, %name, %error, "cannot delete a snapshot");
                     }
@@ -471,10 +481,16 @@ impl Supervisor {
         F: Future<Output = Handled> + Send + 'static,
     {
         // One that is gone is about to be told as such.
-        self.handling = self
-            .vm
-            .clone()
-            .map(|vm| AbortOnDropHandle::new(tokio::spawn(work(vm))));
+        self.handling = self.vm.clone().map(|vm| {
+            let work = work(vm);
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                let handled = work.await;
+                if let Some(step) = Step::when(&handled) {
+                    fail_point::reached(step);
+                }
+                handled
+            }))
+        });
     }
 
     /// Gives the virtual machine an order; `handled` says what has become of it.
