@@ -237,10 +237,10 @@ fn p99(mut act: impl FnMut(usize) -> Result<()>) -> Result<f64> {
 fn keep_busy(guest: &Guest, tilt: Tilt, stop: &AtomicBool) -> Result<()> {
     while !stop.load(Ordering::Relaxed) {
         match tilt {
-            Tilt::Disk => guest.ask(&format!("write /dev/vda 0 {}", 16 * MIB))?,
-            Tilt::Console => guest.ask(&format!("print {}", 64 << 10))?,
+            Tilt::Disk => guest.ask(&format!("write /dev/vda 0 {MIB}"))?,
+            Tilt::Console => guest.ask(&format!("print {}", 4 << 10))?,
             Tilt::Vsock => {
-                let mut stream = guest.tell(&format!("source {}", 16 * MIB))?;
+                let mut stream = guest.tell(&format!("source {MIB}"))?;
                 let mut chunk = vec![0; 64 << 10];
                 loop {
                     match stream.read(&mut chunk) {
