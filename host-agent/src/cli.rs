@@ -205,9 +205,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         #[cfg(feature = "fail-points")]
         Command::FailPoints => {
             let ours = crate::fail_point::Step::ALL.iter();
-            ours.for_each(|step| println!("host-agent {step:?}"));
+            ours.for_each(|(of, step)| println!("host-agent {of} {step:?}"));
             let vmm = fabric_vmm::fail_point::Step::ALL.iter();
-            vmm.for_each(|step| println!("fabric-vmm {step:?}"));
+            vmm.for_each(|(of, step)| println!("fabric-vmm {of} {step:?}"));
             Ok(ExitCode::SUCCESS)
         }
         Command::KeepLease { data_dir } => {

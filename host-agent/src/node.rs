@@ -21,7 +21,7 @@ use tokio::{
 use crate::{
     events::Reason,
     fail_point::{self, Step},
-    goal::{GoalError, GoalStore, InstanceGoal, NodeGoal},
+    goal::{EpochStore, GoalError, GoalStore, InstanceGoal, NodeGoal},
     instance::{
         directory::{InstanceDirectory, MANIFEST},
         manifest::Manifest,
@@ -56,8 +56,8 @@ pub struct Node {
     instances: BTreeMap<InstanceId, Instance>,
     supervisors: JoinSet<InstanceId>,
     goal: Option<NodeGoal>,
-    /// Epochs of instances that are not here any longer.
-    epochs: BTreeMap<InstanceId, u64>,
+    /// Epochs of instances that go or are gone.
+    epochs: EpochStore,
     /// Complaints already made, so that each is made once.
     refused: BTreeSet<(InstanceId, String)>,
     applied: watch::Sender<u64>,
@@ -73,8 +73,8 @@ struct Instance {
     epoch: u64,
 }
 
-/// Most epochs of bygone instances that are remembered.
-const MOST_EPOCHS: usize = 4096;
+/// Most complaints that are remembered.
+const MOST_REFUSED: usize = 4096;
 
 impl Node {
     /// The node whose files are in `data`; nothing is done yet.
@@ -95,7 +95,7 @@ impl Node {
             instances: BTreeMap::new(),
             supervisors: JoinSet::new(),
             goal: None,
-            epochs: BTreeMap::new(),
+            epochs: EpochStore::open(&journal)?,
             refused: BTreeSet::new(),
             applied: watch::Sender::new(0),
             heartbeat: watch::Sender::new(heartbeat),
@@ -238,6 +238,7 @@ impl Node {
             .chain(self.directories())
             .filter(|id| !goal.instances.contains_key(id))
             .collect();
+        self.keep_epochs(&gone);
         for id in gone {
             self.order(&id, Order::Go);
         }
@@ -267,6 +268,21 @@ impl Node {
         }
     }
 
+    /// Takes down the epochs of instances before anything of them goes.
+    fn keep_epochs(&mut self, of: &BTreeSet<InstanceId>) {
+        if of.is_empty() {
+            return;
+        }
+        for id in of {
+            let epoch = self.seen_epoch(id);
+            self.epochs.note(id, epoch);
+        }
+        if let Err(error) = self.epochs.save() {
+            tracing::error!(%error, "cannot keep the epochs of instances that go");
+        }
+        fail_point::reached(Step::EpochKept);
+    }
+
     fn seen_epoch(&self, id: &InstanceId) -> u64 {
         match self.instances.get(id) {
             Some(instance) => instance.epoch,
@@ -274,7 +290,7 @@ impl Node {
                 let manifest = self.instances_in.join(id.as_str()).join(MANIFEST);
                 let recorded = Manifest::load(&manifest).ok().flatten();
                 let recorded = recorded.map_or(0, |manifest| manifest.epoch);
-                recorded.max(self.epochs.get(id).copied().unwrap_or(0))
+                recorded.max(self.epochs.get(id))
             }
         }
     }
@@ -291,7 +307,7 @@ impl Node {
             let events = &self.lent.workshop.events;
             events.tell(id.as_str(), Reason::GoalRefused, &error.to_string(), true);
         }
-        if self.refused.len() > MOST_EPOCHS {
+        if self.refused.len() > MOST_REFUSED {
             self.refused.clear();
         }
     }
@@ -374,12 +390,7 @@ impl Node {
                 id.clone()
             }
         };
-        if let Some(instance) = self.instances.remove(&id) {
-            self.epochs.insert(id.clone(), instance.epoch);
-            while self.epochs.len() > MOST_EPOCHS {
-                self.epochs.pop_first();
-            }
-        }
+        self.instances.remove(&id);
         self.shown.send_modify(|all| {
             all.remove(&id);
         });

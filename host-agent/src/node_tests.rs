@@ -214,6 +214,32 @@ async fn a_lower_incarnation_and_a_lower_epoch_are_refused_and_told() {
     let reports = stage.until("refused", |reports| !reports.is_empty()).await;
     assert_eq!(reports.values().next().unwrap().vm_state(), VmState::Failed);
     assert_eq!(stage.hypervisor.running(), 0);
+
+    // And to a process that comes after that.
+    stage.restart().await;
+    stage.goal_with(11, &["a"], |goal| goal.epoch = 3);
+    let reports = stage.until("refused", |reports| !reports.is_empty()).await;
+    assert_eq!(reports.values().next().unwrap().vm_state(), VmState::Failed);
+    assert_eq!(stage.hypervisor.running(), 0);
+}
+
+#[tokio::test]
+async fn one_that_is_wanted_again_while_it_goes_has_a_disk_of_its_own() {
+    let mut stage = Stage::new();
+    stage.goal(1, &["a"]);
+    stage.until_booting(&["a"]).await;
+    let disk = stage.node.instances_in.join("a").join(OS_DISK);
+    fs::write(&disk, "what another one wrote").unwrap();
+    stage.goal(2, &[]);
+    stage.goal_with(3, &["a"], |goal| goal.epoch = 2);
+    stage
+        .until("another", |reports| {
+            let report = reports.get(&"a".parse().unwrap());
+            report.is_some_and(|one| one.epoch == 2 && one.boots == 2)
+        })
+        .await;
+    let disk = fs::read(disk).unwrap();
+    assert!(disk.starts_with(b"conectix"), "it has the disk of before");
 }
 
 #[tokio::test]

@@ -2,8 +2,11 @@
 
 use std::{
     fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
     process::{Command, Output},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail, ensure};
@@ -16,7 +19,10 @@ use fabric_proto::{
     },
     vmbus::FAULT_PORT,
 };
-use nix::{sys::signal::kill, unistd::Pid};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
@@ -24,7 +30,10 @@ use tokio::{
 };
 use tonic::transport::{Channel, Endpoint};
 
-use crate::{BOOT, Identity, Place, Program, SOON, ServiceFile, disagreements, eventually};
+use crate::{
+    BOOT, Identity, Place, Program, SOON, ServiceFile, disagreements, eventually,
+    traces::{groups, members},
+};
 
 /// How a cluster is started.
 #[derive(Debug, Clone, Default)]
@@ -385,21 +394,22 @@ impl Cluster {
         vmm.with_context(|| format!("{instance} has no VMM"))
     }
 
-    /// The steps at which a program of the node can be armed to end.
+    /// The steps at which a program of the node can be armed to end, `of` what:
+    /// `host-agent life`.
     ///
     /// # Errors
     ///
     /// There are none in the host agent that was built.
-    pub fn fail_points(&self, program: &str) -> anyhow::Result<Vec<String>> {
+    pub fn fail_points(&self, of: &str) -> anyhow::Result<Vec<String>> {
         let host_agent = self.place.with_fail_points().join("host-agent");
         let output = Command::new(&host_agent)
             .arg("fail-points")
             .output()
             .with_context(|| format!("run {}: cargo xtask test builds it", host_agent.display()))?;
         let text = String::from_utf8(output.stdout)?;
-        let named = |line: &str| Some(line.strip_prefix(program)?.trim().to_owned());
+        let named = |line: &str| Some(line.strip_prefix(of)?.trim().to_owned());
         let steps: Vec<_> = text.lines().filter_map(named).collect();
-        ensure!(!steps.is_empty(), "{program} has no fail points: {text}");
+        ensure!(!steps.is_empty(), "no fail points of {of}: {text}");
         Ok(steps)
     }
 
@@ -536,10 +546,31 @@ impl Drop for Cluster {
         // them, if it was killed and did not come back.
         self.host_agent.end();
         for vmm in vmms_in(&self.node_dir) {
-            let _ = kill(Pid::from_raw(vmm), nix::sys::signal::Signal::SIGKILL);
+            let _ = kill(Pid::from_raw(vmm), Signal::SIGKILL);
+        }
+        for place in groups(&self.node_dir) {
+            empty(&place);
         }
         self.controller.end();
     }
+}
+
+/// Ends what runs in a node's control groups, and removes them.
+fn empty(place: &Path) {
+    let end = Instant::now() + SOON;
+    for group in fs::read_dir(place).into_iter().flatten().flatten() {
+        let group = group.path();
+        // A process is in its group until it has come to its end.
+        while fs::remove_dir(&group).is_err_and(|error| error.kind() == ErrorKind::ResourceBusy)
+            && Instant::now() < end
+        {
+            for process in members(&group) {
+                let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+    let _ = fs::remove_dir(place);
 }
 
 /// Virtual machine monitors that run in a directory or below.

@@ -4,7 +4,8 @@
 //! A test starts a [`Cluster`]: a real controller and a real host agent, as
 //! processes of their own, over unix sockets in a temporary directory. It talks to
 //! them as users do (`fabctl`, gRPC), breaks things, and waits for conditions with
-//! a deadline, never for time to pass. Whatever it started ends with it, by pid.
+//! a deadline, never for time to pass. Whatever it started ends with it, by pid, and
+//! the control groups of its node go.
 //!
 //! Where `/dev/kvm` is missing these tests are reported as ignored, with the
 //! reason, unless `FABRIC_REQUIRE_KVM=1` makes that a failure.

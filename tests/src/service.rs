@@ -8,6 +8,7 @@ pub struct ServiceFile {
     name: String,
     instances: u32,
     vcpus: u32,
+    cpu_weight: u32,
     package: Option<String>,
     command: Vec<String>,
     environment: Vec<(String, String)>,
@@ -23,6 +24,7 @@ impl ServiceFile {
             name: name.to_owned(),
             instances: 1,
             vcpus: 1,
+            cpu_weight: 100,
             package: None,
             command: ["/bin/busybox", "httpd", "-f", "-p", "8080", "-h", "/etc"]
                 .map(str::to_owned)
@@ -44,6 +46,13 @@ impl ServiceFile {
     #[must_use]
     pub fn vcpus(mut self, vcpus: u32) -> Self {
         self.vcpus = vcpus;
+        self
+    }
+
+    /// Guests with so much weight where others want their processors too.
+    #[must_use]
+    pub fn cpu_weight(mut self, cpu_weight: u32) -> Self {
+        self.cpu_weight = cpu_weight;
         self
     }
 
@@ -90,6 +99,7 @@ impl ServiceFile {
 [sizes.tiny]
 vcpus = {vcpus}
 memory = "128MiB"
+cpu_weight = {cpu_weight}
 
 [[role]]
 name = "web"
@@ -103,6 +113,7 @@ startup_grace = "20s"
 "#,
             name = self.name,
             vcpus = self.vcpus,
+            cpu_weight = self.cpu_weight,
             instances = self.instances,
             command = command.join(", "),
         );

@@ -66,11 +66,21 @@ pub fn disagreements(node: &Path, instances: &[&str]) -> Vec<String> {
             let members = members(&place.join(instance));
             differ(&mut found, instance, "in its group", &runs, &members);
         }
+        let directory = node.join("instances").join(instance);
+        let (there, kept) = (names(&directory.join("snapshots")), snapshots(&directory));
+        if there != kept {
+            found.push(format!(
+                "{instance}: snapshots {there:?}, on record {kept:?}"
+            ));
+        }
     }
     found.extend(mounts(node).into_iter().map(|line| format!("mount {line}")));
     let unfinished = files(node).into_iter().filter(|file| {
         let name = file.file_name().unwrap_or_default().to_string_lossy();
-        name.starts_with(".new-") || name.starts_with("making-")
+        let in_jail = file.parent().is_some_and(|place| place.ends_with("jail"));
+        let making = [".new-", ".taking-", "making-"].iter();
+        making.into_iter().any(|new| name.starts_with(new))
+            || in_jail && name.starts_with("snapshot")
     });
     found.extend(unfinished.map(|file| format!("unfinished file {}", file.display())));
     found
@@ -129,10 +139,26 @@ fn goal(node: &Path) -> BTreeSet<String> {
     instances.map(|instance| instance.instance_id).collect()
 }
 
+fn record(directory: &Path) -> Value {
+    let text = fs::read(directory.join("manifest.json")).unwrap_or_default();
+    serde_json::from_slice(&text).unwrap_or_default()
+}
+
+/// The snapshots that an instance's record has.
+fn snapshots(directory: &Path) -> BTreeSet<String> {
+    let record = record(directory);
+    let all = record["machine"]["snapshots"]
+        .as_array()
+        .into_iter()
+        .flatten();
+    let taken = all.filter(|one| one["taken"]["Ok"].is_object());
+    let names = taken.filter_map(|one| one["wanted"]["name"].as_str());
+    names.map(str::to_owned).collect()
+}
+
 /// The process that an instance's record names.
 fn recorded(directory: &Path) -> Vec<Identity> {
-    let text = fs::read(directory.join("manifest.json")).unwrap_or_default();
-    let record: Value = serde_json::from_slice(&text).unwrap_or_default();
+    let record = record(directory);
     let process = &record["process"];
     let identity = || {
         Some(Identity {
@@ -144,7 +170,8 @@ fn recorded(directory: &Path) -> Vec<Identity> {
 }
 
 /// The processes in a control group.
-fn members(group: &Path) -> Vec<Identity> {
+#[must_use]
+pub fn members(group: &Path) -> Vec<Identity> {
     let text = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
     let pids = text.lines().filter_map(|line| line.parse().ok());
     pids.filter_map(Identity::of).collect()

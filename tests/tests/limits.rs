@@ -2,16 +2,20 @@
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
+    io::{self, Read as _, Write as _},
     net::Shutdown,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use fabric_tests::{
-    Cluster, Peer, Place, SOON, ServiceFile, control, eventually, line, run, story,
+    BOOT, Cluster, Peer, Place, SOON, ServiceFile, control, eventually, groups, line, run, story,
+};
+use nix::{
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    unistd::Pid,
 };
 use serde_json::{Value, json};
 
@@ -20,6 +24,7 @@ fn main() -> ExitCode {
         story!(a_limited_disk_takes_its_time_until_the_limit_is_lifted),
         story!(each_direction_of_the_bus_is_limited_by_itself),
         story!(an_instance_is_limited_by_its_size_and_otherwise_while_it_runs),
+        story!(guests_that_spin_share_a_processor_by_their_weights),
         story!(a_guest_that_fills_its_disk_hits_its_quota_and_keeps_what_it_has),
     ])
 }
@@ -157,6 +162,89 @@ async fn an_instance_is_limited_by_its_size_and_otherwise_while_it_runs() -> Res
     ensure!(pid()? == before, "the machine is another one");
     cluster.until_ready(INSTANCE).await?;
     Ok(())
+}
+
+async fn guests_that_spin_share_a_processor_by_their_weights() -> Result<()> {
+    const SPIN: &str = "while :; do :; done";
+    /// What the lighter one has used when they are compared.
+    const ENOUGH: Duration = Duration::from_secs(3);
+    let cluster = Cluster::start().await?;
+    cluster.upload_guest_os()?;
+    for (name, weight) in [("light", 100), ("heavy", 200)] {
+        let service = ServiceFile::web(name).script(SPIN).cpu_weight(weight);
+        cluster.apply(&service)?;
+    }
+    let mut vmms = Vec::new();
+    for instance in ["light-web-0", "heavy-web-0"] {
+        cluster.until_ready(instance).await?;
+        vmms.push(cluster.vmm(instance)?.pid);
+    }
+    let weighed = groups(cluster.node_dir()).into_iter().any(|place| {
+        let group = place.join("light-web-0");
+        ["cpu.weight", "cpu.shares"]
+            .iter()
+            .any(|file| group.join(file).exists())
+    });
+    if !weighed {
+        eprintln!("skipped: this host has no control groups for processors");
+        return Ok(());
+    }
+    vmms.iter().try_for_each(|vmm| pin(*vmm))?;
+
+    let look =
+        || -> Result<Vec<Duration>> { vmms.iter().map(|vmm| processor_time(*vmm)).collect() };
+    let before = look()?;
+    let used = eventually(BOOT, "both to have spun", || async {
+        let now = look().map_err(|error| format!("{error:#}"))?;
+        let used: Vec<_> = now
+            .iter()
+            .zip(&before)
+            .map(|(now, then)| *now - *then)
+            .collect();
+        if used[0] >= ENOUGH {
+            Ok(used)
+        } else {
+            Err(format!("{used:?}"))
+        }
+    })
+    .await?;
+    let ratio = used[1].as_secs_f64() / used[0].as_secs_f64();
+    println!("weights 1:2, processor time 1:{ratio:.3}");
+    ensure!(
+        (ratio / 2.0 - 1.0).abs() <= 0.05,
+        "{used:?}, which is 1:{ratio:.3}"
+    );
+    Ok(())
+}
+
+fn threads(process: i32) -> Result<Vec<PathBuf>> {
+    let all = fs::read_dir(format!("/proc/{process}/task"))?;
+    Ok(all.map(|one| Ok(one?.path())).collect::<io::Result<_>>()?)
+}
+
+/// Has all of a process run on the last processor that we may use, for which others of
+/// those that are pinned have to wait.
+fn pin(process: i32) -> Result<()> {
+    let ours = sched_getaffinity(Pid::from_raw(0))?;
+    let last = (0..CpuSet::count()).rfind(|cpu| ours.is_set(*cpu) == Ok(true));
+    let mut one = CpuSet::new();
+    one.set(last.context("a processor")?)?;
+    for thread in threads(process)? {
+        let id = thread.file_name().unwrap_or_default().display().to_string();
+        sched_setaffinity(Pid::from_raw(id.parse()?), &one)?;
+    }
+    Ok(())
+}
+
+/// What a process has used of processors, all of its threads together.
+fn processor_time(process: i32) -> Result<Duration> {
+    let mut nanoseconds = 0;
+    for thread in threads(process)? {
+        let text = fs::read_to_string(thread.join("schedstat"))?;
+        let used = text.split(' ').next().unwrap_or_default();
+        nanoseconds += used.parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(nanoseconds))
 }
 
 async fn a_guest_that_fills_its_disk_hits_its_quota_and_keeps_what_it_has() -> Result<()> {

@@ -3,6 +3,7 @@
 //! A goal with one bad instance is still a goal for the others: each instance is
 //! checked by itself, and one that is refused is left as it is.
 
+mod epochs;
 mod store;
 
 use std::{
@@ -18,6 +19,7 @@ use fabric_proto::{
 };
 use prost::Message as _;
 
+pub use epochs::EpochStore;
 pub use store::GoalStore;
 
 use crate::{
@@ -129,6 +131,7 @@ impl InstanceGoal {
         Wanted {
             presence: self.presence,
             disk: self.image.digest.to_string(),
+            epoch: self.epoch,
             shape: format!("{} vcpus, {} MiB, {package}", self.vcpus, self.memory_mib),
             restart_generation: self.restart_generation,
             restart_scope: self.restart_scope,

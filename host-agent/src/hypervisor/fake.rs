@@ -34,6 +34,7 @@ struct Table {
     last_exits: BTreeMap<PathBuf, Exit>,
     launched: u32,
     refusing: bool,
+    panicking: bool,
     templates: u32,
     /// Guests that should become templates do not.
     stubborn: bool,
@@ -73,6 +74,11 @@ impl FakeHypervisor {
     /// From now on, nothing can be started, or can again.
     pub fn refuse(&self, refusing: bool) {
         self.lock().refusing = refusing;
+    }
+
+    /// From now on, whoever gives a machine an order panics, or does not again.
+    pub fn panic(&self, panicking: bool) {
+        self.lock().panicking = panicking;
     }
 
     /// How many guests were started to become templates.
@@ -238,6 +244,8 @@ impl Vm for FakeVm {
     }
 
     async fn order(&self, order: Request) -> Result<(), OrderError> {
+        let panicking = self.table.lock().unwrap().panicking;
+        assert!(!panicking, "as a test wants it");
         if self.table.lock().unwrap().refusing {
             return Err(OrderError::Refused("it refuses".to_owned()));
         }

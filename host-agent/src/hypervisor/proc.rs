@@ -24,7 +24,10 @@ fn stat(pid: u32) -> Option<Stat> {
     Process::new(pid.try_into().ok()?).ok()?.stat().ok()
 }
 
-/// Where a process works. A directory that was removed has " (deleted)" at the end.
+/// What is at the end of the name of a directory that was removed.
+pub const REMOVED: &str = " (deleted)";
+
+/// Where a process works. A directory that was removed has [`REMOVED`] at the end.
 #[must_use]
 pub fn working_directory(pid: u32) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{pid}/cwd")).ok()

@@ -70,6 +70,8 @@ const LAST_WORDS: u64 = 256 * 1024;
 const LARGEST_LOG: u64 = 1024 * 1024;
 /// How often that is looked at while it runs.
 const LOOK_AT_OUTPUT: Duration = Duration::from_secs(10);
+/// How long a VMM that is killed may take to be gone.
+const LAST_BREATH: Duration = Duration::from_secs(10);
 /// How long a VMM may take to answer when it is told to stop.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The same for other orders: a snapshot writes all of the guest's memory, and what is
@@ -100,7 +102,7 @@ impl Hypervisor for ProcessHypervisor {
     ) -> Result<Arc<dyn Vm>, LaunchError> {
         self.configure(directory, spec)?;
         fail_point::reached(Step::Configured);
-        let group = self.group(directory);
+        let group = self.group(directory.path());
         if let Some(group) = &group {
             group.make(&Share::of(spec.vcpus, spec.memory_mib, spec.cpu_weight))?;
         }
@@ -132,7 +134,7 @@ impl Hypervisor for ProcessHypervisor {
             if place != directory.path() || !is_vmm(pid) {
                 continue;
             }
-            match Process::watch(pid, directory, self.group(directory), false) {
+            match Process::watch(pid, directory, self.group(&place), false) {
                 Ok(vm) => {
                     if record.is_some_and(|record| *record != vm.record) {
                         tracing::warn!(pid, "found a VMM that is not the recorded one");
@@ -159,11 +161,12 @@ impl Hypervisor for ProcessHypervisor {
             return 0;
         };
         let strays = found.into_iter().filter(|(_, place)| !place.exists());
-        strays.filter(|(pid, place)| end(*pid, place)).count()
+        self.end_all(strays).await
     }
 
     async fn end_all_in(&self, directory: &Path) -> usize {
-        end_all_below(directory)
+        let found = fs::canonicalize(directory).and_then(|place| proc::working_below(&place));
+        self.end_all(found.unwrap_or_default()).await
     }
 
     fn verify_snapshot(&self, snapshot: &Path) -> Result<(), String> {
@@ -174,27 +177,39 @@ impl Hypervisor for ProcessHypervisor {
 }
 
 /// Kills all VMMs that work in `directory` or below; returns how many.
-pub fn end_all_below(directory: &Path) -> usize {
+pub fn kill_all_below(directory: &Path) -> usize {
     let found = fs::canonicalize(directory).and_then(|place| proc::working_below(&place));
     let found = found.unwrap_or_default().into_iter();
-    found.filter(|(pid, place)| end(*pid, place)).count()
+    found.filter_map(|(pid, place)| kill(pid, &place)).count()
 }
 
-/// Kills a VMM that works in `place`; false if there is none.
-fn end(pid: u32, place: &Path) -> bool {
-    let Some(process) = is_vmm(pid).then(|| open(pid)).flatten() else {
-        return false;
-    };
+/// Kills a VMM that works in `place`, if there is one.
+fn kill(pid: u32, place: &Path) -> Option<OwnedFd> {
+    let process = is_vmm(pid).then(|| open(pid)).flatten()?;
     // Whoever has this number now is still the one that was looked at.
     let same = proc::working_directory(pid).is_some_and(|now| now == place);
-    let ended = same && pidfd_send_signal(&process, Signal::KILL).is_ok();
-    if ended {
-        tracing::warn!(pid, place = %place.display(), "ended a VMM that nobody owns");
-    }
-    ended
+    (same && pidfd_send_signal(&process, Signal::KILL).is_ok()).then_some(process)
 }
 
 impl ProcessHypervisor {
+    /// Ends VMMs by where they work, and removes their groups; how many.
+    async fn end_all(&self, found: impl IntoIterator<Item = (u32, PathBuf)>) -> usize {
+        let mut ended = 0;
+        for (pid, place) in found {
+            let Some(process) = kill(pid, &place) else {
+                continue;
+            };
+            tracing::warn!(pid, place = %place.display(), "ended a VMM that nobody owns");
+            ended += 1;
+            // Until it has come to its end it is in its group.
+            if let Ok(process) = observe(process) {
+                let _ = tokio::time::timeout(LAST_BREATH, process.readable()).await;
+            }
+            self.group(&place).iter().for_each(Group::remove);
+        }
+        ended
+    }
+
     fn configure(&self, directory: &InstanceDirectory, spec: &VmSpec) -> Result<(), LaunchError> {
         let path = directory.file(CONFIGURATION);
         let write = || {
@@ -283,8 +298,10 @@ impl ProcessHypervisor {
     }
 
     /// The group of the machine in that directory, whose name it has.
-    fn group(&self, directory: &InstanceDirectory) -> Option<Group> {
-        let name = directory.path().file_name()?.to_str()?;
+    /// The group of the VMM that works in a directory, be that removed.
+    fn group(&self, place: &Path) -> Option<Group> {
+        let name = place.file_name()?.to_str()?;
+        let name = name.strip_suffix(proc::REMOVED).unwrap_or(name);
         Some(self.cgroups.as_ref()?.group(name))
     }
 
@@ -471,7 +488,11 @@ impl Vm for Process {
                 let why = answer.error.unwrap_or_default();
                 Err(OrderError::Refused(crate::guest::report::cut(&why)))
             }
-            Ok(Err(error)) => Err(OrderError::Silent(Box::new(error))),
+            Ok(Err(error)) => {
+                // Was it cut off by its end, that is what there is to tell.
+                let _ = tokio::time::timeout(LAST_BREATH, self.pidfd.readable()).await;
+                Err(OrderError::Silent(Box::new(error)))
+            }
             Err(error) => Err(OrderError::Silent(Box::new(error))),
         }
     }

@@ -102,7 +102,7 @@ impl Stage {
     }
 
     fn group(&self) -> Group {
-        self.hypervisor.group(&self.directory).unwrap()
+        self.hypervisor.group(self.directory.path()).unwrap()
     }
 
     async fn up(&self) -> Arc<dyn Vm> {
@@ -291,11 +291,14 @@ async fn a_vmm_is_found_again_by_where_it_runs() {
 async fn a_vmm_whose_directory_is_gone_is_ended() {
     let stage = Stage::new(OBEDIENT);
     let vm = stage.up().await;
+    let doors = stage.has_groups().then(|| stage.group().doors());
     assert_eq!(stage.hypervisor.end_strays(stage.data.path()).await, 0);
     stage.directory.clear().unwrap();
     stage.directory.remove().unwrap();
     // A child that the script has just forked looks as it does.
     assert_ne!(stage.hypervisor.end_strays(stage.data.path()).await, 0);
+    let left = doors.iter().flatten().find(|door| door.exists());
+    assert_eq!(left, None, "its group is there");
     end_of(&vm).await;
 }
 

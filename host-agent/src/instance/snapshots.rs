@@ -17,6 +17,7 @@
 //! ended only then. It lives in its instance's directory and goes with it.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File, Permissions},
     io,
     os::unix::fs::PermissionsExt as _,
@@ -31,9 +32,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     directory::{InstanceDirectory, JAIL, OS_DISK, SNAPSHOTS, TEMPLATE_DISK},
-    state::Taken,
+    state::{Snapshot, Taken},
 };
 use crate::{
+    fail_point::{self, Step},
     files::{self, FileError, blocking},
     goal::InstanceGoal,
     hypervisor::{Hypervisor, OrderError, Vm},
@@ -204,9 +206,9 @@ pub async fn take(
     made_of: MadeOf,
 ) -> Result<Taken, SnapshotError> {
     let place = directory.path().to_owned();
-    let jail = directory.file(JAIL).join(SNAPSHOT);
+    let jail = directory.file(JAIL);
     let taken = try_take(vm, directory, name, made_of).await;
-    if let Err(error) = files::remove_directory_if_there(&jail) {
+    if let Err(error) = clear(&jail) {
         tracing::warn!(path = %jail.display(), %error, "cannot remove what is left of a snapshot");
     }
     taken.map_err(|error| match files::free_bytes(&place) {
@@ -228,13 +230,16 @@ async fn try_take(
 ) -> Result<Taken, SnapshotError> {
     let failed = |order| move |source| SnapshotError::Order { order, source };
     vm.order(Request::Pause).await.map_err(failed("pause"))?;
+    fail_point::reached(Step::SnapshotStill);
+    let jail = directory.file(JAIL);
+    clear(&jail).map_err(FileError::at("clear", &jail))?;
+    let jail = jail.join(SNAPSHOT);
     find_room(&directory, &made_of)?;
-    let jail = directory.file(JAIL).join(SNAPSHOT);
-    files::remove_directory_if_there(&jail).map_err(FileError::at("remove", &jail))?;
     let path = Path::new(JAIL).join(SNAPSHOT);
     vm.order(Request::Snapshot { path })
         .await
         .map_err(failed("write a snapshot"))?;
+    fail_point::reached(Step::SnapshotWritten);
     blocking(move || Ok(keep(&directory, &jail, name, made_of)))
         .await
         .map_err(FileError::at("keep", Path::new(SNAPSHOTS)))?
@@ -273,6 +278,7 @@ fn keep(
         let place = tempfile::Builder::new().prefix(TAKING).tempdir_in(&all)?;
         let at = |name: &str| place.path().join(name);
         files::take_over(jail, &at(SNAPSHOT))?;
+        fail_point::reached(Step::SnapshotTakenOver);
         fs::copy(directory.file(OS_DISK), at(DISK))?;
         File::open(at(DISK))?.sync_all()?;
         fs::set_permissions(at(DISK), Permissions::from_mode(0o444))?;
@@ -293,6 +299,7 @@ fn keep(
             .iter()
             .map(|path| files::bytes_on_disk(path))
             .sum::<io::Result<u64>>()?;
+        fail_point::reached(Step::SnapshotWhole);
         files::remove_directory_if_there(&target)?;
         fs::rename(place.path(), &target)?;
         // There is nothing left to remove under the old name.
@@ -390,7 +397,9 @@ pub fn lay_out(
             files::link_or_copy(&place.join(TEMPLATE_DISK), &parent)?;
         }
         copy.as_file().sync_all()?;
+        fail_point::reached(Step::DiskCopied);
         copy.persist(&disk)?;
+        fail_point::reached(Step::DiskBack);
         files::sync_directory(directory.path())
     };
     lay_out().map_err(FileError::at("write", &disk))?;
@@ -406,27 +415,41 @@ pub fn delete(directory: &InstanceDirectory, name: &SnapshotName) -> io::Result<
     files::remove_directory_if_there(&directory.file(SNAPSHOTS).join(name.as_str()))
 }
 
-/// Removes what was being taken when an earlier process was ended.
+/// Removes what an earlier process was taking or deleting when it was ended: whatever
+/// is not on record as a snapshot that is there.
 ///
 /// # Errors
 ///
 /// What the file system says.
-pub fn sweep(directory: &InstanceDirectory) -> io::Result<()> {
-    let all = match fs::read_dir(directory.file(SNAPSHOTS)) {
+pub fn sweep(directory: &InstanceDirectory, on_record: &[Snapshot]) -> io::Result<()> {
+    let there = |name: &OsStr| {
+        let mut taken = on_record.iter().filter(|one| one.taken.is_ok());
+        taken.any(|one| name == one.wanted.name.as_str())
+    };
+    remove_all(&directory.file(SNAPSHOTS), |name| !there(name))?;
+    clear(&directory.file(JAIL))
+}
+
+/// Removes what a VMM has written in its jail, to its end or not.
+fn clear(jail: &Path) -> io::Result<()> {
+    remove_all(jail, |name| {
+        name.as_encoded_bytes().starts_with(SNAPSHOT.as_bytes())
+    })
+}
+
+/// Removes the directories in `place` that are `condemned` by their names.
+fn remove_all(place: &Path, condemned: impl Fn(&OsStr) -> bool) -> io::Result<()> {
+    let all = match fs::read_dir(place) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         all => all?,
     };
     for entry in all {
         let entry = entry?;
-        if entry
-            .file_name()
-            .as_encoded_bytes()
-            .starts_with(TAKING.as_bytes())
-        {
+        if condemned(&entry.file_name()) {
             fs::remove_dir_all(entry.path())?;
         }
     }
-    files::remove_directory_if_there(&directory.file(JAIL).join(SNAPSHOT))
+    Ok(())
 }
 
 #[cfg(test)]
@@ -579,8 +602,12 @@ mod tests {
             .unwrap()
             .count();
         assert_eq!(left, 0);
-        fs::create_dir(stage.directory.file(SNAPSHOTS).join(".taking-x")).unwrap();
-        sweep(&stage.directory).unwrap();
+        // Nor of one that nobody came to take, to name or to write to its end.
+        for name in ["snapshots/.taking-x", "snapshots/x", "jail/snapshot.1.part"] {
+            fs::create_dir(stage.directory.file(name)).unwrap();
+        }
+        sweep(&stage.directory, &[]).unwrap();
+        assert!(!stage.directory.file("jail/snapshot.1.part").exists());
         let left = fs::read_dir(stage.directory.file(SNAPSHOTS))
             .unwrap()
             .count();

@@ -18,6 +18,9 @@ pub struct Wanted {
     pub presence: Presence,
     /// Names what its disk is made from; a change needs a fresh disk.
     pub disk: String,
+    /// Tells it from others of its name: each has a disk of its own.
+    #[serde(default)]
+    pub epoch: u64,
     /// Names what else a running machine cannot change; a change needs a restart.
     pub shape: String,
     /// Counts operators' restarts.
@@ -201,6 +204,20 @@ pub enum Handling {
     },
 }
 
+impl Handling {
+    /// That this could not be done.
+    #[must_use]
+    pub fn failed(&self, why: String) -> Handled {
+        match self {
+            Self::Pausing => Handled::Paused(Err(why)),
+            Self::Resuming { .. } => Handled::Resumed(Err(why)),
+            Self::Resetting => Handled::Reset(Err(why)),
+            Self::Snapshot(_) => Handled::Snapshot(Err(why)),
+            Self::Checking { .. } => Handled::Checked(Err(why)),
+        }
+    }
+}
+
 /// The ways to stop a machine, each harder than the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stopping {
@@ -287,6 +304,19 @@ pub enum Handled {
     Snapshot(Result<Taken, String>),
     /// The snapshot can be gone back to, or cannot.
     Checked(Result<(), String>),
+}
+
+impl Handled {
+    /// Whether it has been done.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        match self {
+            Self::Paused(done) | Self::Resumed(done) | Self::Reset(done) | Self::Checked(done) => {
+                done.is_ok()
+            }
+            Self::Snapshot(taken) => taken.is_ok(),
+        }
+    }
 }
 
 /// Why disks could not be made.

@@ -14,7 +14,10 @@ use std::{
 
 use fabric_proto::id::{InstanceId, SnapshotName};
 use fabric_vmm::control::Request;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc, watch},
+    task::JoinError,
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -113,7 +116,7 @@ pub struct Beginning {
 enum Happening {
     Order,
     Prepared(Result<Prepared, PrepareError>),
-    Handled(Handled),
+    Handled(Result<Handled, JoinError>),
     Exited(Exit),
     Heard(Heard),
     Deadline,
@@ -174,10 +177,7 @@ impl Supervisor {
             match self.happening().await {
                 Happening::Order => self.follow().await,
                 Happening::Prepared(result) => self.prepared(result).await,
-                Happening::Handled(handled) => {
-                    self.handling = None;
-                    self.step(Input::Handled(handled)).await;
-                }
+                Happening::Handled(result) => self.handled(result).await,
                 Happening::Exited(exit) => self.exited(exit).await,
                 Happening::Heard(heard) => self.hear(heard).await,
                 Happening::Deadline => self.deadline().await,
@@ -194,6 +194,9 @@ impl Supervisor {
         let deadline = self.machine().deadline(&self.node.limits);
         let deadline = deadline.map(|time| self.node.clock.instant(time));
         tokio::select! {
+            // An end comes before what has failed because of it, and a deadline before a
+            // guest that never stops talking.
+            biased;
             changed = self.orders.changed() => match changed {
                 Ok(()) => Happening::Order,
                 Err(_) => Happening::Abandoned,
@@ -202,8 +205,8 @@ impl Supervisor {
             exit = ended(self.vm.clone()) => Happening::Exited(exit),
             result = finished(&mut self.preparing) => Happening::Prepared(result),
             handled = handled(&mut self.handling) => Happening::Handled(handled),
-            Some(heard) = self.heard.recv() => Happening::Heard(heard),
             () = until(deadline) => Happening::Deadline,
+            Some(heard) = self.heard.recv() => Happening::Heard(heard),
         }
     }
 
@@ -212,7 +215,7 @@ impl Supervisor {
         if let Order::Follow(goal) = &*self.orders.borrow() {
             self.goal = Some(goal.clone());
         }
-        if let Err(error) = snapshots::sweep(&self.directory) {
+        if let Err(error) = snapshots::sweep(&self.directory, self.machine().snapshots()) {
             tracing::warn!(instance = %self.id, %error, "cannot remove what is left of a snapshot");
         }
         self.listen();
@@ -308,8 +311,25 @@ impl Supervisor {
         self.step(Input::Prepared(result)).await;
     }
 
+    async fn handled(&mut self, result: Result<Handled, JoinError>) {
+        self.handling = None;
+        let State::Handling { what } = self.machine().state() else {
+            return;
+        };
+        let handled =
+            result.unwrap_or_else(|error| what.failed(format!("it was cut off: {error}")));
+        self.step(Input::Handled(handled)).await;
+    }
+
     async fn exited(&mut self, exit: Exit) {
         self.hear_all().await;
+        // What was being done to it leaves nothing half-way, and may have been done.
+        if let Some(work) = self.handling.take()
+            && let Ok(handled) = work.await
+            && handled.is_done()
+        {
+            self.step(Input::Handled(handled)).await;
+        }
         self.vm = None;
         self.manifest.process = None;
         self.manifest.last_exit.clone_from(&exit.json);
@@ -389,6 +409,7 @@ impl Supervisor {
                 Action::TakeSnapshot(wanted) => self.take_snapshot(wanted.name),
                 Action::CheckSnapshot(name) => self.check_snapshot(name),
                 Action::DeleteSnapshot(name) => {
+                    fail_point::reached(Step::SnapshotDropped);
                     if let Err(error) = snapshots::delete(&self.directory, &name) {
                         tracing::error!(instance = %self.id, %name, %error, "cannot delete a snapshot");
                     }
@@ -494,10 +515,16 @@ impl Supervisor {
         F: Future<Output = Handled> + Send + 'static,
     {
         // One that is gone is about to be told as such.
-        self.handling = self
-            .vm
-            .clone()
-            .map(|vm| AbortOnDropHandle::new(tokio::spawn(work(vm))));
+        self.handling = self.vm.clone().map(|vm| {
+            let work = work(vm);
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                let handled = work.await;
+                if let Some(step) = Step::when(&handled) {
+                    fail_point::reached(step);
+                }
+                handled
+            }))
+        });
     }
 
     /// Gives the virtual machine an order; `handled` says what has become of it.
@@ -657,6 +684,7 @@ fn nothing_wanted() -> Wanted {
     Wanted {
         presence: Presence::Stop,
         disk: String::new(),
+        epoch: 0,
         shape: String::new(),
         restart_generation: 0,
         restart_scope: Scope::Role,
@@ -684,18 +712,10 @@ async fn finished(
         .unwrap_or_else(|error| Err(PrepareError::Task(io::Error::other(error))))
 }
 
-async fn handled(task: &mut Option<AbortOnDropHandle<Handled>>) -> Handled {
-    let Some(work) = task else {
-        return std::future::pending().await;
-    };
-    match work.await {
-        Ok(handled) => handled,
-        Err(error) => {
-            // It panicked, which it never does; it is begun again at the next start.
-            tracing::error!(%error, "what was being done to a virtual machine was cut off");
-            *task = None;
-            std::future::pending().await
-        }
+async fn handled(task: &mut Option<AbortOnDropHandle<Handled>>) -> Result<Handled, JoinError> {
+    match task {
+        Some(task) => task.await,
+        None => std::future::pending().await,
     }
 }
 

@@ -888,12 +888,10 @@ async fn without_a_lease_nothing_runs_and_with_one_it_does_again() {
 #[tokio::test]
 async fn a_machine_that_somebody_else_has_killed_without_a_lease_is_not_started_again() {
     let mut stage = Stage::new();
-    let lease = Arc::clone(&stage.node.lease);
     let clock = Arc::new(std::sync::Mutex::new(Duration::from_secs(100)));
     let read = Arc::clone(&clock);
     let now = Arc::new(move || *read.lock().unwrap());
     stage.node.lease = Arc::new(Lease::unrecorded(now));
-    drop(lease);
     let lease = Arc::clone(&stage.node.lease);
     lease.require(Some(PATIENCE));
     lease.granted(lease.request());
@@ -905,4 +903,24 @@ async fn a_machine_that_somebody_else_has_killed_without_a_lease_is_not_started_
     let report = stage.until_state(node_wire::VmState::Stopped).await;
     let cause = report.last_end.unwrap().cause();
     assert_eq!(cause, node_wire::VmEndCause::LeaseEnded);
+}
+
+#[tokio::test]
+async fn what_is_cut_off_by_a_panic_has_failed_and_is_tried_again() {
+    let mut stage = Stage::new();
+    stage.start();
+    let guest = stage.ready().await;
+    stage.hypervisor.panic(true);
+    stage.follow(|goal| goal.power = node_wire::InstancePower::Paused.into());
+    stage
+        .until("not paused", |report| {
+            report.vm_reason.contains("cannot be paused")
+        })
+        .await;
+    assert!(stage.told().contains(&Reason::PauseFailed));
+    stage.hypervisor.panic(false);
+    guest
+        .say(Report::Heartbeat(wire::Heartbeat::default()))
+        .await;
+    stage.until_state(node_wire::VmState::Paused).await;
 }

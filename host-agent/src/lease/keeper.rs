@@ -111,7 +111,7 @@ pub fn run(data: &Path) -> anyhow::Result<()> {
             thread::sleep(left.min(LOOK));
             continue;
         }
-        let killed = process::end_all_below(&instances);
+        let killed = process::kill_all_below(&instances);
         if killed == 0 && !has_host_agent(&data) {
             return Ok(());
         }

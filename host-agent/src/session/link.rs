@@ -128,9 +128,11 @@ impl Link {
             tokio::select! {
                 answer = answers.next() => match answer {
                     None => return Ok(()),
-                    Some(answer) if self.take(answer?).await? => *useful = true,
-                    // It asks for no answer.
-                    Some(_) => continue,
+                    Some(answer) => match self.take(answer?).await? {
+                        true => *useful = true,
+                        // It asks for no answer.
+                        false => continue,
+                    },
                 },
                 _ = board.changed() => {}
                 _ = applied.changed() => {}

@@ -20,6 +20,7 @@ use super::{
     warm::WarmHost,
 };
 use crate::{
+    fail_point::{self, Step},
     files::{self, FileError, blocking, bytes_on_disk},
     hypervisor::{Hypervisor, Origin, PackageDisk, USUAL_CPU_WEIGHT, Vm, VmSpec},
     instance::{
@@ -49,7 +50,9 @@ impl Templates {
             .prefix(MAKING)
             .tempdir_in(&self.directory)
             .map_err(FileError::at("make a directory in", &self.directory))?;
+        fail_point::reached(Step::TemplateBegun);
         self.boot(key, place.path(), wanted).await?;
+        fail_point::reached(Step::TemplateWritten);
 
         let work = Finish {
             place,
@@ -75,6 +78,7 @@ impl Templates {
                 path: disk,
                 source: Box::new(source),
             })?;
+        fail_point::reached(Step::TemplateDiskMade);
         let package = directory.file(PLACEHOLDER);
         fs::write(&package, [0; PLACEHOLDER_BYTES]).map_err(FileError::at("write", &package))?;
         let (package, origin) = match &wanted.warm {
@@ -110,6 +114,7 @@ impl Templates {
             key: key.clone(),
             source,
         })?);
+        fail_point::reached(Step::TemplateLaunched);
         let Some(mut host) = host else {
             return ended(key, self.limits.boot, vm.0.exited()).await;
         };
@@ -190,6 +195,7 @@ impl Finish {
             verified,
         };
         record.save(place).map_err(failed)?;
+        fail_point::reached(Step::TemplateWhole);
         match fs::rename(place, &self.target) {
             // There is nothing left to remove under the old name.
             Ok(()) => _ = self.place.keep(),
@@ -200,6 +206,7 @@ impl Finish {
         if let Some(parent) = self.target.parent() {
             files::sync_directory(parent).map_err(FileError::at("keep", parent))?;
         }
+        fail_point::reached(Step::TemplateNamed);
         Ok(Made { took, bytes })
     }
 }

@@ -12,41 +12,59 @@
 /// Names the directory with the armed steps, in the environment.
 pub const DIRECTORY: &str = "FABRIC_FAIL_POINTS";
 
-/// Declares an enum of steps and the list of them all.
+/// Declares an enum of steps, and the list of them all by what they are steps of.
 #[macro_export]
 macro_rules! fail_points {
-    ($about:literal $($(#[$doc:meta])* $step:ident,)*) => {
+    ($about:literal $($of:ident { $($(#[$doc:meta])* $step:ident,)* })*) => {
         #[doc = $about]
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Step {
-            $($(#[$doc])* $step,)*
+            $($($(#[$doc])* $step,)*)*
         }
 
         impl Step {
-            /// All of them, in their order.
-            pub const ALL: &[Step] = &[$(Step::$step,)*];
+            /// All of them, in their order, each with what it is a step of.
+            pub const ALL: &[(&str, Step)] = &[$($((stringify!($of), Step::$step),)*)*];
         }
     };
 }
 
 fail_points! {
     "The steps of a VMM's life, in their order."
-    /// It has been started.
-    Started,
-    /// It has opened everything, and nobody can talk to it yet.
-    Assembled,
-    /// Its control socket is there, and it is not jailed yet.
-    Listening,
-    /// It is jailed, and has no virtual CPU yet.
-    Jailed,
-    /// A virtual CPU is about to run the guest for the first time.
-    Entering,
-    /// It is known that and why the machine ends.
-    Ending,
-    /// The machine has been taken apart, and that is not told yet.
-    Ended,
-    /// Its end has been told.
-    Told,
+    life {
+        /// It has been started.
+        Started,
+        /// It has opened everything, and nobody can talk to it yet.
+        Assembled,
+        /// Its control socket is there, and it is not jailed yet.
+        Listening,
+        /// It is jailed, and has no virtual CPU yet.
+        Jailed,
+        /// A virtual CPU is about to run the guest for the first time.
+        Entering,
+        /// It is known that and why the machine ends.
+        Ending,
+        /// The machine has been taken apart, and that is not told yet.
+        Ended,
+        /// Its end has been told.
+        Told,
+    }
+    pause {
+        /// The machine stands still, which is not told yet.
+        Paused,
+        /// It goes on, which is not told yet.
+        Resumed,
+    }
+    snapshot {
+        /// The memory is written, and the state is not.
+        MemoryWritten,
+        /// The snapshot is whole, which is not told yet.
+        SnapshotWritten,
+    }
+    restore {
+        /// It has what is in the snapshot, and nobody can talk to it yet.
+        Restored,
+    }
 }
 
 /// Takes an armed step of that name; whether there was one.
@@ -62,8 +80,12 @@ pub fn take(step: impl std::fmt::Debug) -> bool {
 #[cfg(feature = "fail-points")]
 pub fn reached(step: Step) {
     use std::sync::LazyLock;
-    static TAKEN: LazyLock<Option<Step>> =
-        LazyLock::new(|| Step::ALL.iter().copied().find(|step| take(step)));
+    static TAKEN: LazyLock<Option<Step>> = LazyLock::new(|| {
+        Step::ALL
+            .iter()
+            .map(|(_, step)| *step)
+            .find(|step| take(step))
+    });
     if *TAKEN == Some(step) {
         eprintln!("fabric-vmm: stands still at {step:?}");
         loop {

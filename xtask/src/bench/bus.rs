@@ -8,32 +8,21 @@ use std::{
     io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _},
     net::Shutdown,
     os::unix::net::UnixStream,
-    path::{Path, PathBuf},
-    process::Stdio,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::median;
-use crate::{
-    build::Images, demo::service::Size, interrupt, process, process::Process, progress::Work,
-    project::Project,
-};
+use super::{median, peer::Guest};
+use crate::{build::Images, demo::service::Size, progress::Work, project::Project};
 
-/// How long the guest may take until it listens.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Between two looks at whether it does.
-const LOOK: Duration = Duration::from_millis(50);
 /// How long a stream lasts.
 const STREAM: Duration = Duration::from_secs(3);
 /// How many round trips are timed.
 const ROUND_TRIPS: usize = 300;
 /// What is written at a time.
 const CHUNK: usize = 64 << 10;
-/// Where the guest's program listens.
-const PORT: u32 = 1000;
 
 /// What was measured.
 #[derive(Debug)]
@@ -80,71 +69,6 @@ pub fn measure(project: &Project, images: &Images, size: &Size) -> Result<Bus> {
         unix_mib_per_s,
         unix_rtt_us,
     })
-}
-
-/// A guest that is nothing but the other end.
-struct Guest {
-    vmm: Process,
-    dir: tempfile::TempDir,
-}
-
-impl Guest {
-    fn start(project: &Project, images: &Images, size: &Size) -> Result<Guest> {
-        let dir = tempfile::Builder::new().prefix("fabric-bench-").tempdir()?;
-        let mut command = process::command(project.bin("fabric-vmm"), ["run", "--kernel"]);
-        command.arg(&images.kernel);
-        command.arg("--initrd").arg(&images.bus_peer);
-        command.args(["--memory", &size.memory, "--vcpus", &size.vcpus.to_string()]);
-        command.args(["--vsock-cid", "3", "--vsock"]);
-        command.arg(socket(dir.path()));
-        command.arg("--console").arg(format!(
-            "ring:{}",
-            dir.path().join("console.ring").display()
-        ));
-        let vmm = Process::start(command.stdout(Stdio::null()).stderr(Stdio::null()))?;
-        let mut guest = Guest { vmm, dir };
-        guest.until_it_listens()?;
-        Ok(guest)
-    }
-
-    fn until_it_listens(&mut self) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        while Instant::now() < deadline {
-            interrupt::check()?;
-            if let Some(status) = self.vmm.wait_within(LOOK)? {
-                bail!("fabric-vmm has ended before its guest listened: {status}");
-            }
-            if self.tell("echo").is_ok() {
-                return Ok(());
-            }
-        }
-        bail!("the guest does not listen within {} s", PATIENCE.as_secs())
-    }
-
-    /// A connection to the guest's program, which does what it is told on it.
-    fn tell(&self, command: &str) -> Result<UnixStream> {
-        let mut stream = UnixStream::connect(socket(self.dir.path()))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        writeln!(stream, "CONNECT {PORT}")?;
-        let mut answer = Vec::new();
-        while answer.last() != Some(&b'\n') {
-            let mut byte = [0];
-            stream.read_exact(&mut byte)?;
-            answer.extend(byte);
-        }
-        ensure!(answer.starts_with(b"OK "), "the guest does not listen");
-        writeln!(stream, "{command}")?;
-        Ok(stream)
-    }
-
-    fn end(mut self) -> Result<()> {
-        self.vmm.stop().context("ending the VMM").map(drop)
-    }
-}
-
-fn socket(dir: &Path) -> PathBuf {
-    dir.join("vsock.sock")
 }
 
 /// One byte there and back, so many times; the median, in microseconds.

@@ -3,6 +3,8 @@
 mod boot;
 mod bus;
 mod first_line;
+mod neighbours;
+mod peer;
 mod telling;
 mod vmm;
 
@@ -45,6 +47,16 @@ enum What {
         #[command(flatten)]
         prepare: Prepare,
     },
+    /// Measure what a guest notices of a neighbour at full tilt on disk, vsock or console
+    ///
+    /// Its latency at the 99th percentile, alone and beside each, with the ratio, as a
+    /// table, and as JSON in the last line.
+    Neighbours {
+        #[command(flatten)]
+        size: Size,
+        #[command(flatten)]
+        prepare: Prepare,
+    },
     /// Measure the VMM: cold and from a template, many clones at once, pauses,
     /// snapshots, idling, the VMBus
     ///
@@ -78,6 +90,7 @@ pub fn run(project: &Project, options: &Options) -> Result<()> {
             size,
             prepare,
         } => vmm::run(project, *runs, *clones, size, prepare),
+        What::Neighbours { size, prepare } => neighbours::run(project, size, prepare),
     }
 }
 

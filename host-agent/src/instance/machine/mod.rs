@@ -116,6 +116,9 @@ pub struct Restored {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct MadeFor {
     disk: String,
+    /// Host agents of before did not take it down.
+    #[serde(default)]
+    epoch: Option<u64>,
     shape: String,
 }
 
@@ -438,6 +441,7 @@ impl Machine {
         start.fresh &= !start.restore;
         self.made_for = self.wanted.as_ref().map(|wanted| MadeFor {
             disk: wanted.disk.clone(),
+            epoch: Some(wanted.epoch),
             shape: wanted.shape.clone(),
         });
         self.state = State::Preparing { start };

@@ -27,6 +27,7 @@ impl Story {
             wanted: Wanted {
                 presence: Presence::Run,
                 disk: "image-1".to_owned(),
+                epoch: 1,
                 shape: "small".to_owned(),
                 restart_generation: 0,
                 restart_scope: Scope::Role,
@@ -596,6 +597,35 @@ fn a_changed_image_means_a_fresh_disk_and_a_changed_size_a_restart() {
 }
 
 #[test]
+fn one_that_is_wanted_again_while_it_goes_is_another_with_a_disk_of_its_own() {
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready();
+    story
+        .goal(|wanted| wanted.presence = Presence::Remove)
+        .goal(|wanted| {
+            wanted.presence = Presence::Run;
+            wanted.epoch = 2;
+        })
+        .did();
+    assert_eq!(story.exits(ExitKind::GuestPowerOff).did(), [FRESH]);
+    // Before it had begun to go, too.
+    story.becomes_ready().goal(|wanted| wanted.epoch = 3).did();
+    assert_eq!(story.exits(ExitKind::GuestPowerOff).did(), [FRESH]);
+}
+
+#[test]
+fn a_disk_on_a_record_without_its_epoch_stays() {
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready().did();
+    let mut record = serde_json::to_value(&story.machine).unwrap();
+    for part in ["made_for", "wanted"] {
+        record[part].as_object_mut().unwrap().remove("epoch");
+    }
+    story.machine = serde_json::from_value(record).unwrap();
+    assert_eq!(story.goal(|wanted| wanted.epoch = 7).did(), []);
+}
+
+#[test]
 fn what_cannot_be_prepared_waits_for_ever_or_is_given_up() {
     let mut story = Story::new();
     story.goal(|_| {});
@@ -819,6 +849,28 @@ fn a_pause_that_fails_is_tried_with_every_sign_of_life_and_told_once() {
     for _ in 0..3 {
         assert_eq!(story.hears(GuestSaid::Heartbeat).did(), [Action::Pause]);
         assert_eq!(story.happens(fails()).told(), []);
+    }
+}
+
+#[test]
+fn whatever_is_done_to_a_machine_can_fail_and_is_not_waited_for_then() {
+    let name = snapshot(1).name;
+    for what in [
+        Handling::Pausing,
+        Handling::Resuming { asked: true },
+        Handling::Resetting,
+        Handling::Snapshot(snapshot(1)),
+        Handling::Checking {
+            name,
+            paused: false,
+        },
+    ] {
+        let mut story = Story::new();
+        story.goal(|_| {}).becomes_ready();
+        let failed = what.failed("it was cut off".to_owned());
+        story.machine.state = State::Handling { what: what.clone() };
+        story.happens(Input::Handled(failed));
+        assert_ne!(*story.machine.state(), State::Handling { what });
     }
 }
 

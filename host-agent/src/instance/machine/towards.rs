@@ -222,7 +222,8 @@ impl Machine {
     /// What the goal has changed that the machine cannot follow while it runs.
     pub(super) fn stale(&self) -> Option<Scope> {
         let (wanted, made) = (self.wanted.as_ref()?, self.made_for.as_ref()?);
-        if wanted.disk != made.disk {
+        let other = made.epoch.is_some_and(|epoch| epoch != wanted.epoch);
+        if wanted.disk != made.disk || other {
             Some(Scope::Reimage)
         } else if wanted.shape != made.shape {
             Some(Scope::Vm)

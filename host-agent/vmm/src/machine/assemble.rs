@@ -35,6 +35,7 @@ use crate::devices::virtio::mmio::QUEUE_NOTIFY_OFFSET;
 use crate::devices::virtio::{MmioTransport, VirtioDevice};
 use crate::devices::vsock::{Vsock, VsockError, VsockEventHandler};
 use crate::exit::{ExitReason, KvmKind};
+use crate::fail_point::{self, Step};
 use crate::jail::JailError;
 use crate::kvm::{self, KvmError};
 use crate::limits::LimitError;
@@ -323,6 +324,7 @@ pub fn assemble(config: &VmConfig, started: Instant) -> Result<Assembled, Assemb
     if let Origin::Snapshot(state) = &origin {
         restore::chips(&parts.vm, state)?;
         restore::devices(&parts, state)?;
+        fail_point::reached(Step::Restored);
     }
     let stdio = config.console == crate::config::ConsoleConfig::Stdio;
     let terminal = if stdio {

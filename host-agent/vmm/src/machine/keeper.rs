@@ -28,6 +28,7 @@ use crate::config::TemplateConfig;
 use crate::devices::serial::SerialPort;
 use crate::devices::virtio::{ActivateError, MmioTransport};
 use crate::exit::KvmKind;
+use crate::fail_point::{self, Step};
 use crate::memory::GuestMemory;
 use crate::snapshot::state::{ChipsState, DiskState, MachineState, UartState, VsockState};
 use crate::snapshot::{self, SnapshotError};
@@ -201,6 +202,7 @@ impl Keeper {
                     Ok(())
                 })?;
                 self.paused_at = Some(clock.clock);
+                fail_point::reached(Step::Paused);
                 Ok(())
             }
             Err(error) => {
@@ -224,6 +226,7 @@ impl Keeper {
         let devices = self.parts.for_each_device(MmioTransport::resume);
         let devices = devices.map_err(KeepError::from);
         self.board.gate.open();
+        fail_point::reached(Step::Resumed);
         clock.and(devices)
     }
 

@@ -33,6 +33,7 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use crate::fail_point::{self, Step};
 use crate::memory::GuestMemory;
 use memory::MemoryDigest;
 use state::MachineState;
@@ -190,8 +191,9 @@ pub fn write(
     let written = write_files(&part, memory, state).and_then(|()| {
         fs::rename(&part, directory).map_err(SnapshotError::file("make", directory))
     });
-    if written.is_err() {
-        let _ = fs::remove_dir_all(&part);
+    match &written {
+        Ok(()) => fail_point::reached(Step::SnapshotWritten),
+        Err(_) => _ = fs::remove_dir_all(&part),
     }
     written
 }
@@ -202,6 +204,7 @@ fn write_files(
     state: impl FnOnce(MemoryDigest) -> MachineState,
 ) -> Result<(), SnapshotError> {
     let digest = memory::write(&directory.join(MEMORY_FILE), memory)?;
+    fail_point::reached(Step::MemoryWritten);
     let path = directory.join(STATE_FILE);
     let to_json = |source| SnapshotError::Parse {
         path: path.clone(),

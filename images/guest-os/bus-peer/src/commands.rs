@@ -93,6 +93,10 @@ impl Peer {
                 discard(disk, offset.parse()?, bytes.parse()?)?;
                 writeln!(caller, "ok")?;
             }
+            ["print", bytes] => {
+                print(bytes.parse()?)?;
+                writeln!(caller, "ok")?;
+            }
             ["reset"] => {
                 reset()?;
                 println!("bus-peer: the device was reset");
@@ -181,6 +185,12 @@ fn source(caller: &mut VsockStream, mut bytes: usize) -> io::Result<()> {
         bytes -= count;
     }
     Ok(())
+}
+
+fn print(bytes: usize) -> io::Result<()> {
+    let line = [&[b'z'; 63][..], b"\n"].concat();
+    let mut console = io::stdout().lock();
+    (0..bytes.div_ceil(line.len())).try_for_each(|_| console.write_all(&line))
 }
 
 fn write(disk: &str, offset: u64, bytes: u64) -> io::Result<()> {

@@ -16,6 +16,7 @@
 //! | `write DISK OFFSET BYTES` | writes to a disk, and says whether it was written |
 //! | `read DISK OFFSET BYTES` | reads from a disk past the kernel's cache |
 //! | `discard DISK OFFSET BYTES` | makes zeros of what is there on a disk, without writing them |
+//! | `print BYTES` | prints so many bytes on the console |
 //! | `reset` | has the driver give up the vsock device and take it again |
 //!
 //! One thread and one caller at a time, for where KVM interprets guest kernels every
