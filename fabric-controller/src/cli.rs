@@ -64,6 +64,10 @@ pub struct Serve {
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub vcpus_per_cpu: u32,
 
+    /// Which nodes are filled first.
+    #[arg(long, value_enum, default_value_t = Fill::Spread)]
+    pub fill: Fill,
+
     /// How often nodes report at least.
     #[arg(long, value_name = "TIME", default_value = "2s")]
     pub heartbeat: humantime::Duration,
@@ -75,4 +79,22 @@ pub struct Serve {
     /// How many of the newest events to keep.
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(100..))]
     pub events_kept: u64,
+}
+
+/// Which nodes are filled first.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub enum Fill {
+    /// All alike: what fails takes the fewest with it.
+    Spread,
+    /// One after another: room stays for big instances.
+    Pack,
+}
+
+impl From<Fill> for fabric_controller::placement::Fill {
+    fn from(fill: Fill) -> Self {
+        match fill {
+            Fill::Spread => Self::Spread,
+            Fill::Pack => Self::Pack,
+        }
+    }
 }

@@ -48,6 +48,7 @@ fn run(settings: cli::Serve) -> anyhow::Result<()> {
         lost_after: settings.lost_after.into(),
         policy: Policy {
             vcpus_per_cpu: settings.vcpus_per_cpu,
+            fill: settings.fill.into(),
         },
         events_kept: settings.events_kept,
     };

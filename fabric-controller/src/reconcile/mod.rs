@@ -6,6 +6,7 @@
 //! number that is stored before it is sent. It keeps nothing from pass to pass.
 
 pub mod goal;
+pub mod placing;
 pub mod plan;
 #[cfg(test)]
 mod tests;

@@ -19,7 +19,10 @@ use crate::{
 };
 
 const NOW: WallTime = WallTime::from_micros(1);
-const POLICY: Policy = Policy { vcpus_per_cpu: 1 };
+const POLICY: Policy = Policy {
+    vcpus_per_cpu: 1,
+    ..Policy::DEFAULT
+};
 
 fn node_record(name: &str) -> NodeRecord {
     NodeRecord {
@@ -33,6 +36,9 @@ fn node_record(name: &str) -> NodeRecord {
         agent_version: String::new(),
         registered: NOW,
         lost: false,
+        fault_domain: None,
+        cordoned: false,
+        blame: 0,
     }
 }
 
