@@ -104,7 +104,7 @@ impl Cluster {
     /// An instance is on a node, whether there is room or not. A node that is not
     /// known is no matter here.
     pub fn take(&mut self, instance: &Instance, node: &NodeId) {
-        let Some(node) = self.numbers.get(node).copied() else {
+        let Some(node) = self.number(node) else {
             return;
         };
         self.change(node, |host| host.take(&instance.needs));
@@ -120,7 +120,7 @@ impl Cluster {
 
     /// An instance that was taken is on the node no more.
     pub fn release(&mut self, instance: &Instance, node: &NodeId) {
-        let Some(node) = self.numbers.get(node).copied() else {
+        let Some(node) = self.number(node) else {
             return;
         };
         self.change(node, |host| host.release(&instance.needs));
@@ -202,6 +202,26 @@ impl Cluster {
         let kept = (now, group.clone(), *spreading, needs.clone(), why.clone());
         self.refused = Some(kept);
         why
+    }
+
+    pub(super) fn number(&self, node: &NodeId) -> Option<u32> {
+        self.numbers.get(node).copied()
+    }
+
+    /// How many of the instance's group are in a domain.
+    pub(super) fn in_domain(&self, instance: &Instance, domain: u32) -> u32 {
+        let spread = self.groups.get(&instance.group);
+        spread.map_or(0, |spread| spread.in_domain(domain))
+    }
+
+    /// How many of its upgrade domain are in the same fault domain as it is.
+    pub(super) fn in_cell(&self, instance: &Instance) -> u32 {
+        let node = instance.node.as_ref().and_then(|node| self.number(node));
+        let spread = self.groups.get(&instance.group);
+        let (Some(node), Some(spread)) = (node, spread) else {
+            return 0;
+        };
+        spread.in_cell(self.hosts.get(node).domain, instance.upgrade_domain())
     }
 
     /// The group's spread, and the fewest of it that a usable domain has.

@@ -15,6 +15,8 @@
 //! | [`explain`] | why here, why not there, what would make it fit |
 //! | [`rebalance`] | a few moves that repair a spread |
 //! | [`whatif`] | the same questions asked of a cluster that is not there |
+//! | [`rebalance`] | a few moves that repair a spread |
+//! | [`whatif`] | the same questions asked of a cluster that is not there |
 //!
 //! **Hard rules.** The node is heard and not cordoned; architecture, KVM kind and labels
 //! are right; processors, memory and disk are free. Memory and disk are never promised
@@ -28,18 +30,20 @@
 //! [`Spreading::Strict`] the instance stays without a node. A group is a role, or an
 //! availability set: with as many domains as instances, no two share one.
 //!
-//! An instance that has a node is never moved.
+//! An instance that has a node is never moved here; [`rebalance`] proposes it.
 
 pub mod cluster;
 pub mod explain;
 pub mod filter;
 mod host;
+pub mod rebalance;
 pub mod score;
 mod shelf;
 mod spread;
 #[cfg(test)]
 mod tests;
 pub mod types;
+pub mod whatif;
 
 use std::cmp::Reverse;
 

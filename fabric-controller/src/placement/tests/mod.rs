@@ -1,5 +1,6 @@
-//! Placement by example ([`prose`]) and by property ([`properties`]).
+//! Placement by example ([`prose`], [`changes`]) and by property ([`properties`]).
 
+mod changes;
 mod properties;
 mod prose;
 

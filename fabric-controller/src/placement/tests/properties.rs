@@ -264,4 +264,31 @@ proptest! {
             prop_assert!(now.is_ok() || strict, "{} does not help: {}", remedy, now.unwrap_err());
         }
     }
+
+    #[test]
+    fn moves_are_few_fit_and_bring_domains_closer(
+        nodes in nodes(), instances in instances(), policy in policy(), most in 0usize..6, gone in 0usize..4
+    ) {
+        // Placed while some racks were not there.
+        let rack = FaultDomain(format!("r{gone}"));
+        let fewer: Vec<_> = nodes.iter().filter(|node| node.domain != rack).cloned().collect();
+        let mut now = carried_out(&instances, &place(policy, &fewer, &instances));
+        let moves = rebalance::rebalance(policy, &nodes, &now, most);
+        prop_assert!(moves.len() <= most);
+        let mut moved = BTreeSet::new();
+        for one in &moves {
+            prop_assert!(moved.insert(&one.instance), "{} is moved twice", one.instance);
+            prop_assert!(one.to_domain.1 + 1 < one.from_domain.1, "{}", one);
+            let counts = by_domain(&nodes, &now, &one.group);
+            prop_assert_eq!(counts[&one.from_domain.0.0], one.from_domain.1);
+            prop_assert_eq!(counts[&one.to_domain.0.0], one.to_domain.1);
+            let instance = now.iter_mut().find(|other| other.id == one.instance).unwrap();
+            prop_assert_eq!(instance.node.as_ref(), Some(&one.from));
+            instance.node = Some(one.to.clone());
+            let node = nodes.iter().find(|node| node.id == one.to).unwrap();
+            let instance = instance.clone();
+            prop_assert!(usable(node, &instance));
+            prop_assert!(promised(node, &now).fits_in(&node.capacity(policy)));
+        }
+    }
 }
