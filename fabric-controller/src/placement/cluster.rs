@@ -224,14 +224,18 @@ impl Cluster {
         spread.in_cell(self.hosts.get(node).domain, instance.upgrade_domain())
     }
 
-    /// The group's spread, and the fewest of it that a usable domain has.
-    pub(super) fn spread_of(&mut self, instance: &Instance) -> (Spread, u32) {
+    /// The group's spread.
+    pub(super) fn spread_of(&self, instance: &Instance) -> Spread {
         let spread = self.groups.get(&instance.group).cloned();
-        let spread = spread.unwrap_or_default();
+        spread.unwrap_or_default()
+    }
+
+    /// The fewest of the group that a domain has which the instance can use.
+    pub(super) fn least_of(&mut self, instance: &Instance) -> u32 {
         let domains = self.domains.len();
         let shelf = self.shelves.get(&self.hosts, domains, &instance.needs);
-        let least = least(shelf, &spread);
-        (spread, least)
+        let spread = self.groups.get(&instance.group);
+        spread.map_or(0, |spread| least(shelf, spread))
     }
 }
 

@@ -290,7 +290,7 @@ impl Cluster {
 
     /// What every node says to an instance, by name.
     pub(super) fn verdicts(&mut self, instance: &Instance) -> Vec<Verdict> {
-        let (spread, least) = self.spread_of(instance);
+        let (spread, least) = (self.spread_of(instance), self.least_of(instance));
         let needs = &instance.needs;
         let strict = instance.spreading == Spreading::Strict;
         let verdict = |(number, host): (u32, &super::host::Host)| {

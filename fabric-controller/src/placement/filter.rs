@@ -80,6 +80,23 @@ impl Refusal {
         )
     }
 
+    /// It as a stable word.
+    #[must_use]
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::NotConnected => "NotConnected",
+            Self::Lost => "Lost",
+            Self::Cordoned => "Cordoned",
+            Self::Architecture { .. } => "Architecture",
+            Self::Kvm { .. } => "Kvm",
+            Self::Label { .. } => "Label",
+            Self::Cores { .. } => "Cores",
+            Self::Memory { .. } => "Memory",
+            Self::Disk { .. } => "Disk",
+            Self::Spread { .. } => "Spread",
+        }
+    }
+
     /// What several nodes have in common that refuse for such a reason.
     #[must_use]
     pub const fn kind(&self) -> &'static str {

@@ -129,7 +129,7 @@ impl Cluster {
         let Some(domain) = domain.map(|node| self.hosts.get(node).domain) else {
             return 0;
         };
-        let (_, least) = self.spread_of(one);
+        let least = self.least_of(one);
         self.in_domain(one, domain).saturating_sub(least)
     }
 }

@@ -1,6 +1,6 @@
 //! What would be if: changes to a snapshot, and what placement would make of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use fabric_proto::id::{InstanceId, NodeId};
 
@@ -112,10 +112,9 @@ impl Snapshot {
             }
             Change::AddNode(node) => self.nodes.push(*node),
             Change::Replace { gone, wanted } => {
-                let replaced = |one: &Instance| {
-                    gone.contains(&one.id) || wanted.iter().any(|want| want.id == one.id)
-                };
-                self.instances.retain(|one| !replaced(one));
+                let wanting = wanted.iter().map(|one| one.id.clone());
+                let replaced: BTreeSet<_> = gone.into_iter().chain(wanting).collect();
+                self.instances.retain(|one| !replaced.contains(&one.id));
                 self.instances.extend(wanted);
             }
         }
@@ -136,7 +135,7 @@ impl Snapshot {
     /// are lost by then are placed anew, at most `most` moves are proposed.
     #[must_use]
     pub fn outcome(mut self, before: &Self, most: usize) -> Outcome {
-        let lost: Vec<_> = self
+        let lost: BTreeSet<_> = self
             .nodes
             .iter()
             .filter(|node| node.health == Health::Lost)

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use fabric_proto::id::{InstanceId, NodeId};
+use fabric_proto::id::{InstanceId, NodeId, RoleName, ServiceName};
 
 use super::plan::{Input, Plan};
 use crate::{
@@ -54,14 +54,37 @@ pub fn node(record: &NodeRecord, connected: bool) -> Node {
 #[must_use]
 pub fn instance(record: &InstanceRecord) -> Instance {
     Instance {
-        id: record.id.clone(),
-        group: Group(format!("{}/{}", record.service, record.role)),
-        number: record.number,
+        leaving: record.phase == Phase::Removing,
+        ..wanted(
+            record.id.clone(),
+            &record.service,
+            &record.role,
+            record.number,
+            &record.spec,
+            record.node.clone(),
+        )
+    }
+}
+
+/// The same of one that is wanted, whether it is there yet or not.
+#[must_use]
+pub fn wanted(
+    id: InstanceId,
+    service: &ServiceName,
+    role: &RoleName,
+    number: u32,
+    spec: &InstanceSpec,
+    node: Option<NodeId>,
+) -> Instance {
+    Instance {
+        id,
+        group: Group(format!("{service}/{role}")),
+        number,
         upgrade_domains: UPGRADE_DOMAINS,
         spreading: Spreading::Preferred,
-        needs: needs(&record.spec),
-        node: record.node.clone(),
-        leaving: record.phase == Phase::Removing,
+        needs: needs(spec),
+        node,
+        leaving: false,
     }
 }
 

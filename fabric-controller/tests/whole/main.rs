@@ -8,5 +8,6 @@ mod idempotency;
 mod keeps;
 mod nodes;
 mod output;
+mod placement;
 mod services;
 mod uploads;
