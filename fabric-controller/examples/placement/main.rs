@@ -2,7 +2,7 @@
 //! beside a plain best-fit. `cargo xtask bench placement` runs it; its only line of
 //! standard output is JSON.
 //!
-//! On one core, three times on clusters of so many nodes: deployments come until there
+//! On one core, for clusters of three sizes: deployments come until there
 //! are ten instances for each node, then as many go and come again as the cluster has
 //! nodes, and at the end they only come until one is refused. What was promised of all
 //! cores then is the packing. Every call of `place` of the first two parts is timed;
