@@ -64,6 +64,10 @@ pub struct Serve {
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub vcpus_per_cpu: u32,
 
+    /// Which nodes are filled first.
+    #[arg(long, value_enum, default_value_t = Fill::Spread)]
+    pub fill: Fill,
+
     /// How often nodes report at least.
     #[arg(long, value_name = "TIME", default_value = "2s")]
     pub heartbeat: humantime::Duration,
@@ -96,5 +100,23 @@ fn lease(text: &str) -> Result<Lease, String> {
         Ok(Lease(Some(length)))
     } else {
         Err("must be 1s to 1day, or off".to_owned())
+    }
+}
+
+/// Which nodes are filled first.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub enum Fill {
+    /// All alike: what fails takes the fewest with it.
+    Spread,
+    /// One after another: room stays for big instances.
+    Pack,
+}
+
+impl From<Fill> for fabric_controller::placement::Fill {
+    fn from(fill: Fill) -> Self {
+        match fill {
+            Fill::Spread => Self::Spread,
+            Fill::Pack => Self::Pack,
+        }
     }
 }

@@ -49,6 +49,7 @@ fn run(settings: cli::Serve) -> anyhow::Result<()> {
         lease: settings.lease.0.map(LeasePolicy::of),
         policy: Policy {
             vcpus_per_cpu: settings.vcpus_per_cpu,
+            fill: settings.fill.into(),
         },
         events_kept: settings.events_kept,
     };

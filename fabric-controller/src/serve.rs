@@ -12,6 +12,7 @@ use fabric_proto::{
     v1::{
         blob_service_server::BlobServiceServer, event_service_server::EventServiceServer,
         instance_service_server::InstanceServiceServer, node_service_server::NodeServiceServer,
+        placement_service_server::PlacementServiceServer,
         service_service_server::ServiceServiceServer,
     },
 };
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{service::Routes, transport::Server};
 
 use crate::{
-    api::{BlobApi, EventApi, InstanceApi, NodeApi, ServiceApi},
+    api::{BlobApi, EventApi, InstanceApi, NodeApi, PlacementApi, ServiceApi},
     clock,
     controller::{Config, Controller},
     data_dir::{DataDir, DataDirError},
@@ -233,6 +234,11 @@ async fn routes(controller: &Arc<Controller>) -> Result<Routes, ServeError> {
     })
     .max_decoding_message_size(AROUND)
     .max_encoding_message_size(TO_OPERATOR);
+    let placement = PlacementServiceServer::new(PlacementApi {
+        controller: shared(),
+    })
+    .max_decoding_message_size(LONGEST_FILE * 2 + AROUND)
+    .max_encoding_message_size(TO_OPERATOR);
     let sessions = HostAgentServer::new(NodeSessions::new(shared()))
         .max_decoding_message_size(FROM_NODE)
         .max_encoding_message_size(FROM_NODE);
@@ -246,6 +252,9 @@ async fn routes(controller: &Arc<Controller>) -> Result<Routes, ServeError> {
         .set_serving::<InstanceServiceServer<InstanceApi>>()
         .await;
     health.set_serving::<EventServiceServer<EventApi>>().await;
+    health
+        .set_serving::<PlacementServiceServer<PlacementApi>>()
+        .await;
     health.set_serving::<HostAgentServer<NodeSessions>>().await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
@@ -257,6 +266,7 @@ async fn routes(controller: &Arc<Controller>) -> Result<Routes, ServeError> {
         .add_service(nodes)
         .add_service(blobs)
         .add_service(services)
+        .add_service(placement)
         .add_service(instances)
         .add_service(events)
         .add_service(sessions))

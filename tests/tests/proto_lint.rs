@@ -158,7 +158,7 @@ fn every_call_has_a_request_and_a_response_of_its_own() {
 
 #[test]
 fn every_call_that_changes_something_carries_a_request_id() {
-    let reads = ["List", "Get", "Watch", "Stream"];
+    let reads = ["List", "Get", "Watch", "Stream", "Explain", "Simulate"];
     for (package, service) in services()
         .iter()
         .filter(|(package, _)| package == "fabric.v1")

@@ -5,7 +5,7 @@ use std::time::Duration;
 use fabric_proto::v1::{
     blob_service_client::BlobServiceClient, event_service_client::EventServiceClient,
     instance_service_client::InstanceServiceClient, node_service_client::NodeServiceClient,
-    service_service_client::ServiceServiceClient,
+    placement_service_client::PlacementServiceClient, service_service_client::ServiceServiceClient,
 };
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -95,6 +95,12 @@ impl Client {
     #[must_use]
     pub fn instances(&self) -> InstanceServiceClient<Channel> {
         InstanceServiceClient::new(self.channel.clone()).max_decoding_message_size(BIGGEST)
+    }
+
+    /// Where instances go, and why.
+    #[must_use]
+    pub fn placement(&self) -> PlacementServiceClient<Channel> {
+        PlacementServiceClient::new(self.channel.clone()).max_decoding_message_size(BIGGEST)
     }
 
     /// What happened.

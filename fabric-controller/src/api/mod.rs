@@ -6,6 +6,7 @@ mod events;
 mod instances;
 mod keeps;
 mod nodes;
+mod placement;
 mod services;
 pub mod status;
 
@@ -16,7 +17,8 @@ use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Response, Status};
 
 pub use self::{
-    blobs::BlobApi, events::EventApi, instances::InstanceApi, nodes::NodeApi, services::ServiceApi,
+    blobs::BlobApi, events::EventApi, instances::InstanceApi, nodes::NodeApi,
+    placement::PlacementApi, services::ServiceApi,
 };
 use crate::{controller::Controller, error::Result as ControllerResult};
 

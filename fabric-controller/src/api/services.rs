@@ -225,7 +225,7 @@ impl ServiceApi {
     }
 
     /// Finds the images and packages that the definition names.
-    async fn resolve(
+    pub(super) async fn resolve(
         &self,
         definition: &ServiceDefinition,
     ) -> ControllerResult<(Vec<ServiceRole>, BTreeMap<String, Kept<BlobRecord>>)> {

@@ -45,6 +45,30 @@ pub struct NodeRecord {
     /// True from when its instances were started elsewhere until it registers again.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub fenced: bool,
+    /// What it fails together with, as the operator says; see [`Self::fault_domain`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault_domain: Option<String>,
+    /// True if an operator wants nothing new on it.
+    #[serde(default)]
+    pub cordoned: bool,
+    /// How many unrelated instances have failed on it lately.
+    #[serde(default)]
+    pub blame: u32,
+}
+
+/// The label by which a node says what it fails together with.
+pub const FAULT_DOMAIN: &str = "fault-domain";
+
+impl NodeRecord {
+    /// What it fails together with: what the operator says, else its label
+    /// `fault-domain`, else it is a domain of its own.
+    #[must_use]
+    pub fn fault_domain(&self) -> &str {
+        self.fault_domain
+            .as_ref()
+            .or_else(|| self.labels.get(FAULT_DOMAIN))
+            .map_or(self.node_id.as_str(), String::as_str)
+    }
 }
 
 /// The goal state that a node was given last.

@@ -7,6 +7,7 @@
 
 pub mod failover;
 pub mod goal;
+pub mod placing;
 pub mod plan;
 #[cfg(test)]
 mod tests;

@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fabric_proto::id::{InstanceId, NodeId, RoleName, ServiceName};
 
-use super::failover;
+use super::{failover, placing};
 use crate::{
     model::{
         event::{EventRecord, Reason, SubjectKind},
@@ -30,7 +30,7 @@ use crate::{
         service::{ServiceRecord, ServiceRole},
         time::WallTime,
     },
-    placement::{self, Decision, Policy},
+    placement::Policy,
 };
 
 /// What a node was told and has reported, as far as it matters here.
@@ -128,7 +128,7 @@ pub fn plan(policy: Policy, input: &Input, now: WallTime) -> Plan {
         }
     }
     instances.retain(|id, _| !plan.delete.contains(id));
-    place(policy, input, &instances, now, &mut plan);
+    placing::place(policy, input, &instances, now, &mut plan);
     plan
 }
 
@@ -238,67 +238,5 @@ fn removed(record: &InstanceRecord) -> String {
     match &record.node {
         Some(node) => format!("removed from node {node}"),
         None => "removed; it had no node".to_owned(),
-    }
-}
-
-fn place(
-    policy: Policy,
-    input: &Input,
-    instances: &BTreeMap<InstanceId, InstanceRecord>,
-    now: WallTime,
-    plan: &mut Plan,
-) {
-    let nodes: Vec<_> = input
-        .nodes
-        .iter()
-        .map(|node| placement::Node {
-            id: node.node_id.clone(),
-            cpus: node.inventory.cpus,
-            memory_bytes: node.inventory.memory_bytes,
-            connected: input
-                .facts
-                .get(&node.node_id)
-                .is_some_and(|facts| facts.connected),
-        })
-        .collect();
-    let asked: Vec<_> = instances
-        .values()
-        .map(|record| placement::Instance {
-            id: record.id.clone(),
-            group: format!("{}/{}", record.service, record.role),
-            size: record.spec.size,
-            node: record.node.clone(),
-        })
-        .collect();
-    for Decision { instance, outcome } in placement::place(policy, &nodes, &asked) {
-        let Some(record) = instances.get(&instance) else {
-            continue;
-        };
-        let mut record = record.clone();
-        match outcome {
-            Ok(node) => {
-                plan.tell(
-                    now,
-                    Reason::InstancePlaced,
-                    &instance,
-                    format!("placed on node {node}"),
-                );
-                record.node = Some(node);
-                record.unplaceable = String::new();
-                record.changed = now;
-            }
-            Err(why) => {
-                let why = why.to_string();
-                if record.unplaceable == why {
-                    continue;
-                }
-                // Told once, not with every figure that changes.
-                if record.unplaceable.is_empty() {
-                    plan.tell(now, Reason::InstanceUnplaceable, &instance, why.clone());
-                }
-                record.unplaceable = why;
-            }
-        }
-        plan.put.insert(instance, record);
     }
 }

@@ -19,7 +19,10 @@ use crate::{
 };
 
 const NOW: WallTime = WallTime::from_micros(1);
-const POLICY: Policy = Policy { vcpus_per_cpu: 1 };
+const POLICY: Policy = Policy {
+    vcpus_per_cpu: 1,
+    ..Policy::DEFAULT
+};
 
 fn node_record(name: &str) -> NodeRecord {
     NodeRecord {
@@ -34,6 +37,9 @@ fn node_record(name: &str) -> NodeRecord {
         registered: NOW,
         lost: false,
         fenced: false,
+        fault_domain: None,
+        cordoned: false,
+        blame: 0,
     }
 }
 

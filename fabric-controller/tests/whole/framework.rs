@@ -24,6 +24,7 @@ use fabric_proto::{
         BlobKind, Event, Instance, ListEventsRequest, ListInstancesRequest, UploadRequest,
         blob_service_client::BlobServiceClient, event_service_client::EventServiceClient,
         instance_service_client::InstanceServiceClient, node_service_client::NodeServiceClient,
+        placement_service_client::PlacementServiceClient,
         service_service_client::ServiceServiceClient,
     },
 };
@@ -106,6 +107,10 @@ impl Client {
 
     pub fn nodes(&self) -> NodeServiceClient<Channel> {
         NodeServiceClient::new(self.channel.clone())
+    }
+
+    pub fn placement(&self) -> PlacementServiceClient<Channel> {
+        PlacementServiceClient::new(self.channel.clone())
     }
 
     pub fn events(&self) -> EventServiceClient<Channel> {

@@ -9,5 +9,6 @@ mod idempotency;
 mod keeps;
 mod nodes;
 mod output;
+mod placement;
 mod services;
 mod uploads;

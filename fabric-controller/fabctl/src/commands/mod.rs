@@ -5,6 +5,7 @@ mod event;
 mod instance;
 mod keep;
 mod node;
+mod placement;
 mod service;
 mod upload;
 mod wait;
@@ -59,6 +60,8 @@ pub async fn run(cli: Cli) -> Result<()> {
         Command::Node(command) => node::run(&context().await?, command).await,
         Command::Service(command) => service::run(&context().await?, command).await,
         Command::Instance(command) => instance::run(&context().await?, command).await,
+        Command::Explain(explain) => placement::explain(&context().await?, explain).await,
+        Command::Simulate(simulate) => placement::simulate(&context().await?, simulate).await,
         Command::Events(events) => event::run(&context().await?, events).await,
         Command::Watch(settings) => watch::run(&context().await?, settings).await,
     }

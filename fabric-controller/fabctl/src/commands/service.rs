@@ -29,7 +29,7 @@ pub(super) async fn run(context: &Context, command: ServiceCommand) -> Result<()
 }
 
 /// The file's text, and what errors call it.
-fn read(path: &Path) -> Result<(String, String)> {
+pub(super) fn read(path: &Path) -> Result<(String, String)> {
     let mut text = String::new();
     if path == Path::new("-") {
         let read = std::io::stdin().read_to_string(&mut text);

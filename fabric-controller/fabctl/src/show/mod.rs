@@ -1,7 +1,8 @@
 //! How things are shown: tables for people ([`table`]), JSON for programs
-//! ([`json`]). [`words`] are what both have in common.
+//! ([`json`]), and both of [`placement`]. [`words`] are what both have in common.
 
 pub mod json;
+pub mod placement;
 pub mod table;
 pub mod words;
 

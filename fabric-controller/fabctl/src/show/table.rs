@@ -11,7 +11,7 @@ use fabric_proto::{
 use super::{clean, words};
 
 /// A table with these columns.
-fn table<const N: usize>(header: [&str; N]) -> Table {
+pub(super) fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header);
     for column in table.column_iter_mut() {
@@ -21,7 +21,7 @@ fn table<const N: usize>(header: [&str; N]) -> Table {
 }
 
 /// The table as text; what to say if nothing is in it.
-fn text(table: &Table, nothing: &str) -> String {
+pub(super) fn text(table: &Table, nothing: &str) -> String {
     if table.is_empty() {
         nothing.to_owned()
     } else {

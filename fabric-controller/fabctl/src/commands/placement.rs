@@ -1,0 +1,54 @@
+//! `fabctl explain` and `fabctl simulate`
+
+use fabric_proto::v1::{ExplainPlacementRequest, SimulatePlacementRequest};
+
+use super::{Context, service};
+use crate::{
+    cli::{Explain, Format, Simulate},
+    error::Result,
+    show::{self, placement},
+};
+
+pub(super) async fn explain(context: &Context, explain: Explain) -> Result<()> {
+    let request = ExplainPlacementRequest {
+        instance_id: explain.id,
+    };
+    let answer = context
+        .client
+        .placement()
+        .explain_placement(request)
+        .await?;
+    let answer = answer.into_inner();
+    match context.format {
+        Format::Table => show::print_line(&placement::explanation(&answer)),
+        Format::Json => show::print_json(&placement::explanation_json(&answer)),
+    }
+}
+
+pub(super) async fn simulate(context: &Context, simulate: Simulate) -> Result<()> {
+    let (definition_toml, file_name) = match &simulate.apply {
+        Some(path) => service::read(path)?,
+        None => Default::default(),
+    };
+    let shape = simulate.shape.unwrap_or_default();
+    let request = SimulatePlacementRequest {
+        kill_nodes: simulate.kill_node,
+        kill_domains: simulate.kill_domain,
+        add_nodes: simulate.add_nodes,
+        add_cpus: shape.cpus,
+        add_memory_bytes: shape.memory_bytes,
+        add_fault_domain: simulate.domain.unwrap_or_default(),
+        definition_toml,
+        file_name,
+    };
+    let answer = context
+        .client
+        .placement()
+        .simulate_placement(request)
+        .await?;
+    let answer = answer.into_inner();
+    match context.format {
+        Format::Table => show::print_line(&placement::outcome(&answer)),
+        Format::Json => show::print_json(&placement::outcome_json(&answer)),
+    }
+}

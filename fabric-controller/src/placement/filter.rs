@@ -1,0 +1,241 @@
+//! Which nodes can take an instance at all, and why each of the others cannot.
+
+use std::fmt;
+
+use super::types::{Architecture, Cores, FaultDomain, Group, Health, Kvm, Needs, Node, Resources};
+
+/// Why a node cannot take an instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// Its session is not open.
+    NotConnected,
+    /// It was not heard for too long.
+    Lost,
+    /// An operator wants nothing new on it.
+    Cordoned,
+    /// Its processors are others than the image is for.
+    Architecture {
+        /// What it has.
+        has: Architecture,
+        /// What is needed.
+        needed: Architecture,
+    },
+    /// Its KVM is of another kind.
+    Kvm {
+        /// What it has, if it is known.
+        has: Option<Kvm>,
+        /// What is needed.
+        needed: Kvm,
+    },
+    /// A label is missing or another.
+    Label {
+        /// Its key.
+        key: String,
+        /// What it has.
+        has: Option<String>,
+        /// What is needed.
+        needed: String,
+    },
+    /// Too few processors are free.
+    Cores {
+        /// Thousandths of a core that are free.
+        free: u64,
+        /// What is needed.
+        needed: u64,
+    },
+    /// Too little memory is free.
+    Memory {
+        /// Bytes that are free.
+        free: u64,
+        /// What is needed.
+        needed: u64,
+    },
+    /// Too little disk is free.
+    Disk {
+        /// Bytes that are free.
+        free: u64,
+        /// What is needed.
+        needed: u64,
+    },
+    /// Its fault domain has more of the group than another, and the spread is strict.
+    Spread {
+        /// What is spread.
+        group: Group,
+        /// Its domain.
+        domain: FaultDomain,
+        /// How many of the group are in it.
+        has: u32,
+        /// The fewest that a usable domain has.
+        least: u32,
+    },
+}
+
+impl Refusal {
+    /// Whether room could be made on the node for it.
+    #[must_use]
+    pub const fn is_room(&self) -> bool {
+        matches!(
+            self,
+            Self::Cores { .. } | Self::Memory { .. } | Self::Disk { .. }
+        )
+    }
+
+    /// It as a stable word.
+    #[must_use]
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::NotConnected => "NotConnected",
+            Self::Lost => "Lost",
+            Self::Cordoned => "Cordoned",
+            Self::Architecture { .. } => "Architecture",
+            Self::Kvm { .. } => "Kvm",
+            Self::Label { .. } => "Label",
+            Self::Cores { .. } => "Cores",
+            Self::Memory { .. } => "Memory",
+            Self::Disk { .. } => "Disk",
+            Self::Spread { .. } => "Spread",
+        }
+    }
+
+    /// What several nodes have in common that refuse for such a reason.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::NotConnected => "not connected",
+            Self::Lost => "lost",
+            Self::Cordoned => "cordoned",
+            Self::Architecture { .. } => "of another architecture",
+            Self::Kvm { .. } => "of another KVM kind",
+            Self::Label { .. } => "without the labels",
+            Self::Cores { .. } => "short of processors",
+            Self::Memory { .. } => "short of memory",
+            Self::Disk { .. } => "short of disk",
+            Self::Spread { .. } => "in a fault domain that has its share",
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: &u64| bytes >> 20;
+        match self {
+            Self::NotConnected => f.write_str("it is not connected"),
+            Self::Lost => f.write_str("it is lost"),
+            Self::Cordoned => f.write_str("it is cordoned"),
+            Self::Architecture { has, needed } => {
+                write!(f, "its processors are {has}, the image is for {needed}")
+            }
+            Self::Kvm {
+                has: Some(has),
+                needed,
+            } => {
+                write!(f, "its KVM is {has}, {needed} is needed")
+            }
+            Self::Kvm { has: None, needed } => {
+                write!(f, "its KVM is not known, {needed} is needed")
+            }
+            Self::Label {
+                key,
+                has: Some(has),
+                needed,
+            } => {
+                write!(f, "its label {key} is {has:?}, {needed:?} is needed")
+            }
+            Self::Label {
+                key,
+                has: None,
+                needed,
+            } => {
+                write!(f, "it has no label {key}, {needed:?} is needed")
+            }
+            Self::Cores { free, needed } => {
+                write!(
+                    f,
+                    "{} are free, {} are needed",
+                    Cores(*free),
+                    Cores(*needed)
+                )
+            }
+            Self::Memory { free, needed } => {
+                let (free, needed) = (mib(free), mib(needed));
+                write!(f, "{free} MiB of memory are free, {needed} MiB are needed")
+            }
+            Self::Disk { free, needed } => {
+                let (free, needed) = (mib(free), mib(needed));
+                write!(f, "{free} MiB of disk are free, {needed} MiB are needed")
+            }
+            Self::Spread {
+                group,
+                domain,
+                has,
+                least,
+            } => write!(
+                f,
+                "its fault domain {domain} has {has} of {group}, and another that can be used \
+                 has {least}"
+            ),
+        }
+    }
+}
+
+/// Why a node cannot take it whatever else is on the node.
+pub(super) fn standing(node: &Node, needs: &Needs) -> Vec<Refusal> {
+    let mut why = Vec::new();
+    match node.health {
+        Health::Connected => {}
+        Health::NotConnected => why.push(Refusal::NotConnected),
+        Health::Lost => why.push(Refusal::Lost),
+    }
+    if node.cordoned {
+        why.push(Refusal::Cordoned);
+    }
+    if node.architecture != needs.architecture {
+        why.push(Refusal::Architecture {
+            has: node.architecture,
+            needed: needs.architecture,
+        });
+    }
+    if let Some(needed) = needs.kvm
+        && node.kvm != Some(needed)
+    {
+        why.push(Refusal::Kvm {
+            has: node.kvm,
+            needed,
+        });
+    }
+    for (key, needed) in &needs.labels {
+        let has = node.labels.get(key);
+        if has != Some(needed) {
+            why.push(Refusal::Label {
+                key: key.clone(),
+                has: has.cloned(),
+                needed: needed.clone(),
+            });
+        }
+    }
+    why
+}
+
+/// Why it cannot take it with so much free.
+pub(super) fn room(free: &Resources, needed: &Resources) -> Vec<Refusal> {
+    let mut why = Vec::new();
+    if needed.millicores > free.millicores {
+        why.push(Refusal::Cores {
+            free: free.millicores,
+            needed: needed.millicores,
+        });
+    }
+    if needed.memory_bytes > free.memory_bytes {
+        why.push(Refusal::Memory {
+            free: free.memory_bytes,
+            needed: needed.memory_bytes,
+        });
+    }
+    if needed.disk_bytes > free.disk_bytes {
+        why.push(Refusal::Disk {
+            free: free.disk_bytes,
+            needed: needed.disk_bytes,
+        });
+    }
+    why
+}

@@ -1,0 +1,335 @@
+//! Placement by example.
+
+use super::*;
+
+#[test]
+fn instances_of_a_role_are_spread() {
+    let nodes = [node("n1", 8, 8192), node("n2", 4, 4096)];
+    let decisions = place(ONCE, &nodes, &role("shop-web", 2, 1, 128));
+    assert_eq!(
+        nodes_of(&decisions),
+        [("shop-web-0", "n1"), ("shop-web-1", "n2")]
+    );
+}
+
+#[test]
+fn the_biggest_is_placed_first() {
+    let nodes = [node("n1", 4, 1024), node("n2", 4, 512)];
+    let instances = [instance("a-b-0", 1, 512), instance("c-d-0", 1, 1024)];
+    let decisions = place(ONCE, &nodes, &instances);
+    assert_eq!(nodes_of(&decisions), [("c-d-0", "n1"), ("a-b-0", "n2")]);
+}
+
+#[test]
+fn what_has_a_node_stays_and_counts() {
+    let there = on("n1", instance("shop-web-0", 2, 128));
+    let decisions = place(
+        ONCE,
+        &[node("n1", 2, 1024)],
+        &[there, instance("shop-web-1", 1, 64)],
+    );
+    assert_eq!(
+        why_not(&decisions),
+        "no node has room for 1 vCPU and 64 MiB: n1 has 0 vCPU and 896 MiB free; \
+         1 is short of processors; to make it fit, free 1 vCPU on node n1, \
+         or add a node with 1 vCPU and 64 MiB free"
+    );
+}
+
+#[test]
+fn a_node_that_is_not_there_takes_nothing() {
+    let gone = Node {
+        health: Health::Lost,
+        ..node("n1", 2, 1024)
+    };
+    let why = |nodes: &[Node]| why_not(&place(ONCE, nodes, &[instance("a-b-0", 1, 64)]));
+    assert_eq!(why(&[gone]), "no node is connected");
+    assert_eq!(why(&[]), "there is no node; start a host agent");
+}
+
+#[test]
+fn a_cordoned_node_takes_nothing_and_uncordoning_it_is_the_way() {
+    let cordoned = Node {
+        cordoned: true,
+        ..node("n1", 2, 1024)
+    };
+    let decisions = place(
+        ONCE,
+        &[cordoned, node("n2", 2, 32)],
+        &[instance("a-b-0", 1, 64)],
+    );
+    assert_eq!(
+        why_not(&decisions),
+        "no node has room for 1 vCPU and 64 MiB: n2 has 2 vCPU and 32 MiB free; \
+         1 is cordoned, 1 is short of memory; to make it fit, uncordon node n1, \
+         or add a node with 1 vCPU and 64 MiB free"
+    );
+}
+
+#[test]
+fn two_extra_small_instances_share_a_core() {
+    let size = crate::model::size::azure("ExtraSmall").unwrap();
+    let instances: Vec<_> = role("a-b", 3, 1, 1)
+        .into_iter()
+        .map(|one| Instance {
+            needs: Needs {
+                resources: Resources::of(size),
+                ..Needs::default()
+            },
+            ..one
+        })
+        .collect();
+    let decisions = place(ONCE, &[node("n1", 1, 8192)], &instances);
+    assert_eq!(
+        nodes_of(&decisions),
+        [("a-b-0", "n1"), ("a-b-1", "n1"), ("a-b-2", "-")]
+    );
+}
+
+#[test]
+fn an_image_for_other_processors_or_another_kvm_finds_no_node() {
+    let nodes = [node("n1", 4, 1024)];
+    let with = |needs: fn(&mut Needs)| {
+        let mut one = instance("a-b-0", 1, 64);
+        needs(&mut one.needs);
+        why_not(&place(ONCE, &nodes, &[one]))
+    };
+    let why = with(|needs| needs.architecture = Architecture::Aarch64);
+    assert!(why.contains("1 is of another architecture"), "{why}");
+    let why = with(|needs| needs.kvm = Some(Kvm::Interpreted));
+    assert!(why.contains("1 is of another KVM kind"), "{why}");
+}
+
+#[test]
+fn disk_counts_where_it_is_known() {
+    let known = Node {
+        disk_bytes: 1 << 30,
+        ..node("n1", 8, 8192)
+    };
+    let mut big = instance("a-b-0", 1, 64);
+    big.needs.resources.disk_bytes = 1 << 31;
+    let (nodes, asked) = ([known, node("n2", 1, 64)], [big]);
+    let why = why_not(&place(ONCE, &nodes[..1], &asked));
+    assert!(why.contains("1 is short of disk"), "{why}");
+    assert_eq!(only(&place(ONCE, &nodes, &asked)), "n2");
+}
+
+#[test]
+fn labels_choose_nodes() {
+    let mut fast = node("n2", 1, 1024);
+    fast.labels.insert("disk".to_owned(), "nvme".to_owned());
+    let mut picky = instance("a-b-0", 1, 64);
+    picky.needs.labels = fast.labels.clone();
+    let nodes = [node("n1", 8, 8192), fast];
+    assert_eq!(only(&place(ONCE, &nodes, &[picky.clone()])), "n2");
+    let why = why_not(&place(ONCE, &nodes[..1], &[picky]));
+    assert!(
+        why.contains("to make it fit, label node n1 with disk=nvme"),
+        "{why}"
+    );
+}
+
+#[test]
+fn a_role_fills_the_grid_of_two_racks_along_its_diagonals() {
+    let nodes = [
+        racked("n1", "r1", 8, 8192),
+        racked("n2", "r1", 8, 8192),
+        racked("n3", "r2", 8, 8192),
+        racked("n4", "r2", 8, 8192),
+    ];
+    let mut instances = role("shop-web", 8, 1, 64);
+    for one in &mut instances {
+        one.upgrade_domains = 2;
+    }
+    let placed = carried_out(&instances, &place(ONCE, &nodes, &instances));
+    let mut grid = BTreeMap::new();
+    for one in &placed {
+        let node = nodes
+            .iter()
+            .find(|node| Some(&node.id) == one.node.as_ref());
+        let cell = (node.unwrap().domain.0.as_str(), one.upgrade_domain());
+        *grid.entry(cell).or_insert(0) += 1;
+    }
+    let even = [
+        (("r1", 0), 2),
+        (("r1", 1), 2),
+        (("r2", 0), 2),
+        (("r2", 1), 2),
+    ];
+    assert_eq!(grid, BTreeMap::from(even));
+}
+
+#[test]
+fn a_rack_that_is_full_gives_its_share_to_others_and_that_is_said() {
+    let nodes = [racked("n1", "r1", 1, 1024), racked("n2", "r2", 8, 8192)];
+    let decisions = place(ONCE, &nodes, &role("a-b", 4, 1, 64));
+    assert_eq!(
+        nodes_of(&decisions),
+        [
+            ("a-b-0", "n2"),
+            ("a-b-1", "n1"),
+            ("a-b-2", "n2"),
+            ("a-b-3", "n2")
+        ]
+    );
+    let relaxed = decisions[3].outcome.as_ref().unwrap().relaxed.as_ref();
+    assert_eq!(
+        relaxed.unwrap().to_string(),
+        "fault domain r2 has 2 of a-b already and another has 1, which has no room"
+    );
+}
+
+#[test]
+fn a_strict_spread_is_rather_not_placed() {
+    let nodes = [racked("n1", "r1", 1, 1024), racked("n2", "r2", 8, 8192)];
+    let mut instances = role("a-b", 4, 1, 64);
+    for one in &mut instances {
+        one.spreading = Spreading::Strict;
+    }
+    let decisions = place(ONCE, &nodes, &instances);
+    assert!(
+        decisions[..3]
+            .iter()
+            .all(|decision| decision.outcome.is_ok())
+    );
+    assert_eq!(
+        decisions[3].outcome.as_ref().unwrap_err().to_string(),
+        "no node has room for 1 vCPU and 64 MiB: n1 has 0 vCPU and 960 MiB free; \
+         1 is in a fault domain that has its share, 1 is short of processors; to make it \
+         fit, let the spread of a-b be preferred instead of strict, or free 1 vCPU on node n1"
+    );
+}
+
+#[test]
+fn a_rack_that_is_dead_is_no_reason_to_wait() {
+    let dead = Node {
+        health: Health::Lost,
+        ..racked("n1", "r1", 8, 8192)
+    };
+    let mut instances = role("a-b", 3, 1, 64);
+    for one in &mut instances {
+        one.spreading = Spreading::Strict;
+    }
+    let decisions = place(ONCE, &[dead, racked("n2", "r2", 8, 8192)], &instances);
+    assert!(decisions.iter().all(|decision| decision.outcome.is_ok()));
+}
+
+#[test]
+fn an_availability_set_shares_no_rack_while_there_are_enough() {
+    let nodes: Vec<_> = (0..6)
+        .map(|n| racked(&format!("n{n}"), &format!("r{}", n / 2), 8, 8192))
+        .collect();
+    // Machines of two kinds, in one set.
+    let set = |one: Instance| Instance {
+        group: Group("set:dc".to_owned()),
+        ..one
+    };
+    let instances = [
+        set(instance("a-vm-0", 1, 512)),
+        set(instance("b-vm-0", 2, 1024)),
+        set(instance("c-vm-0", 1, 64)),
+    ];
+    let placed = carried_out(&instances, &place(ONCE, &nodes, &instances));
+    let counts = by_domain(&nodes, &placed, &instances[0].group);
+    assert!(counts.values().all(|count| *count == 1), "{counts:?}");
+}
+
+#[test]
+fn packing_fills_one_node_after_another_and_leaves_room_for_big_ones() {
+    let nodes = [node("n1", 8, 8192), node("n2", 8, 8192)];
+    // Of different roles, since one role is spread whatever the policy.
+    let mut instances: Vec<_> = (0..8)
+        .map(|n| instance(&format!("s{n}-r-0"), 1, 512))
+        .collect();
+    let packed = carried_out(&instances, &place(PACK, &nodes, &instances));
+    assert!(packed.iter().all(|one| one.node == packed[0].node));
+    instances = packed;
+    instances.push(instance("big-r-0", 8, 8192));
+    assert_eq!(only(&place(PACK, &nodes, &instances)), "n2");
+}
+
+#[test]
+fn an_image_that_is_there_is_worth_a_fuller_node() {
+    let mut there = node("n2", 8, 8192);
+    there.images.insert(image(1));
+    let mut one = instance("a-b-0", 1, 64);
+    one.needs.image = Some(image(1));
+    let busy = on("n2", instance("c-d-0", 1, 64));
+    let nodes = [node("n1", 8, 8192), there];
+    assert_eq!(only(&place(Policy::DEFAULT, &nodes, &[busy, one])), "n2");
+}
+
+#[test]
+fn a_template_is_where_one_of_the_same_size_and_image_has_been() {
+    let like = |name: &str| {
+        let mut one = instance(name, 1, 64);
+        one.needs.image = Some(image(1));
+        one
+    };
+    let mut nodes = [node("n1", 8, 8192), node("n2", 8, 8192)];
+    nodes[0].images.insert(image(1));
+    let there = on("n2", like("a-b-0"));
+    let decisions = place(Policy::DEFAULT, &nodes, &[there, like("c-d-0")]);
+    assert_eq!(only(&decisions), "n2");
+}
+
+#[test]
+fn a_blamed_node_is_taken_when_there_is_no_other() {
+    let blamed = Node {
+        blame: 3,
+        ..node("n1", 8, 8192)
+    };
+    let decisions = place(
+        ONCE,
+        &[blamed, node("n2", 1, 256)],
+        &[instance("a-b-0", 1, 64), instance("c-d-0", 1, 64)],
+    );
+    assert_eq!(nodes_of(&decisions), [("a-b-0", "n2"), ("c-d-0", "n1")]);
+}
+
+#[test]
+fn what_leaves_takes_room_and_is_not_spread() {
+    let leaving = Instance {
+        leaving: true,
+        ..on("n1", instance("a-b-0", 1, 64))
+    };
+    let nodes = [node("n1", 8, 8192), node("n2", 1, 128)];
+    // The emptier one by far, and nothing of the role counts there.
+    assert_eq!(
+        only(&place(ONCE, &nodes, &[leaving, instance("a-b-1", 1, 64)])),
+        "n1"
+    );
+}
+
+#[test]
+fn an_explanation_says_why_here_and_why_not_there() {
+    let nodes = [
+        node("n1", 8, 8192),
+        node("n2", 8, 8192),
+        node("n3", 1, 32),
+        Node {
+            cordoned: true,
+            ..node("n4", 8, 8192)
+        },
+    ];
+    let asked = on("n2", instance("a-b-1", 1, 64));
+    let all = [on("n1", instance("a-b-0", 1, 64)), asked.clone()];
+    let explained = Cluster::with(ONCE, &nodes, &all).explain(&asked);
+    assert_eq!(explained.decision.as_ref().unwrap().node.as_str(), "n2");
+    let chosen = *explained.verdicts[1].outcome.as_ref().unwrap();
+    let said: Vec<_> = explained
+        .verdicts
+        .iter()
+        .map(|verdict| match &verdict.outcome {
+            Ok(standing) => standing.behind(&chosen),
+            Err(why) => why
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join("; "),
+        })
+        .collect();
+    assert_eq!(said[0], "more of its group in this fault domain: 1, not 0");
+    assert_eq!(said[2], "32 MiB of memory are free, 64 MiB are needed");
+    assert_eq!(said[3], "it is cordoned");
+}
