@@ -37,6 +37,7 @@ pub mod guest;
 pub mod hypervisor;
 pub mod instance;
 pub mod inventory;
+pub mod join;
 pub mod node;
 pub mod output;
 pub mod policy;

@@ -1,5 +1,6 @@
 //! `fabric.v1`, served to operators: one file per service, conversion at the edge.
 
+mod audit;
 mod blobs;
 mod convert;
 mod events;
@@ -8,6 +9,7 @@ mod keeps;
 mod nodes;
 mod services;
 pub mod status;
+mod trust;
 
 use std::{pin::Pin, sync::Arc};
 
@@ -16,7 +18,8 @@ use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Response, Status};
 
 pub use self::{
-    blobs::BlobApi, events::EventApi, instances::InstanceApi, nodes::NodeApi, services::ServiceApi,
+    audit::AuditApi, blobs::BlobApi, events::EventApi, instances::InstanceApi, nodes::NodeApi,
+    services::ServiceApi, trust::TrustApi,
 };
 use crate::{controller::Controller, error::Result as ControllerResult};
 

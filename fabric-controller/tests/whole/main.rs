@@ -2,11 +2,15 @@
 //! played by the test.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod audit;
 mod crash;
 mod framework;
 mod idempotency;
 mod keeps;
+mod links;
 mod nodes;
 mod output;
+mod roles;
 mod services;
+mod trust;
 mod uploads;
