@@ -95,16 +95,18 @@ impl Serve {
         mut config: Config,
     ) -> Result<Self, ServeError> {
         let locked = DataDir::open(data_dir)?;
+        let mut listeners = Vec::new();
+        for address in addresses {
+            listeners.push(Listener::bind(address).await?);
+        }
+        // With the ports that were given.
+        let addresses: Vec<_> = listeners.iter().map(Listener::address).cloned().collect();
         let server = setup::server(&addresses).unwrap_or_else(setup::local);
         if let Some(new) = setup::set_up(data_dir, &server, &[])? {
             tell(&new);
         }
         config.names.extend(setup::listened(&addresses));
         let controller = Controller::open(locked, config).await?;
-        let mut listeners = Vec::new();
-        for address in addresses {
-            listeners.push(Listener::bind(address).await?);
-        }
         Ok(Self {
             controller,
             listeners,

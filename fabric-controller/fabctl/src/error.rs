@@ -161,10 +161,10 @@ impl Failure {
 fn is_explained(error: &(dyn Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        let inner = error
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref);
-        if error.is::<Explained>() || inner.is_some_and(|inner| inner.is::<Explained>()) {
+        let io = error.downcast_ref::<io::Error>();
+        let inner = io.and_then(io::Error::get_ref);
+        let inner = inner.and_then(|inner| inner.downcast_ref::<Explained>());
+        if error.is::<Explained>() || inner.is_some() {
             return true;
         }
         cause = error.source();

@@ -49,19 +49,20 @@ pub fn set_up(
 ) -> Result<Option<Setup>, TrustError> {
     let directory = data_dir.join(DIRECTORY);
     let file = data_dir.join(CONTEXT);
-    // Written last: with it, nothing is left to do.
-    if directory.join("ca.crt").exists() && file.exists() {
+    // Written last: with it, nothing is left to do, and an administrator's context that was
+    // taken away stays away.
+    let known = directory.join(NAMES);
+    if known.exists() {
         return Ok(None);
     }
     let (ca, _) = Ca::open(&directory)?;
-    let known = directory.join(NAMES);
+    let context = admin(&ca, server)?;
+    Contexts::one("fabric", context.clone()).write(&file)?;
     write_private(&known, names.join("\n").as_bytes()).map_err(|source| CaError::Io {
         what: "write",
         path: known,
         source,
     })?;
-    let context = admin(&ca, server)?;
-    Contexts::one("fabric", context.clone()).write(&file)?;
     Ok(Some(Setup {
         fingerprint: ca.fingerprint(),
         context,

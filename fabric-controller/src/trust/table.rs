@@ -78,7 +78,6 @@ pub const TABLE: &[Rule] = &[
     rule("fabric.node.v1.NodeService/FetchBlob", &[Node], false),
     rule("fabric.node.v1.NodeService/SendOutput", &[Node], false),
     rule("grpc.health.v1.Health/Check", &Role::ALL, false),
-    rule("grpc.health.v1.Health/List", &Role::ALL, false),
     rule("grpc.health.v1.Health/Watch", &Role::ALL, false),
     see("grpc.reflection.v1.ServerReflection/ServerReflectionInfo"),
 ];

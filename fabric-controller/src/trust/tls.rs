@@ -53,10 +53,10 @@ impl Revoked {
             .is_some_and(CancellationToken::is_cancelled)
     }
 
-    /// Forgets all but these, which can still be used.
+    /// Forgets those that are revoked, except these, which would otherwise be valid.
     pub fn retain(&self, serials: impl Fn(&str) -> bool) {
         let mut tokens = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        tokens.retain(|serial, _| serials(serial));
+        tokens.retain(|serial, token| !token.is_cancelled() || serials(serial));
     }
 }
 

@@ -161,6 +161,23 @@ async fn an_oversized_message_is_refused() {
     operator.list().await;
 }
 
+#[tokio::test]
+async fn one_name_has_no_more_than_its_share() {
+    let (controller, _local) = Controller::start().await;
+    let bob = controller.context(Role::Reader, "bob", HOUR);
+    let mut open = Vec::new();
+    let refused = loop {
+        match Client::over_tls(&bob).await {
+            Ok(client) => open.push(client),
+            Err(said) => break said,
+        }
+    };
+    assert_eq!(open.len(), 128);
+    assert!(refused.contains("too many connections"), "{refused}");
+    let alice = controller.client(Role::Reader, "alice").await;
+    alice.list().await;
+}
+
 /// As many silent connections as this process may have files for, 10,000 at the most. The
 /// controller is in the same process: it takes a descriptor for each that it keeps.
 #[tokio::test]
