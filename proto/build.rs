@@ -4,10 +4,11 @@ use std::{env, error::Error, fs, path::Path};
 
 use prost::Message as _;
 
-const FILES: [&str; 3] = [
+const FILES: [&str; 4] = [
     "fabric/guest/v1/guest.proto",
     "fabric/node/v1/node.proto",
     "fabric/v1/fabric.proto",
+    "fabric/v1/trust.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

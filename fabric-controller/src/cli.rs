@@ -2,9 +2,11 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use fabric_controller::listen::Address;
+use fabric_controller::{listen::Address, trust::setup::check_name};
+use fabric_proto::id::NodeId;
+use fabric_trust::address::Address as Server;
 
 /// The fabric controller: holds desired state, places instances, drives every
 /// node to its goal state.
@@ -18,7 +20,36 @@ pub struct Cli {
 
 const AFTER: &str = "\
 Exit codes: 0 ended as asked, 1 failed, 2 wrong use.
-Operators talk to it with fabctl, machines join it with `host-agent serve`.";
+Operators talk to it with fabctl, machines join it with `host-agent join`.";
+
+const INIT: &str = "\
+Examples:
+  fabric-controller init --data-dir /var/lib/fabric-controller
+  fabric-controller init --data-dir ./data --server fabric.lab:7070 --name fabric.lab --name 10.0.0.1
+
+Makes a CA and an administrator's certificate. The certificate goes into DIR/admin.toml
+and, unless there is another one by that name, into the file that fabctl reads:
+$FABCTL_CONFIG or ~/.config/fabctl/config.toml. All keys have mode 0600. `serve` makes
+the same in a new data directory, but leaves fabctl's file alone.";
+
+const TOKEN: &str = "\
+Examples:
+  fabric-controller token create --data-dir ./data --node node-1 --ttl 1h
+  fabric-controller token create --data-dir ./data --node
+
+Prints a token with which one machine can join, once:
+  host-agent join CONTROLLER:7070 --token TOKEN --data-dir DIR
+It has the fingerprint of the CA in it, by which the machine knows the controller, and a
+secret of which the controller keeps the hash. Without a name it is good for any name
+that no node has.";
+
+const CREATE: &str = "\
+Examples:
+  fabric-controller certificate create --data-dir ./data --name bob --role operator --ttl 90d
+  fabric-controller certificate create --context lab --name ci --role reader --out ci.toml
+
+Writes a file, mode 0600, that its holder adds with `fabctl context import FILE`. The
+private key is made here and goes nowhere else.";
 
 const SERVE: &str = "\
 Examples:
@@ -26,9 +57,13 @@ Examples:
   fabric-controller serve --data-dir ./data --listen unix:./controller.sock
   fabric-controller serve --data-dir ./data --listen 127.0.0.1:7070 --listen '[::1]:7070'
 
+TCP ports speak TLS 1.3 with certificates of the controller's own CA, for both sides;
+whoever can open a unix socket is an administrator. One more is always there:
+DIR/controller.sock.
+
 Everything is kept in the data directory: store.db (SQLite), blobs/ (images and
-packages by digest) and uploads/ (what has arrived of them). One controller at a
-time uses it. It may be killed at any moment: what it has acknowledged is there
+packages by digest), uploads/ (what has arrived of them) and trust/ (the CA). One
+controller at a time uses it. It may be killed at any moment: what it has acknowledged is there
 when it is started again.
 
 SIGTERM and SIGINT end it within 5 s. The log goes to standard error; RUST_LOG
@@ -40,6 +75,17 @@ pub enum Command {
     /// Serve operators and host agents until SIGTERM.
     #[command(after_help = SERVE)]
     Serve(Serve),
+    /// Make a CA and an administrator's certificate in a new data directory.
+    #[command(after_help = INIT)]
+    Init(Init),
+    /// Tokens with which machines join.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Certificates: of operators, and of nodes that have joined.
+    #[command(subcommand)]
+    Certificate(CertificateCommand),
+    /// Print which call is for whom, and which ones are in the audit log, as Markdown.
+    Permissions,
     /// Print a completion script for a shell.
     Completions {
         /// Which shell.
@@ -47,11 +93,133 @@ pub enum Command {
     },
 }
 
+/// Settings of `init`.
+#[derive(Debug, clap::Args)]
+pub struct Init {
+    /// Where to keep everything; made if it is not there.
+    #[arg(long, value_name = "DIR", env = "FABRIC_CONTROLLER_DATA")]
+    pub data_dir: PathBuf,
+
+    /// Where fabctl will reach the controller.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7070")]
+    pub server: Server,
+
+    /// A DNS name or IP address by which others will reach it, beside those of loopback
+    /// and this machine's host name. Can be given several times.
+    #[arg(long, value_name = "NAME", value_parser = check_name)]
+    pub name: Vec<String>,
+
+    /// Leave fabctl's own file alone.
+    #[arg(long)]
+    pub no_context: bool,
+}
+
+/// How to reach the running controller.
+#[derive(Debug, clap::Args)]
+pub struct Where {
+    /// Its data directory: by the socket in it. Without, fabctl's file says where it is.
+    #[arg(long, value_name = "DIR", env = "FABRIC_CONTROLLER_DATA")]
+    pub data_dir: Option<PathBuf>,
+
+    /// Which context of fabctl's file to use [default: the current one].
+    #[arg(long, value_name = "NAME", conflicts_with = "data_dir")]
+    pub context: Option<String>,
+}
+
+/// What can be done with tokens.
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make one, for one machine, once.
+    #[command(after_help = TOKEN)]
+    Create(CreateToken),
+}
+
+/// Settings of `token create`.
+#[derive(Debug, clap::Args)]
+pub struct CreateToken {
+    /// For a node, of this name if one is given.
+    #[arg(long, value_name = "NAME", num_args = 0..=1, required = true)]
+    pub node: Option<Option<NodeId>>,
+
+    /// How long it can be used.
+    #[arg(long, value_name = "TIME", default_value = "1h")]
+    pub ttl: humantime::Duration,
+
+    /// How to reach the controller.
+    #[command(flatten)]
+    pub place: Where,
+}
+
+/// What can be done with certificates.
+#[derive(Debug, Subcommand)]
+pub enum CertificateCommand {
+    /// Make one for an operator, in a file for fabctl.
+    #[command(after_help = CREATE)]
+    Create(Create),
+    /// List those that have not expired.
+    List {
+        /// How to reach the controller.
+        #[command(flatten)]
+        place: Where,
+    },
+    /// Revoke all of a name, or one by its serial number. Open connections end at once.
+    #[command(group = clap::ArgGroup::new("which").required(true))]
+    Revoke {
+        /// All of this name.
+        #[arg(long, value_name = "NAME", group = "which")]
+        name: Option<String>,
+        /// The one with this serial number.
+        #[arg(long, value_name = "SERIAL", group = "which")]
+        serial: Option<String>,
+        /// How to reach the controller.
+        #[command(flatten)]
+        place: Where,
+    },
+}
+
+/// Settings of `certificate create`.
+#[derive(Debug, clap::Args)]
+pub struct Create {
+    /// Who it is for: 1 to 63 of a-z, 0-9, '-' and '.'.
+    #[arg(long, value_name = "NAME")]
+    pub name: String,
+
+    /// What its holder may do.
+    #[arg(long, value_enum)]
+    pub role: OperatorRole,
+
+    /// How long it is valid.
+    #[arg(long, value_name = "TIME", default_value = "90d")]
+    pub ttl: humantime::Duration,
+
+    /// The file to write [default: NAME.toml].
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+
+    /// Where its holder reaches the controller [default: where we do].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub server: Option<Server>,
+
+    /// How to reach the controller.
+    #[command(flatten)]
+    pub place: Where,
+}
+
+/// What an operator may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OperatorRole {
+    /// Everything.
+    Admin,
+    /// See and change what runs.
+    Operator,
+    /// See.
+    Reader,
+}
+
 /// Settings of `serve`.
 #[derive(Debug, clap::Args)]
 pub struct Serve {
-    /// Where to listen: 127.0.0.1:PORT, [::1]:PORT or unix:PATH. Can be given
-    /// several times. Until there are certificates, nothing else is served.
+    /// Where to listen: IP:PORT, [IPV6]:PORT or unix:PATH. Can be given several times.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7070")]
     pub listen: Vec<Address>,
 
@@ -82,7 +250,17 @@ pub struct Serve {
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = lease)]
     pub lease: Lease,
 
-    /// How many of the newest events to keep.
+    /// A DNS name or IP address by which others reach the controller, beside those of
+    /// loopback, this machine's host name, those of `init` and of --listen. Can be given
+    /// several times.
+    #[arg(long, value_name = "NAME", value_parser = check_name)]
+    pub name: Vec<String>,
+
+    /// How long the certificates of nodes last; they renew them by themselves.
+    #[arg(long, value_name = "TIME", default_value = "30d")]
+    pub node_certificates: humantime::Duration,
+
+    /// How many of the newest events to keep, and of the audit log's entries.
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(100..))]
     pub events_kept: u64,
 }
@@ -118,5 +296,17 @@ impl From<Fill> for fabric_controller::placement::Fill {
             Fill::Spread => Self::Spread,
             Fill::Pack => Self::Pack,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
     }
 }

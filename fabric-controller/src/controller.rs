@@ -13,6 +13,7 @@ use crate::{
     reconcile::Waker,
     registry::Registry,
     store::{Store, StoreError, sqlite::SqliteStore},
+    trust::{Trust, TrustError},
 };
 
 /// What can be set about a controller.
@@ -26,8 +27,13 @@ pub struct Config {
     pub lease: Option<LeasePolicy>,
     /// How full nodes may be.
     pub policy: Policy,
-    /// Most events that are kept.
+    /// Most events that are kept, and most entries of the audit log.
     pub events_kept: u64,
+    /// Names and IP addresses by which others reach the controller, beside those of this
+    /// machine.
+    pub names: Vec<String>,
+    /// How long nodes' certificates last.
+    pub node_certificates: Duration,
 }
 
 impl Default for Config {
@@ -38,8 +44,21 @@ impl Default for Config {
             lease: Some(LeasePolicy::default()),
             policy: Policy::default(),
             events_kept: 100_000,
+            names: Vec::new(),
+            node_certificates: Duration::from_secs(30 * 24 * 3600),
         }
     }
+}
+
+/// Why there can be no controller.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Its store cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Its certificates cannot be used.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
 }
 
 /// See the [module](self).
@@ -54,6 +73,8 @@ pub struct Controller {
     pub outputs: Arc<Outputs>,
     /// Wakes the reconciler.
     pub waker: Arc<Waker>,
+    /// Who is who.
+    pub trust: Trust,
     /// What was set.
     pub config: Config,
     /// Cancelled when everything is to end.
@@ -70,9 +91,16 @@ impl Controller {
     ///
     /// # Errors
     ///
-    /// The store cannot be opened.
-    pub fn open(data_dir: DataDir, config: Config) -> Result<Arc<Self>, StoreError> {
+    /// The store or the CA cannot be opened.
+    pub async fn open(data_dir: DataDir, config: Config) -> Result<Arc<Self>, OpenError> {
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&data_dir.store_file())?);
+        let trust = Trust::open(
+            data_dir.path(),
+            &*store,
+            &config.names,
+            config.node_certificates,
+        );
+        let trust = trust.await?;
         let waker = Arc::new(Waker::default());
         Ok(Arc::new(Self {
             registry: Arc::new(Registry::new(config.lost_after)),
@@ -80,6 +108,7 @@ impl Controller {
             outputs: Arc::new(Outputs::new(Arc::clone(&waker))),
             store,
             waker,
+            trust,
             config,
             end: CancellationToken::new(),
             tasks: TaskTracker::new(),

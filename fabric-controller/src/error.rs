@@ -29,6 +29,9 @@ pub enum Error {
     /// It cannot be done as things are: what is in the way, and what to do.
     #[error("{0}")]
     Precondition(String),
+    /// The caller may not do it: who, what, and what to do.
+    #[error("{0}")]
+    Denied(String),
     /// Something else was done at the same time; the caller may try again.
     #[error("{0}")]
     Aborted(String),

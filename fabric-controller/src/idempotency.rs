@@ -16,6 +16,7 @@ use crate::{
     model::time::WallTime,
     records,
     store::{Op, Range, Store, Txn},
+    trust::audit,
 };
 
 /// Longest request id.
@@ -55,6 +56,7 @@ impl Once {
                 "request_id: it must be visible ASCII without spaces, at most {LONGEST} characters"
             )));
         }
+        audit::note_request_id(request_id);
         let key = (!request_id.is_empty()).then(|| format!("{}{request_id}", records::REQUESTS));
         Ok(Self {
             call,

@@ -14,6 +14,7 @@
 //! - [`node_session`] talks to nodes, [`registry`] is what they said last.
 //! - [`blobs`] are images and packages, [`output`] relays logs and consoles,
 //!   [`events`] is what happened.
+//! - [`trust`] is who is who, and who may do what.
 //! - [`api`] is what operators call; [`serve`] runs all of it.
 #![forbid(unsafe_code)]
 
@@ -35,3 +36,4 @@ pub mod records;
 pub mod registry;
 pub mod serve;
 pub mod store;
+pub mod trust;

@@ -1,5 +1,5 @@
-//! Where the controller listens: loopback or a unix socket, and nowhere else
-//! until connections are authenticated.
+//! Where the controller listens: TCP ports, where only mTLS 1.3 is spoken, and unix
+//! sockets, where file permission is the rule.
 
 use std::{
     fmt, fs, io,
@@ -11,15 +11,15 @@ use std::{
     path::{Path, PathBuf},
     pin::Pin,
     str::FromStr,
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use tokio::net::{TcpListener, UnixListener};
-use tokio_stream::{
-    Stream, StreamExt as _,
-    wrappers::{TcpListenerStream, UnixListenerStream},
-};
-use tonic::transport::server::{Connected, TcpConnectInfo, UdsConnectInfo};
+use tokio_stream::{Stream, StreamExt as _, wrappers::UnixListenerStream};
+use tonic::transport::server::{Connected, UdsConnectInfo};
+
+use crate::trust::gate::{Gate, Secured, TlsPeer};
 
 /// Longest path of a unix socket that Linux takes, in bytes (`sun_path`, with
 /// its closing NUL).
@@ -28,7 +28,7 @@ const LONGEST_PATH: usize = 107;
 /// Where to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
-    /// A TCP port on loopback.
+    /// A TCP port.
     Tcp(SocketAddr),
     /// A unix socket.
     Unix(PathBuf),
@@ -38,15 +38,8 @@ pub enum Address {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidAddress {
     /// It is no address.
-    #[error("{0:?} is no address; give 127.0.0.1:PORT, [::1]:PORT or unix:PATH")]
+    #[error("{0:?} is no address to listen at; give IP:PORT, [IPV6]:PORT or unix:PATH")]
     Unknown(String),
-    /// It could be reached from elsewhere.
-    #[error(
-        "{0} is not a loopback address: connections are not encrypted or authenticated yet \
-         (no certificates), so only loopback and unix sockets are served; \
-         give 127.0.0.1:PORT, [::1]:PORT or unix:PATH"
-    )]
-    NotLoopback(SocketAddr),
     /// No socket can have such a path.
     #[error("unix:{} is longer than the {LONGEST_PATH} bytes that a socket's path can have", .0.display())]
     TooLong(PathBuf),
@@ -64,22 +57,13 @@ impl FromStr for Address {
                 _ => Err(InvalidAddress::TooLong(path)),
             };
         }
-        let plain = text
-            .strip_prefix("http://")
-            .unwrap_or(text)
-            .trim_end_matches('/');
-        let plain = plain
+        let loopback = text
             .strip_prefix("localhost:")
             .map(|port| format!("127.0.0.1:{port}"));
-        let plain = plain
-            .as_deref()
-            .unwrap_or_else(|| text.strip_prefix("http://").unwrap_or(text));
-        let Ok(address) = plain.trim_end_matches('/').parse::<SocketAddr>() else {
-            return Err(InvalidAddress::Unknown(text.to_owned()));
-        };
-        if !address.ip().is_loopback() {
-            return Err(InvalidAddress::NotLoopback(address));
-        }
+        let address = loopback.as_deref().unwrap_or(text);
+        let address = address
+            .parse()
+            .map_err(|_| InvalidAddress::Unknown(text.to_owned()))?;
         Ok(Self::Tcp(address))
     }
 }
@@ -166,20 +150,19 @@ impl Listener {
         &self.address
     }
 
-    /// The connections that come.
+    /// The connections that come, as a gate lets them in.
     #[must_use]
-    pub fn connections(self) -> Connections {
+    pub fn connections(self, gate: &Arc<Gate>) -> Connections {
         match self.socket {
-            Socket::Tcp(socket) => Connections {
-                stream: Box::pin(TcpListenerStream::new(socket).map(|accepted| {
-                    accepted.map(|stream| {
-                        // Messages are small and waited for.
-                        let _ = stream.set_nodelay(true);
-                        Connection::Tcp(stream)
-                    })
-                })),
-                _guard: None,
-            },
+            Socket::Tcp(socket) => {
+                let accepted = Arc::clone(gate).connections(socket);
+                Connections {
+                    stream: Box::pin(
+                        accepted.map(|secured| Ok(Connection::Tls(Box::new(secured)))),
+                    ),
+                    _guard: None,
+                }
+            }
             Socket::Unix(socket, guard) => Connections {
                 stream: Box::pin(
                     UnixListenerStream::new(socket).map(|accepted| accepted.map(Connection::Unix)),
@@ -221,10 +204,9 @@ impl Stream for Connections {
 }
 
 /// A connection of either kind.
-#[derive(Debug)]
 pub enum Connection {
-    /// Over TCP.
-    Tcp(tokio::net::TcpStream),
+    /// Over TCP, by TLS.
+    Tls(Box<Secured>),
     /// Over a unix socket.
     Unix(tokio::net::UnixStream),
 }
@@ -232,8 +214,8 @@ pub enum Connection {
 /// Who is at the other end.
 #[derive(Debug, Clone)]
 pub enum Peer {
-    /// Over TCP.
-    Tcp(TcpConnectInfo),
+    /// Over TCP, by TLS.
+    Tls(Arc<TlsPeer>),
     /// Over a unix socket.
     Unix(UdsConnectInfo),
 }
@@ -243,7 +225,7 @@ impl Connected for Connection {
 
     fn connect_info(&self) -> Peer {
         match self {
-            Self::Tcp(stream) => Peer::Tcp(stream.connect_info()),
+            Self::Tls(stream) => Peer::Tls(Arc::clone(stream.peer())),
             Self::Unix(stream) => Peer::Unix(stream.connect_info()),
         }
     }
@@ -253,7 +235,7 @@ impl Connected for Connection {
 macro_rules! either {
     ($connection:expr, $stream:ident => $call:expr) => {
         match $connection.get_mut() {
-            Connection::Tcp($stream) => $call,
+            Connection::Tls($stream) => $call,
             Connection::Unix($stream) => $call,
         }
     };
@@ -292,26 +274,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn loopback_and_unix_sockets_are_served() {
+    fn ports_and_unix_sockets_are_served() {
         for (text, shown) in [
             ("127.0.0.1:7070", "127.0.0.1:7070"),
             ("localhost:7070", "127.0.0.1:7070"),
-            ("http://127.0.0.1:7070/", "127.0.0.1:7070"),
+            ("0.0.0.0:7070", "0.0.0.0:7070"),
             ("[::1]:0", "[::1]:0"),
             ("unix:/run/fabric.sock", "unix:/run/fabric.sock"),
         ] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), shown);
         }
-    }
-
-    #[test]
-    fn anything_that_can_be_reached_from_elsewhere_is_refused_by_name_of_that_reason() {
-        for text in ["0.0.0.0:7070", "192.168.1.1:7070", "[::]:7070"] {
-            let error = text.parse::<Address>().unwrap_err();
-            assert!(matches!(error, InvalidAddress::NotLoopback(_)), "{text}");
-            assert!(error.to_string().contains("no certificates"), "{error}");
-        }
-        for text in ["", "7070", "unix:", "example.com:1", "127.0.0.1"] {
+        for text in [
+            "",
+            "7070",
+            "unix:",
+            "example.com:1",
+            "127.0.0.1",
+            "http://127.0.0.1:1",
+        ] {
             assert!(
                 matches!(text.parse::<Address>(), Err(InvalidAddress::Unknown(_))),
                 "{text}"

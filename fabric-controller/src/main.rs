@@ -1,6 +1,7 @@
 //! `fabric-controller`: wires configuration, log, signals and the server.
 #![forbid(unsafe_code)]
 
+mod admin;
 mod cli;
 
 use std::{
@@ -10,16 +11,30 @@ use std::{
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser as _};
-use fabric_controller::{controller::Config, model::lease::LeasePolicy, placement::Policy, serve};
+use fabric_controller::{
+    controller::Config, listen::Address, model::lease::LeasePolicy, placement::Policy, serve,
+    trust::table,
+};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Cli, Command};
 
+/// Descriptors that a controller can use.
+const MANY_FILES: u64 = 65_536;
+
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Serve(settings) => run(settings),
+        Command::Init(settings) => admin::init(&settings),
+        Command::Token(command) => ask(admin::token(command)),
+        Command::Certificate(command) => ask(admin::certificate(command)),
+        Command::Permissions => {
+            print!("{}", table::markdown());
+            Ok(())
+        }
         Command::Completions { shell } => {
             let mut command = Cli::command();
             clap_complete::generate(shell, &mut command, "fabric-controller", &mut io::stdout());
@@ -36,7 +51,15 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn run(settings: cli::Serve) -> anyhow::Result<()> {
+fn ask(question: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(question)
+}
+
+fn run(mut settings: cli::Serve) -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -52,7 +75,16 @@ fn run(settings: cli::Serve) -> anyhow::Result<()> {
             fill: settings.fill.into(),
         },
         events_kept: settings.events_kept,
+        names: settings.name,
+        node_certificates: settings.node_certificates.into(),
     };
+    allow_many_files();
+    let own = format!("unix:{}", settings.data_dir.join(admin::SOCKET).display());
+    match own.parse::<Address>() {
+        // It is made in the directory, which has to be there.
+        Ok(address) => settings.listen.push(address),
+        Err(error) => tracing::warn!("there is no socket in the data directory: {error}"),
+    }
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
     runtime.block_on(async {
         let stop = stop_on_signals()?;
@@ -60,6 +92,15 @@ fn run(settings: cli::Serve) -> anyhow::Result<()> {
         server.run(stop).await?;
         Ok(())
     })
+}
+
+/// Every connection takes a descriptor.
+fn allow_many_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard.min(MANY_FILES), hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit on open files");
+    }
 }
 
 /// Cancelled by SIGTERM or SIGINT.

@@ -11,6 +11,9 @@
 //! | `uploads/HEX` | [`UploadRecord`](crate::model::blob::UploadRecord) |
 //! | `requests/ID` | [`crate::idempotency`]'s |
 //! | `events/CURSOR` | a log of [`EventRecord`] |
+//! | `audit/CURSOR` | a log of [`AuditRecord`](crate::trust::audit::AuditRecord) |
+//! | `tokens/HASH` | [`TokenRecord`](crate::trust::grant::TokenRecord) |
+//! | `certificates/SERIAL` | [`CertificateRecord`](crate::trust::grant::CertificateRecord) |
 
 use bytes::Bytes;
 use fabric_proto::id::{BlobName, Digest, InstanceId, NodeId, ServiceName};
@@ -20,6 +23,7 @@ use crate::{
     error::{Error, Result},
     model::{blob::BlobKind, event::EventRecord},
     store::{Entry, Outcome, Range, Revision, Store, Txn},
+    trust::audit,
 };
 
 /// Prefix of the nodes.
@@ -38,6 +42,12 @@ pub const UPLOADS: &str = "uploads/";
 pub const REQUESTS: &str = "requests/";
 /// The log of events.
 pub const EVENTS: &str = "events/";
+/// The audit log.
+pub const AUDIT: &str = "audit/";
+/// Prefix of the join tokens.
+pub const TOKENS: &str = "tokens/";
+/// Prefix of what is known of certificates.
+pub const CERTIFICATES: &str = "certificates/";
 
 /// Key of a node.
 #[must_use]
@@ -90,7 +100,31 @@ pub fn event(cursor: u64) -> String {
 /// Cursor of an event, from its key.
 #[must_use]
 pub fn cursor(key: &str) -> Option<u64> {
-    key.strip_prefix(EVENTS)?.parse().ok()
+    log_cursor(EVENTS, key)
+}
+
+/// Key of an entry of the audit log.
+#[must_use]
+pub fn audit_entry(cursor: u64) -> String {
+    format!("{AUDIT}{cursor:020}")
+}
+
+/// Where something stands in a log, from its key.
+#[must_use]
+pub fn log_cursor(log: &str, key: &str) -> Option<u64> {
+    key.strip_prefix(log)?.parse().ok()
+}
+
+/// Key of a join token, by the hash of its secret.
+#[must_use]
+pub fn token(hash: &str) -> String {
+    format!("{TOKENS}{hash}")
+}
+
+/// Key of what is known of a certificate.
+#[must_use]
+pub fn certificate(serial: &str) -> String {
+    format!("{CERTIFICATES}{serial}")
 }
 
 /// A record, and when it was put.
@@ -188,7 +222,8 @@ pub fn add_event(txn: Txn, event: &EventRecord) -> Result<Txn> {
 /// How often a transaction is planned anew because something else was faster.
 const ATTEMPTS: usize = 32;
 
-/// Plans and commits until nothing else was faster.
+/// Plans and commits until nothing else was faster. What an audited call changes has its
+/// entry in the audit log with it.
 ///
 /// # Errors
 ///
@@ -203,8 +238,11 @@ where
         if txn.ops.is_empty() {
             return Ok(answer);
         }
-        match store.txn(txn).await? {
-            Outcome::Committed(_) => return Ok(answer),
+        match store.txn(audit::with_entry(txn)?).await? {
+            Outcome::Committed(_) => {
+                audit::note_committed();
+                return Ok(answer);
+            }
             Outcome::Conflict { key } => tracing::debug!(key, "something else was faster"),
         }
     }

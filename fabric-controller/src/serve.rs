@@ -3,17 +3,17 @@
 use std::{
     path::Path,
     sync::{Arc, atomic::AtomicBool},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use fabric_proto::{
     FILE_DESCRIPTOR_SET,
     node::v1::node_service_server::NodeServiceServer as HostAgentServer,
     v1::{
-        blob_service_server::BlobServiceServer, event_service_server::EventServiceServer,
-        instance_service_server::InstanceServiceServer, node_service_server::NodeServiceServer,
-        placement_service_server::PlacementServiceServer,
-        service_service_server::ServiceServiceServer,
+        audit_service_server::AuditServiceServer, blob_service_server::BlobServiceServer,
+        event_service_server::EventServiceServer, instance_service_server::InstanceServiceServer,
+        node_service_server::NodeServiceServer, placement_service_server::PlacementServiceServer,
+        service_service_server::ServiceServiceServer, trust_service_server::TrustServiceServer,
     },
 };
 use tokio::{task::JoinSet, time};
@@ -21,9 +21,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::{service::Routes, transport::Server};
 
 use crate::{
-    api::{BlobApi, EventApi, InstanceApi, NodeApi, PlacementApi, ServiceApi},
+    api::{AuditApi, BlobApi, EventApi, InstanceApi, NodeApi, PlacementApi, ServiceApi, TrustApi},
     clock,
-    controller::{Config, Controller},
+    controller::{Config, Controller, OpenError},
     data_dir::{DataDir, DataDirError},
     error::Result as ControllerResult,
     events, idempotency,
@@ -31,7 +31,11 @@ use crate::{
     model::definition::LONGEST_FILE,
     node_session::{self, NodeSessions},
     reconcile::{self, Reconciler, chain, goal::Terms},
-    store::StoreError,
+    trust::{
+        TrustError, audit, grant,
+        guard::Guard,
+        setup::{self, Setup},
+    },
 };
 
 /// How long calls may take to end once everything is to.
@@ -56,9 +60,12 @@ pub enum ServeError {
     /// Its data directory cannot be used.
     #[error(transparent)]
     DataDir(#[from] DataDirError),
-    /// Its store cannot be used.
+    /// Its store or its certificates cannot be used.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Open(#[from] OpenError),
+    /// Certificates cannot be made.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// It cannot listen.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -85,13 +92,21 @@ impl Serve {
     pub async fn prepare(
         data_dir: &Path,
         addresses: Vec<Address>,
-        config: Config,
+        mut config: Config,
     ) -> Result<Self, ServeError> {
-        let controller = Controller::open(DataDir::open(data_dir)?, config)?;
+        let locked = DataDir::open(data_dir)?;
         let mut listeners = Vec::new();
         for address in addresses {
             listeners.push(Listener::bind(address).await?);
         }
+        // With the ports that were given.
+        let addresses: Vec<_> = listeners.iter().map(Listener::address).cloned().collect();
+        let server = setup::server(&addresses).unwrap_or_else(setup::local);
+        if let Some(new) = setup::set_up(data_dir, &server, &[])? {
+            tell(&new);
+        }
+        config.names.extend(setup::listened(&addresses));
+        let controller = Controller::open(locked, config).await?;
         Ok(Self {
             controller,
             listeners,
@@ -116,6 +131,7 @@ impl Serve {
         let end = controller.end.clone();
         let mut tasks = background(&controller);
         let routes = routes(&controller).await?;
+        let guard = Guard::new(&controller);
         let mut servers = JoinSet::new();
         for listener in listeners {
             tracing::info!("listening on {}", listener.address());
@@ -123,9 +139,10 @@ impl Serve {
                 .http2_keepalive_interval(Some(KEEPALIVE))
                 .http2_keepalive_timeout(Some(KEEPALIVE))
                 .max_concurrent_streams(Some(CALLS))
+                .layer(guard.clone())
                 .add_routes(routes.clone());
             servers.spawn(server.serve_with_incoming_shutdown(
-                listener.connections(),
+                listener.connections(&controller.trust.gate),
                 end.clone().cancelled_owned(),
             ));
         }
@@ -152,6 +169,15 @@ impl Serve {
         tasks.shutdown().await;
         failed.map_or(Ok(()), |error| Err(ServeError::Transport(error)))
     }
+}
+
+/// Tells what a new data directory has, and how to use it.
+fn tell(new: &Setup) {
+    tracing::info!(fingerprint = new.fingerprint, "made a CA");
+    tracing::info!(
+        "an administrator's context is in {0}: `fabctl context import {0}`",
+        new.file.display()
+    );
 }
 
 /// What goes on beside calls.
@@ -200,11 +226,19 @@ async fn tidy(controller: Arc<Controller>) {
         let done: ControllerResult<()> = async {
             controller.blobs.sweep().await?;
             events::trim(store, controller.config.events_kept).await?;
-            idempotency::forget_old(store, clock::now()).await
+            audit::trim(store, controller.config.events_kept).await?;
+            idempotency::forget_old(store, clock::now()).await?;
+            let serials = grant::forget_expired(store, clock::now()).await?;
+            let left = |serial: &str| serials.iter().any(|one| one == serial);
+            controller.trust.revoked.retain(left);
+            Ok(())
         }
         .await;
         if let Err(error) = done {
             tracing::warn!(error = %chain(&error), "cannot tidy up; trying again later");
+        }
+        if let Err(error) = controller.trust.tls.renew(SystemTime::now()) {
+            tracing::error!(error = %chain(&error), "cannot renew the controller's certificate");
         }
     }
 }
@@ -239,6 +273,14 @@ async fn routes(controller: &Arc<Controller>) -> Result<Routes, ServeError> {
     })
     .max_decoding_message_size(LONGEST_FILE * 2 + AROUND)
     .max_encoding_message_size(TO_OPERATOR);
+    let trust = TrustServiceServer::new(TrustApi {
+        controller: shared(),
+    })
+    .max_decoding_message_size(AROUND);
+    let audit = AuditServiceServer::new(AuditApi {
+        controller: shared(),
+    })
+    .max_decoding_message_size(AROUND);
     let sessions = HostAgentServer::new(NodeSessions::new(shared()))
         .max_decoding_message_size(FROM_NODE)
         .max_encoding_message_size(FROM_NODE);
@@ -255,6 +297,8 @@ async fn routes(controller: &Arc<Controller>) -> Result<Routes, ServeError> {
     health
         .set_serving::<PlacementServiceServer<PlacementApi>>()
         .await;
+    health.set_serving::<TrustServiceServer<TrustApi>>().await;
+    health.set_serving::<AuditServiceServer<AuditApi>>().await;
     health.set_serving::<HostAgentServer<NodeSessions>>().await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
@@ -269,5 +313,7 @@ async fn routes(controller: &Arc<Controller>) -> Result<Routes, ServeError> {
         .add_service(placement)
         .add_service(instances)
         .add_service(events)
+        .add_service(trust)
+        .add_service(audit)
         .add_service(sessions))
 }

@@ -12,6 +12,7 @@ use anyhow::Context as _;
 use bytesize::ByteSize;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use fabric_proto::id::NodeId;
+use fabric_trust::{address::Address, token::JoinToken};
 use fabric_vmm::jail::Isolation;
 
 use crate::{
@@ -39,8 +40,8 @@ struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   host-agent check --kernel vmlinux --data-dir /var/lib/fabric
-  host-agent serve --controller http://127.0.0.1:7070 --node-id node-1 \\
-      --data-dir /var/lib/fabric --kernel vmlinux
+  host-agent join fabric.lab:7070 --token TOKEN --data-dir /var/lib/fabric
+  host-agent serve --data-dir /var/lib/fabric --kernel vmlinux
   host-agent completions bash > /etc/bash_completion.d/host-agent
 
 Exit status: 0 done, 1 failed, 2 wrong usage, 3 this machine cannot run guests.
@@ -50,6 +51,7 @@ RUST_LOG sets what is logged, for example RUST_LOG=host_agent=debug.";
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(Box<Serve>),
+    Join(Join),
     Check(Check),
     /// Kills what runs in a data directory while its lease is over; `serve` starts it.
     #[command(name = lease::keeper::COMMAND, hide = true)]
@@ -100,6 +102,33 @@ struct IsolationArgs {
     cgroup: Option<PathBuf>,
 }
 
+/// Joins a controller's cluster with a token, once; `serve` then needs to be told neither.
+///
+/// `fabric-controller token create --node NAME` on the controller's machine makes the
+/// token. By the fingerprint in it the controller is known before the token is shown to
+/// it. What is got is a certificate that names this node: it is kept in the data
+/// directory, mode 0600, and `serve` renews it. Run it again to join anew.
+#[derive(Debug, Args)]
+struct Join {
+    /// The controller: HOST:PORT.
+    #[arg(value_name = "ADDRESS")]
+    controller: Address,
+    /// The token.
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        env = "FABRIC_JOIN_TOKEN",
+        hide_env_values = true
+    )]
+    token: JoinToken,
+    /// Where everything is kept, for `serve` too.
+    #[arg(long, value_name = "DIR")]
+    data_dir: PathBuf,
+    /// This node's name, where the token says none.
+    #[arg(long, value_name = "NAME")]
+    node_id: Option<NodeId>,
+}
+
 /// Serves this node until SIGTERM or SIGINT.
 ///
 /// Virtual machines run on when it ends, whatever ends it: start it again with the
@@ -107,12 +136,13 @@ struct IsolationArgs {
 /// SIGINT stop them first; nothing else does.
 #[derive(Debug, Args)]
 struct Serve {
-    /// The controller: http://127.0.0.1:PORT or unix:PATH.
-    #[arg(long, value_name = "ADDRESS", default_value = "http://127.0.0.1:7070")]
-    controller: String,
-    /// This node's name in the cluster.
+    /// The controller: HOST:PORT, or unix:PATH, which needs no certificate
+    /// [default: the one that this node has joined].
+    #[arg(long, value_name = "ADDRESS")]
+    controller: Option<Address>,
+    /// This node's name in the cluster [default: the one under which it has joined].
     #[arg(long, value_name = "NAME")]
-    node_id: NodeId,
+    node_id: Option<NodeId>,
     #[command(flatten)]
     machine: Machine,
     /// How often to report at least, until the controller says otherwise.
@@ -130,7 +160,7 @@ struct Serve {
     /// A label of this node; can be given several times.
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     labels: Vec<(String, String)>,
-    /// Where to serve health and reflection: unix:PATH or 127.0.0.1:PORT
+    /// Where to serve health and reflection: unix:PATH
     /// [default: unix:DATA_DIR/host-agent.sock].
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<Listen>,
@@ -213,6 +243,21 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::KeepLease { data_dir } => {
             privileges::keep_needed().context("cannot give up rights that are not needed")?;
             lease::keeper::run(&data_dir)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Join(join) => {
+            let Join {
+                controller,
+                token,
+                data_dir,
+                node_id,
+            } = join;
+            let joined = serve::join(&controller, &token, node_id.as_ref(), &data_dir);
+            let node = runtime()?.block_on(joined)?;
+            println!(
+                "joined {controller} as {node}; next: host-agent serve --data-dir {}",
+                data_dir.display()
+            );
             Ok(ExitCode::SUCCESS)
         }
         Command::Check(check) => runtime()?.block_on(show_check(check)),
@@ -349,11 +394,10 @@ mod tests {
     }
 
     #[test]
-    fn only_this_machine_can_be_listened_on() {
-        for wrong in ["0.0.0.0:1", "10.0.0.1:7070", "localhost", "/x"] {
+    fn only_a_unix_socket_can_be_listened_on() {
+        for wrong in ["0.0.0.0:1", "127.0.0.1:7070", "localhost", "/x"] {
             assert!(wrong.parse::<Listen>().is_err(), "{wrong} was taken");
         }
         assert_eq!("unix:/x/y".parse(), Ok(Listen::Unix("/x/y".into())));
-        assert!("[::1]:7070".parse::<Listen>().is_ok());
     }
 }

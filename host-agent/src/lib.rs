@@ -38,6 +38,7 @@ pub mod guest;
 pub mod hypervisor;
 pub mod instance;
 pub mod inventory;
+pub mod join;
 pub mod lease;
 pub mod node;
 pub mod output;

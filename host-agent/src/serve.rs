@@ -4,7 +4,6 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, TryLockError},
     io,
-    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -12,12 +11,13 @@ use std::{
 
 use anyhow::Context as _;
 use fabric_proto::id::NodeId;
+use fabric_trust::{address::Address, context::Context, dial::Dial, token::JoinToken};
 use tokio::{
-    net::{TcpListener, UnixListener},
+    net::UnixListener,
     signal::unix::{SignalKind, signal},
     sync::mpsc,
 };
-use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tokio_stream::wrappers::UnixListenerStream;
 
 use crate::{
     blobs::BlobCache,
@@ -32,6 +32,7 @@ use crate::{
         supervisor::Node as Lent,
     },
     inventory,
+    join::{self, Renewal},
     lease::{self, Lease},
     node::Node,
     output::stream::send_outputs,
@@ -54,10 +55,10 @@ const STOP_PATIENCE: Duration = Duration::from_secs(60);
 /// What an operator says when starting a host agent.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where the controller is.
-    pub controller: String,
-    /// This node's name.
-    pub node_id: NodeId,
+    /// Where the controller is; by default where this node has joined.
+    pub controller: Option<Address>,
+    /// This node's name; by default the one under which it has joined.
+    pub node_id: Option<NodeId>,
     /// Where everything is kept.
     pub data_dir: PathBuf,
     /// The guests' kernel.
@@ -93,8 +94,6 @@ pub struct Options {
 pub enum Listen {
     /// On a unix socket.
     Unix(PathBuf),
-    /// On a loopback address.
-    Tcp(SocketAddr),
 }
 
 impl std::str::FromStr for Listen {
@@ -104,17 +103,7 @@ impl std::str::FromStr for Listen {
         if let Some(path) = text.strip_prefix("unix:") {
             return Ok(Self::Unix(path.trim_start_matches("//").into()));
         }
-        let address: SocketAddr = text
-            .parse()
-            .map_err(|_| "must be unix:PATH or ADDRESS:PORT".to_owned())?;
-        if address.ip().is_loopback() {
-            Ok(Self::Tcp(address))
-        } else {
-            Err(
-                "must be a loopback address or a unix socket: there are no certificates yet"
-                    .to_owned(),
-            )
-        }
+        Err("must be unix:PATH; nothing is served over TCP".to_owned())
     }
 }
 
@@ -129,7 +118,9 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
     let data = open_data(&options.data_dir)?;
     let _lock = lock(&data)?;
     let stop = stop_signal()?;
-    let client = session::connect(&options.controller)?;
+    let controller = controller(&options, &data)?;
+    let channel = session::channel(&controller.dial);
+    let client = session::client(channel.clone());
 
     let found = preflight::run(&options.vmm, &options.kernel, &data, &options.jails).await;
     for check in found
@@ -217,13 +208,13 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
     let outputs = tokio::spawn(send_outputs(node.view(), client.clone()));
     let (goals, mut taken) = mpsc::channel(4);
     let identity = Identity {
-        node: options.node_id,
+        node: controller.node,
         inventory: inventory::take(&data, &found.kvm_kind),
         labels: options.labels,
     };
     let view = node.view();
     let link = Link {
-        local: session::is_local(&options.controller),
+        local: controller.dial.server().is_local(),
         identity,
         client,
         goals,
@@ -231,10 +222,22 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
         board,
         workshop,
         lease: Arc::clone(&lease),
-        data,
+        data: data.clone(),
     };
+    let (renewed, server) = (data, controller.dial.server().clone());
     let link = tokio::spawn(link.run());
-    tracing::info!(controller = options.controller, "ready");
+    let renewal = tokio::spawn(async move {
+        if let Some(own) = controller.dial.own() {
+            let renewal = Renewal {
+                context: controller.context,
+                channel,
+                own: Arc::clone(own),
+                data: renewed,
+            };
+            renewal.run().await;
+        }
+    });
+    tracing::info!(controller = %server, "ready");
     node.run(&mut taken, stop).await;
     if options.stop_vms_on_exit {
         tracing::info!("stopping all virtual machines");
@@ -245,6 +248,7 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
         tracing::info!("going down; virtual machines run on");
     }
     link.abort();
+    renewal.abort();
     outputs.abort();
     tidying.abort();
     keeping.abort();
@@ -253,6 +257,83 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
         files::remove_if_there(&socket).context("cannot remove our socket")?;
     }
     Ok(())
+}
+
+/// The way to the controller, and who we are to it.
+struct Controller {
+    context: Context,
+    dial: Dial,
+    node: NodeId,
+}
+
+/// What we have joined, or a unix socket on this machine, which needs no certificate.
+fn controller(options: &Options, data: &Path) -> anyhow::Result<Controller> {
+    if let Some(Address::Unix(path)) = &options.controller {
+        let context = unix(path.clone());
+        return Ok(Controller {
+            dial: Dial::new(&context)?,
+            context,
+            node: options
+                .node_id
+                .clone()
+                .context("--node-id: say what this node is called")?,
+        });
+    }
+    let mut context = join::read(data)?.with_context(|| {
+        format!(
+            "this node has not joined a controller (nothing of that is in {}): make a token on \
+             the controller's machine with `fabric-controller token create --node`, then run \
+             `host-agent join ADDRESS --token TOKEN --data-dir {0}` here",
+            data.display()
+        )
+    })?;
+    if let Some(server) = &options.controller {
+        context.server = server.clone();
+    }
+    let named = context
+        .identity()
+        .context("this node's certificate cannot be used")?
+        .name;
+    let node: NodeId = named
+        .parse()
+        .context("this node's certificate names no node")?;
+    if let Some(other) = options.node_id.as_ref().filter(|other| **other != node) {
+        anyhow::bail!(
+            "this node has joined as {node}, not as {other}: leave --node-id out, or join again \
+             under that name"
+        );
+    }
+    Ok(Controller {
+        dial: Dial::new(&context)?,
+        context,
+        node,
+    })
+}
+
+/// A controller's unix socket.
+pub(crate) fn unix(path: PathBuf) -> Context {
+    Context {
+        server: Address::Unix(path),
+        ca: String::new(),
+        certificate: String::new(),
+        key: String::new(),
+    }
+}
+
+/// Takes the data directory and joins a controller.
+///
+/// # Errors
+///
+/// Another host agent uses it, or the controller says no.
+pub async fn join(
+    server: &Address,
+    token: &JoinToken,
+    node: Option<&NodeId>,
+    data: &Path,
+) -> anyhow::Result<NodeId> {
+    let data = open_data(data)?;
+    let _lock = lock(&data)?;
+    join::join(server, token, node, &data).await
 }
 
 fn hypervisor(options: &Options, data: &Path) -> anyhow::Result<ProcessHypervisor> {
@@ -341,29 +422,14 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
     })
 }
 
-enum Listener {
-    Unix(UnixListener),
-    Tcp(TcpListener),
-}
-
-fn listener(options: &Options, data: &Path) -> anyhow::Result<Listener> {
+fn listener(options: &Options, data: &Path) -> anyhow::Result<UnixListener> {
     match &options.listen {
-        Some(Listen::Tcp(address)) => {
-            let bind = || {
-                let listener = std::net::TcpListener::bind(address)?;
-                listener.set_nonblocking(true)?;
-                TcpListener::from_std(listener)
-            };
-            let listener = bind().with_context(|| format!("cannot listen on {address}"))?;
-            tracing::info!("listening on http://{address}");
-            Ok(Listener::Tcp(listener))
-        }
         Some(Listen::Unix(path)) => listen_at(path),
         None => listen_at(&data.join(SOCKET)),
     }
 }
 
-fn listen_at(path: &Path) -> anyhow::Result<Listener> {
+fn listen_at(path: &Path) -> anyhow::Result<UnixListener> {
     let name = path
         .file_name()
         .context("the socket to listen on has no name")?;
@@ -381,11 +447,11 @@ fn listen_at(path: &Path) -> anyhow::Result<Listener> {
     };
     let listener = bind().with_context(|| format!("cannot listen on {}", path.display()))?;
     tracing::info!("listening on unix:{}", path.display());
-    Ok(Listener::Unix(listener))
+    Ok(listener)
 }
 
 /// Health and reflection, for whoever looks after this process.
-async fn serve_health(listener: Listener) {
+async fn serve_health(listener: UnixListener) {
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter
         .set_service_status("", tonic_health::ServingStatus::Serving)
@@ -404,18 +470,9 @@ async fn serve_health(listener: Listener) {
     let router = tonic::transport::Server::builder()
         .add_service(health)
         .add_optional_service(reflection);
-    let served = match listener {
-        Listener::Unix(listener) => {
-            router
-                .serve_with_incoming(UnixListenerStream::new(listener))
-                .await
-        }
-        Listener::Tcp(listener) => {
-            router
-                .serve_with_incoming(TcpListenerStream::new(listener))
-                .await
-        }
-    };
+    let served = router
+        .serve_with_incoming(UnixListenerStream::new(listener))
+        .await;
     if let Err(error) = served {
         tracing::error!(%error, "health is not served any longer");
     }

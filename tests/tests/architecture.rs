@@ -12,14 +12,21 @@ use std::{
 use serde_json::Value;
 
 /// Each crate of ours, and those of ours that it may use.
-const MAY_USE: [(&str, &[&str]); 11] = [
+const MAY_USE: [(&str, &[&str]); 12] = [
     ("vhd", &[]),
     ("fabric-vmm", &["vhd"]),
     ("fabric-proto", &[]),
+    ("fabric-trust", &[]),
     ("guest-agent", &["fabric-proto"]),
-    ("host-agent", &["fabric-proto", "fabric-vmm", "vhd"]),
-    ("fabric-controller", &["fabric-proto", "vhd"]),
-    ("fabctl", &["fabric-proto", "vhd"]),
+    (
+        "host-agent",
+        &["fabric-proto", "fabric-trust", "fabric-vmm", "vhd"],
+    ),
+    (
+        "fabric-controller",
+        &["fabric-proto", "fabric-trust", "vhd"],
+    ),
+    ("fabctl", &["fabric-proto", "fabric-trust", "vhd"]),
     ("fabric-tests", &["fabric-proto", "fabric-vmm", "vhd"]),
     ("bus-peer", &[]),
     ("hello-web", &[]),

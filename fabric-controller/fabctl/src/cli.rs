@@ -10,15 +10,14 @@ use clap_complete::Shell;
 #[derive(Debug, Parser)]
 #[command(version, propagate_version = true, after_help = AFTER)]
 pub struct Cli {
-    /// The controller: http://127.0.0.1:PORT or unix:PATH.
-    #[arg(
-        long,
-        global = true,
-        value_name = "ADDRESS",
-        env = "FABRIC_SERVER",
-        default_value = "http://127.0.0.1:7070"
-    )]
-    pub server: String,
+    /// The controller: HOST:PORT, or unix:PATH, which needs no certificate
+    /// [default: the context's].
+    #[arg(long, global = true, value_name = "ADDRESS", env = "FABRIC_SERVER")]
+    pub server: Option<String>,
+
+    /// Which context to use [default: the current one].
+    #[arg(long, global = true, value_name = "NAME", env = "FABCTL_CONTEXT")]
+    pub context: Option<String>,
 
     /// How to show things: a table for people, or JSON for programs (lists as
     /// one array; what follows as one object a line).
@@ -37,6 +36,10 @@ Examples:
   fabctl service apply -f service.toml --wait
   fabctl instance list
   fabctl watch
+
+Where the controller is, and who you are to it, is a context: `fabric-controller init`
+makes the first, an administrator makes others (`fabric-controller certificate create`).
+They are kept in $FABCTL_CONFIG, or else ~/.config/fabctl/config.toml.
 
 Exit codes:
   0  done
@@ -78,6 +81,11 @@ pub enum Command {
     Simulate(Simulate),
     /// What has happened.
     Events(Events),
+    /// Who did what: the audit log. For administrators.
+    Audit(Audit),
+    /// The controllers that are known, and as whom each is talked to.
+    #[command(subcommand)]
+    Context(ContextCommand),
     /// A live view of instances and events.
     Watch(Watch),
     /// Print a completion script for a shell.
@@ -402,6 +410,46 @@ pub struct Events {
     /// Only those about this node, image, package, service or instance.
     #[arg(long, value_name = "NAME")]
     pub about: Option<String>,
+}
+
+/// Settings of `audit`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Every call that changes something is in it, and every denial.\n\
+Examples:\n  fabctl audit\n  fabctl audit --after 120 --follow --output json"
+)]
+pub struct Audit {
+    /// Only those after this cursor.
+    #[arg(long, value_name = "CURSOR", default_value_t = 0)]
+    pub after: u64,
+    /// Go on with what is written, until Ctrl-C.
+    #[arg(long, short)]
+    pub follow: bool,
+}
+
+/// What can be done with contexts.
+#[derive(Debug, Subcommand)]
+pub enum ContextCommand {
+    /// List them; * marks the current one.
+    List,
+    /// Show one, without its key.
+    Show {
+        /// Its name; by default the current one's.
+        name: Option<String>,
+    },
+    /// Use one from now on.
+    Use {
+        /// Its name.
+        name: String,
+    },
+    /// Take one from a file that an administrator made, and use it from now on.
+    Import {
+        /// The file.
+        file: PathBuf,
+        /// What to call it [default: as the file does].
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+    },
 }
 
 /// Settings of `watch`.

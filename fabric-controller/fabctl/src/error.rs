@@ -2,22 +2,31 @@
 
 use std::{error::Error, io, path::PathBuf, process::ExitCode};
 
+use fabric_trust::{
+    address::{Address, InvalidAddress},
+    context::FileError,
+    dial::DialError,
+    explain::Explained,
+};
 use tonic::{Code, Status};
 
 /// See the [module](self).
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// The server's address is none.
-    #[error("{address:?} is no address of a controller; give http://127.0.0.1:PORT or unix:PATH")]
-    Address {
-        /// What was given.
-        address: String,
-    },
+    #[error(transparent)]
+    Address(#[from] InvalidAddress),
+    /// The file of contexts cannot be used.
+    #[error(transparent)]
+    Contexts(#[from] FileError),
+    /// The context cannot be used.
+    #[error(transparent)]
+    Dial(#[from] DialError),
     /// Nobody answers.
     #[error("cannot reach the controller at {server}")]
     Connect {
         /// Where.
-        server: String,
+        server: Address,
         /// Why.
         #[source]
         source: tonic::transport::Error,
@@ -95,13 +104,10 @@ impl Failure {
     /// What to do about it, where that is known.
     fn hint(&self) -> Option<String> {
         match self {
-            Self::Connect { server, .. } => {
-                let listen = server.strip_prefix("http://").unwrap_or(server);
-                Some(format!(
-                    "is it running? `fabric-controller serve --data-dir DIR --listen {listen}` \
-                     starts one; --server or FABRIC_SERVER name another"
-                ))
-            }
+            Self::Connect { server, source } if !is_explained(source) => Some(format!(
+                "is it running? `fabric-controller serve --data-dir DIR --listen {server}` \
+                     starts one; --server or --context name another"
+            )),
             Self::Program { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 Some("it is in Debian's package e2fsprogs: apt-get install e2fsprogs".to_owned())
             }
@@ -120,7 +126,7 @@ impl Failure {
                 Code::NotFound | Code::FailedPrecondition | Code::AlreadyExists => 3,
                 _ => 1,
             },
-            Self::Address { .. } => 2,
+            Self::Address(_) => 2,
             Self::TimedOut(_) => 4,
             _ => 1,
         })
@@ -149,6 +155,21 @@ impl Failure {
         }
         text
     }
+}
+
+/// True if a cause says already what to do.
+fn is_explained(error: &(dyn Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<io::Error>();
+        let inner = io.and_then(io::Error::get_ref);
+        let inner = inner.and_then(|inner| inner.downcast_ref::<Explained>());
+        if error.is::<Explained>() || inner.is_some() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 mod cli;
 mod client;
 mod commands;
+mod context;
 mod error;
 mod package;
 mod show;

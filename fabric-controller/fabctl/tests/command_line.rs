@@ -223,3 +223,58 @@ async fn a_file_that_cannot_be_read_is_named() {
         assert!(said(&output).starts_with("error: cannot read /nonexistent.toml\n  cause: "));
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn contexts_are_imported_shown_and_used() {
+    let (dir, socket) = serve(Played::default());
+    let config = dir.path().join("config.toml");
+    let context = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_fabctl"));
+        command
+            .env("FABCTL_CONFIG", &config)
+            .env_remove("FABRIC_SERVER");
+        command.args(arguments).output().unwrap()
+    };
+    // Without any, it is said where one comes from.
+    let output = context(&["image", "list"]);
+    assert_eq!(output.status.code(), Some(1));
+    let none = said(&output);
+    assert!(none.contains("fabctl context import FILE"), "{none}");
+
+    let given = dir.path().join("lab.toml");
+    let text = format!(
+        "current = 'lab'\n[contexts.lab]\nserver = 'unix:{}'\n",
+        socket.display()
+    );
+    std::fs::write(&given, text).unwrap();
+    let given = given.to_str().unwrap();
+    assert!(context(&["context", "import", given]).status.success());
+    let again = context(&["context", "import", given, "--name", "other"]);
+    assert!(again.status.success());
+    let listed = String::from_utf8(context(&["context", "list"]).stdout).unwrap();
+    let marked: Vec<_> = listed
+        .lines()
+        .filter(|line| line.starts_with('*'))
+        .collect();
+    assert!(marked.len() == 1 && marked[0].contains("other"), "{listed}");
+    assert!(context(&["context", "use", "lab"]).status.success());
+    assert!(context(&["image", "list"]).status.success());
+    assert!(
+        context(&["--context", "other", "image", "list"])
+            .status
+            .success()
+    );
+    let output = context(&["--context", "nobody", "image", "list"]);
+    assert!(said(&output).contains("there is no context \"nobody\""));
+}
+
+#[tokio::test]
+async fn plaintext_is_not_spoken() {
+    let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_fabctl"))
+        .args(["--server", "http://127.0.0.1:1", "image", "list"])
+        .output()
+        .await
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said(&output).contains("without TLS"), "{}", said(&output));
+}

@@ -1,5 +1,6 @@
 //! `fabric.v1`, served to operators: one file per service, conversion at the edge.
 
+mod audit;
 mod blobs;
 mod convert;
 mod events;
@@ -9,6 +10,7 @@ mod nodes;
 mod placement;
 mod services;
 pub mod status;
+mod trust;
 
 use std::{pin::Pin, sync::Arc};
 
@@ -17,8 +19,8 @@ use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Response, Status};
 
 pub use self::{
-    blobs::BlobApi, events::EventApi, instances::InstanceApi, nodes::NodeApi,
-    placement::PlacementApi, services::ServiceApi,
+    audit::AuditApi, blobs::BlobApi, events::EventApi, instances::InstanceApi, nodes::NodeApi,
+    placement::PlacementApi, services::ServiceApi, trust::TrustApi,
 };
 use crate::{controller::Controller, error::Result as ControllerResult};
 

@@ -19,6 +19,7 @@ const fn code(error: &Error) -> Code {
         Error::Invalid(_) | Error::Definition(_) => Code::InvalidArgument,
         Error::NotFound { .. } => Code::NotFound,
         Error::Precondition(_) => Code::FailedPrecondition,
+        Error::Denied(_) => Code::PermissionDenied,
         Error::Aborted(_) => Code::Aborted,
         Error::Unavailable(_) | Error::Store(StoreError::Closed) => Code::Unavailable,
         Error::Exhausted(_) | Error::Store(StoreError::Full { .. }) => Code::ResourceExhausted,

@@ -5,7 +5,7 @@ use std::io::SeekFrom;
 use bytes::Bytes;
 use fabric_proto::{
     id::Digest,
-    node::v1::{FetchBlobRequest, FetchBlobResponse},
+    node::v1::{FetchBlobRequest, FetchBlobResponse, InstanceGoal},
 };
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio_stream::{Stream, StreamExt as _};
@@ -15,6 +15,7 @@ use tonic::Status;
 use crate::{
     controller::Controller,
     error::{Error, Result},
+    trust::caller::Caller,
 };
 
 /// Bytes in one piece.
@@ -23,12 +24,27 @@ const PIECE: usize = 256 * 1024;
 /// Opens the file at the offset; the first piece says how long it is.
 pub(super) async fn open(
     controller: &Controller,
+    caller: &Caller,
     request: &FetchBlobRequest,
 ) -> Result<impl Stream<Item = Result<FetchBlobResponse, Status>> + Send + use<>> {
     let digest: Digest = request
         .digest
         .parse()
         .map_err(|error| Error::Invalid(format!("digest: {error}")))?;
+    if let Some(node) = caller.node()? {
+        let goal = controller.registry.goal(&node).ok_or_else(|| {
+            Error::Unavailable(format!(
+                "the goal of node {node} is not made yet; try again"
+            ))
+        })?;
+        let wanted = digest.to_string();
+        let named = |one: &InstanceGoal| one.image_digest == wanted || one.package_digest == wanted;
+        if !goal.instances.iter().any(named) {
+            return Err(Error::Denied(format!(
+                "{digest} is not for node {node}: its goal does not name it"
+            )));
+        }
+    }
     let path = controller.blobs.file(&digest);
     let mut file = match tokio::fs::File::open(&path).await {
         Ok(file) => file,

@@ -11,16 +11,19 @@ mod watch;
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use fabric_proto::node::v1::{
-    FetchBlobRequest, FetchBlobResponse, SendOutputRequest, SendOutputResponse, SessionRequest,
-    SessionResponse, node_service_server::NodeService,
+use fabric_proto::{
+    id::NodeId,
+    node::v1::{
+        FetchBlobRequest, FetchBlobResponse, SendOutputRequest, SendOutputResponse, SessionRequest,
+        SessionResponse, node_service_server::NodeService,
+    },
 };
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 pub(crate) use self::intake::observed;
 pub use self::watch::watch_nodes;
-use crate::{controller::Controller, error::Error};
+use crate::{controller::Controller, error::Error, trust::caller::Caller};
 
 /// Most bytes in one piece of output.
 const PIECE: usize = 64 * 1024;
@@ -49,7 +52,8 @@ impl NodeService for NodeSessions {
         &self,
         request: Request<Streaming<SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let answers = session::start(Arc::clone(&self.controller), request.into_inner());
+        let caller = Caller::of(&request)?;
+        let answers = session::start(Arc::clone(&self.controller), caller, request.into_inner());
         Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
     }
 
@@ -57,7 +61,8 @@ impl NodeService for NodeSessions {
         &self,
         request: Request<FetchBlobRequest>,
     ) -> Result<Response<Self::FetchBlobStream>, Status> {
-        let pieces = fetch::open(&self.controller, &request.into_inner()).await?;
+        let caller = Caller::of(&request)?;
+        let pieces = fetch::open(&self.controller, &caller, &request.into_inner()).await?;
         Ok(Response::new(Box::pin(pieces)))
     }
 
@@ -65,7 +70,8 @@ impl NodeService for NodeSessions {
         &self,
         request: Request<Streaming<SendOutputRequest>>,
     ) -> Result<Response<SendOutputResponse>, Status> {
-        relay(&self.controller, request.into_inner()).await?;
+        let node = Caller::of(&request)?.node()?;
+        relay(&self.controller, node.as_ref(), request.into_inner()).await?;
         Ok(Response::new(SendOutputResponse {}))
     }
 }
@@ -73,13 +79,14 @@ impl NodeService for NodeSessions {
 /// Passes output on until either side ends.
 async fn relay(
     controller: &Controller,
+    node: Option<&NodeId>,
     mut pieces: Streaming<SendOutputRequest>,
 ) -> Result<(), Status> {
     let first = tokio::time::timeout(Duration::from_secs(10), pieces.message())
         .await
         .map_err(|_| Status::deadline_exceeded("no first message came within 10 s"))??;
     let Some(first) = first else { return Ok(()) };
-    let Some(operator) = controller.outputs.claim(&first.stream_id) else {
+    let Some(operator) = controller.outputs.claim(&first.stream_id, node) else {
         return Err(Error::Precondition("nobody wants this output any more".to_owned()).into());
     };
     let mut next = Some(first);

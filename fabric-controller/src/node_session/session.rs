@@ -33,6 +33,7 @@ use crate::{
     records,
     registry::Session,
     store::Txn,
+    trust::caller::Caller,
 };
 
 /// Answers that wait for a slow node.
@@ -54,12 +55,13 @@ type Answer = Result<SessionResponse, Status>;
 /// Starts the session's task; its answers come out here.
 pub(super) fn start(
     controller: Arc<Controller>,
+    caller: Caller,
     reports: Streaming<SessionRequest>,
 ) -> mpsc::Receiver<Answer> {
     let (answers, received) = mpsc::channel(WAITING);
     let tasks = controller.tasks.clone();
     tasks.spawn(async move {
-        if let Err(status) = converse(&controller, reports, &answers).await {
+        if let Err(status) = converse(&controller, &caller, reports, &answers).await {
             // A node that is gone, or does not read, needs no answer.
             let _ = time::timeout(LAST, answers.send(Err(status))).await;
         }
@@ -69,6 +71,7 @@ pub(super) fn start(
 
 async fn converse(
     controller: &Controller,
+    caller: &Caller,
     mut reports: Streaming<SessionRequest>,
     answers: &mpsc::Sender<Answer>,
 ) -> Result<(), Status> {
@@ -82,6 +85,17 @@ async fn converse(
     };
     let registration = intake::register(register)?;
     let node = registration.node_id.clone();
+    if let Err(error) = caller.speaks_for(&node) {
+        let denied = Status::from(error);
+        tracing::warn!(%node, %caller, "denied: {}", denied.message());
+        let (call, store) = ("fabric.node.v1.NodeService/Session", &*controller.store);
+        controller
+            .trust
+            .denials
+            .write(store, caller, call, &denied)
+            .await;
+        return Err(denied);
+    }
     let highest = match store_registration(controller, &registration).await {
         Ok(highest) => highest,
         Err(error) if error.is_full() => known(controller, &registration).await?.ok_or(error)?,

@@ -147,10 +147,15 @@ impl Outputs {
         })
     }
 
-    /// The node's end of a stream: once, and never again.
+    /// The node's end of a stream: once, and never again. `None` for the node: of any.
     #[must_use]
-    pub fn claim(&self, stream_id: &str) -> Option<mpsc::Sender<Piece>> {
-        self.lock().get_mut(stream_id)?.sender.take()
+    pub fn claim(&self, stream_id: &str, node: Option<&NodeId>) -> Option<mpsc::Sender<Piece>> {
+        let mut streams = self.lock();
+        let stream = streams.get_mut(stream_id)?;
+        if node.is_some_and(|node| *node != stream.node) {
+            return None;
+        }
+        stream.sender.take()
     }
 
     /// What operators want to see from a node, by stream id.

@@ -1,7 +1,7 @@
 //! A controller in this process, a node that does what the test says, and waits
 //! that have an end.
 
-use std::{collections::BTreeMap, fmt::Debug, path::Path, time::Duration};
+use std::{collections::BTreeMap, fmt::Debug, net::SocketAddr, path::Path, time::Duration};
 
 use bytes::Bytes;
 use fabric_controller::{
@@ -9,6 +9,7 @@ use fabric_controller::{
     listen::Address,
     model::lease::LeasePolicy,
     serve::{Serve, ServeError},
+    trust::ca::{Ca, Requested},
 };
 use fabric_proto::{
     guest::v1::{RoleState, RoleStatus},
@@ -22,12 +23,13 @@ use fabric_proto::{
     v1::{
         ApplyServiceRequest, ApplyServiceResponse, BeginUploadRequest, BeginUploadResponse, Blob,
         BlobKind, Event, Instance, ListEventsRequest, ListInstancesRequest, UploadRequest,
-        blob_service_client::BlobServiceClient, event_service_client::EventServiceClient,
-        instance_service_client::InstanceServiceClient, node_service_client::NodeServiceClient,
-        placement_service_client::PlacementServiceClient,
-        service_service_client::ServiceServiceClient,
+        audit_service_client::AuditServiceClient, blob_service_client::BlobServiceClient,
+        event_service_client::EventServiceClient, instance_service_client::InstanceServiceClient,
+        node_service_client::NodeServiceClient, placement_service_client::PlacementServiceClient,
+        service_service_client::ServiceServiceClient, trust_service_client::TrustServiceClient,
     },
 };
+use fabric_trust::{context::Context, dial::Dial, identity::Role, key::NewKey};
 use hyper_util::rt::TokioIo;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
@@ -91,6 +93,34 @@ impl Client {
         Ok(Self {
             channel: endpoint.connect_with_connector(connector).await?,
         })
+    }
+
+    /// On a channel.
+    pub const fn of(channel: Channel) -> Self {
+        Self { channel }
+    }
+
+    /// Over TCP, as a context says.
+    pub async fn over_tls(context: &Context) -> Result<Self, String> {
+        let connected = Dial::new(context).unwrap().connect().await;
+        let channel = connected.map_err(|error| {
+            let mut said = error.to_string();
+            let mut cause = std::error::Error::source(&error);
+            while let Some(error) = cause {
+                said = format!("{said}: {error}");
+                cause = error.source();
+            }
+            said
+        })?;
+        Ok(Self { channel })
+    }
+
+    pub fn trust(&self) -> TrustServiceClient<Channel> {
+        TrustServiceClient::new(self.channel.clone())
+    }
+
+    pub fn audit(&self) -> AuditServiceClient<Channel> {
+        AuditServiceClient::new(self.channel.clone())
     }
 
     pub fn blobs(&self) -> BlobServiceClient<Channel> {
@@ -287,6 +317,8 @@ pub fn shop(instances: u32) -> String {
 /// A controller that runs in this process until it is dropped.
 pub struct Controller {
     pub data: TempDir,
+    /// Where it listens for TLS.
+    pub tcp: SocketAddr,
     stop: CancellationToken,
     running: JoinHandle<Result<(), ServeError>>,
 }
@@ -305,20 +337,44 @@ impl Controller {
         };
         let socket = data.path().join("s");
         let address = Address::Unix(socket.clone());
-        let server = Serve::prepare(&data.path().join("d"), vec![address], config)
+        let addresses = vec![address, "127.0.0.1:0".parse().unwrap()];
+        let server = Serve::prepare(&data.path().join("d"), addresses, config)
             .await
             .unwrap();
+        let tcp = server.addresses().find_map(|address| match address {
+            Address::Tcp(address) => Some(*address),
+            Address::Unix(_) => None,
+        });
         let stop = CancellationToken::new();
         let running = tokio::spawn(server.run(stop.clone()));
         let client = Client::connect(&socket).await.unwrap();
         (
             Self {
                 data,
+                tcp: tcp.unwrap(),
                 stop,
                 running,
             },
             client,
         )
+    }
+
+    /// The CA, as the controller has it.
+    pub fn ca(&self) -> Ca {
+        Ca::open(&self.data.path().join("d/trust")).unwrap().0
+    }
+
+    /// A context for whoever that is, for so long.
+    pub fn context(&self, role: Role, name: &str, ttl: Duration) -> Context {
+        context(&self.ca(), self.tcp, role, name, ttl)
+    }
+
+    /// A client with a certificate of that role.
+    pub async fn client(&self, role: Role, name: &str) -> Client {
+        let hour = Duration::from_secs(3600);
+        Client::over_tls(&self.context(role, name, hour))
+            .await
+            .unwrap()
     }
 
     /// Ends it; everything that it has is closed then.
@@ -334,6 +390,18 @@ impl Controller {
 
     pub async fn restart(self) -> (Self, Client) {
         Self::start_in(self.stop().await).await
+    }
+}
+
+/// A context for a controller, with a certificate of some CA.
+pub fn context(ca: &Ca, tcp: SocketAddr, role: Role, name: &str, ttl: Duration) -> Context {
+    let key = NewKey::generate().unwrap();
+    let requested = Requested::read(&key.request).unwrap();
+    Context {
+        server: tcp.to_string().parse().unwrap(),
+        ca: ca.pem().to_owned(),
+        certificate: ca.issue(&requested, role, name, ttl).unwrap().pem,
+        key: key.key_pem,
     }
 }
 

@@ -2,13 +2,18 @@
 //! played by the test.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod audit;
+mod commands;
 mod crash;
 mod failover;
 mod framework;
 mod idempotency;
 mod keeps;
+mod links;
 mod nodes;
 mod output;
 mod placement;
+mod roles;
 mod services;
+mod trust;
 mod uploads;

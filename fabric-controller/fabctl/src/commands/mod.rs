@@ -1,6 +1,8 @@
 //! What each command does: ask the controller, show the answer.
 
+mod audit;
 mod blob;
+mod context;
 mod event;
 mod instance;
 mod keep;
@@ -19,7 +21,8 @@ use fabric_proto::v1::BlobKind;
 use crate::{
     cli::{Cli, Command, Format, PackageCommand},
     client::Client,
-    error::Result,
+    context::choose,
+    error::{Failure, Result},
     package,
 };
 
@@ -39,13 +42,14 @@ pub struct Context {
 pub async fn run(cli: Cli) -> Result<()> {
     let Cli {
         server,
+        context: name,
         output: format,
         command,
     } = cli;
     let context = async || {
-        Client::connect(&server)
-            .await
-            .map(|client| Context { client, format })
+        let chosen = choose(server.as_deref(), name.as_deref())?;
+        let client = Client::connect(&chosen).await?;
+        Ok::<_, Failure>(Context { client, format })
     };
     match command {
         Command::Completions { shell } => {
@@ -63,6 +67,8 @@ pub async fn run(cli: Cli) -> Result<()> {
         Command::Explain(explain) => placement::explain(&context().await?, explain).await,
         Command::Simulate(simulate) => placement::simulate(&context().await?, simulate).await,
         Command::Events(events) => event::run(&context().await?, events).await,
+        Command::Audit(settings) => audit::run(&context().await?, settings).await,
+        Command::Context(command) => context::run(command, format),
         Command::Watch(settings) => watch::run(&context().await?, settings).await,
     }
 }
