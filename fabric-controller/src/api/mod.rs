@@ -7,7 +7,10 @@ mod instances;
 mod keeps;
 mod nodes;
 mod services;
+mod slots;
 pub mod status;
+mod updates;
+mod who;
 
 use std::{pin::Pin, sync::Arc};
 

@@ -58,6 +58,16 @@ pub enum Reason {
     PackageDeleted,
     ServiceApplied,
     ServiceDeleted,
+    SlotsSwapped,
+    UpdateDomainBegun,
+    UpdateFinished,
+    UpdateStopped,
+    UpdateRolledBack,
+    UpdatePaused,
+    UpdateResumed,
+    UpdateAborted,
+    UpdateAdvanced,
+    OsUpdateBegun,
     InstancePlaced,
     InstanceUnplaceable,
     InstanceRemoved,
@@ -113,7 +123,13 @@ impl EventRecord {
             time,
             reason: reason.to_string(),
             message: message.into(),
-            warning: matches!(reason, Reason::NodeLost | Reason::InstanceUnplaceable),
+            warning: matches!(
+                reason,
+                Reason::NodeLost
+                    | Reason::InstanceUnplaceable
+                    | Reason::UpdateStopped
+                    | Reason::UpdateRolledBack
+            ),
             subject_kind,
             subject: subject.to_string(),
             source: CONTROLLER.to_owned(),

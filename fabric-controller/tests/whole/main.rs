@@ -9,4 +9,6 @@ mod keeps;
 mod nodes;
 mod output;
 mod services;
+mod slots;
+mod updates;
 mod uploads;

@@ -5,7 +5,9 @@ mod event;
 mod instance;
 mod keep;
 mod node;
+mod revision;
 mod service;
+mod update;
 mod upload;
 mod wait;
 mod watch;
@@ -58,6 +60,7 @@ pub async fn run(cli: Cli) -> Result<()> {
         Command::Image(command) => blob::run(&context().await?, BlobKind::Image, command).await,
         Command::Node(command) => node::run(&context().await?, command).await,
         Command::Service(command) => service::run(&context().await?, command).await,
+        Command::Update(command) => update::run(&context().await?, command).await,
         Command::Instance(command) => instance::run(&context().await?, command).await,
         Command::Events(events) => event::run(&context().await?, events).await,
         Command::Watch(settings) => watch::run(&context().await?, settings).await,
