@@ -3,7 +3,7 @@
 //!
 //! Its node must have taken up the goal that it was given last, and the process of
 //! its role must have been started for the restart that was asked for last. (Another
-//! epoch is seen to by [`derive`].)
+//! epoch is seen to by [`derive`](fn@derive).)
 
 use fabric_proto::{id::InstanceId, node::v1::InstanceStatus};
 
