@@ -6,6 +6,7 @@
 //! | `goals/NODE` | [`GoalRecord`](crate::model::node::GoalRecord) |
 //! | `node-events/NODE` | highest event sequence stored, a number |
 //! | `services/SERVICE` | [`ServiceRecord`](crate::model::service::ServiceRecord) |
+//! | `revisions/SERVICE/NUMBER` | [`Revision`](crate::model::revision::Revision) |
 //! | `instances/ID` | [`InstanceRecord`](crate::model::instance::InstanceRecord) |
 //! | `blobs/KIND/NAME` | [`BlobRecord`](crate::model::blob::BlobRecord) |
 //! | `uploads/HEX` | [`UploadRecord`](crate::model::blob::UploadRecord) |
@@ -32,6 +33,8 @@ pub const NODES: &str = "nodes/";
 pub const GOALS: &str = "goals/";
 /// Prefix of the services.
 pub const SERVICES: &str = "services/";
+/// Prefix of what services were to be.
+pub const REVISIONS: &str = "revisions/";
 /// Prefix of the instances.
 pub const INSTANCES: &str = "instances/";
 /// Prefix of images and packages.
@@ -73,6 +76,18 @@ pub fn service(name: &ServiceName) -> String {
     format!("{SERVICES}{name}")
 }
 
+/// Prefix of what a service was to be.
+#[must_use]
+pub fn revisions(name: &ServiceName) -> String {
+    format!("{REVISIONS}{name}/")
+}
+
+/// Key of what a service was to be at a generation.
+#[must_use]
+pub fn revision(name: &ServiceName, number: u64) -> String {
+    format!("{REVISIONS}{name}/{number:020}")
+}
+
 /// Key of an instance.
 #[must_use]
 pub fn instance(id: &InstanceId) -> String {
@@ -83,6 +98,12 @@ pub fn instance(id: &InstanceId) -> String {
 #[must_use]
 pub fn blob(kind: BlobKind, name: &BlobName) -> String {
     format!("{BLOBS}{kind}/{name}")
+}
+
+/// Prefix of the images.
+#[must_use]
+pub fn images() -> String {
+    format!("{BLOBS}{}/", BlobKind::Image)
 }
 
 /// Key of an upload.

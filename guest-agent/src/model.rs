@@ -171,6 +171,8 @@ pub struct RoleSpec {
     pub stop_grace: Duration,
     /// Whether it is frozen when it is ready, to be copied.
     pub freeze: bool,
+    /// Whether its process is told of changed settings, rather than started anew.
+    pub deliver_settings: bool,
 }
 
 /// The programs that are run around a warm start; nothing is run for an empty one.
@@ -397,6 +399,7 @@ impl TryFrom<wire::RoleSpec> for RoleSpec {
             restart: restart(spec.restart_policy.unwrap_or_default()),
             stop_grace: STOP_GRACE.hold(spec.stop_grace),
             freeze: false,
+            deliver_settings: spec.deliver_settings,
             launch: LaunchSpec {
                 hooks: hooks(spec.warm_start.unwrap_or_default())?,
                 command: words(spec.command).ok_or(InvalidRole::Text("command"))?,

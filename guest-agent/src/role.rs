@@ -154,6 +154,7 @@ impl Supervised {
                     Action::Terminate => self.group(process::terminate),
                     Action::Kill => self.group(process::kill),
                     Action::Check { run, kind, spec } => self.check(run, kind, spec, around),
+                    Action::Deliver => self.deliver(around),
                     Action::Report => self.report(around),
                 }
             }
@@ -273,6 +274,25 @@ impl Supervised {
         self.remark(around, "goes on from a template");
         self.group(|pid| process::signal(pid, Signal::CONT));
         None
+    }
+
+    /// Gives its process other settings, and tells it so.
+    fn deliver(&mut self, around: &Surroundings) {
+        let Some(spec) = self.policy.launch_spec().cloned() else {
+            return;
+        };
+        match self.files.lay_out(&spec) {
+            Ok(()) => {
+                self.remark(around, "its settings have changed");
+                if let Some(pid) = self.pid {
+                    process::hang_up(pid);
+                }
+            }
+            Err(error) => {
+                let error = console::chain(&error);
+                self.remark(around, &format!("cannot be given its settings: {error}"));
+            }
+        }
     }
 
     fn hook(&mut self, hook: Hook, around: &mut Surroundings) {

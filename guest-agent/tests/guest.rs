@@ -75,6 +75,26 @@ async fn a_role_is_started_and_reported_ready_with_what_it_was_promised() {
 }
 
 #[tokio::test]
+async fn a_role_that_asks_for_it_is_told_of_changed_settings_and_goes_on() {
+    let mut spec = script(
+        "web",
+        "trap 'cat $FABRIC_SETTINGS_FILE; echo' HUP; echo up; while :; do sleep 0.02; done",
+    );
+    spec.deliver_settings = true;
+    spec.settings = [("colour".to_owned(), "blue".to_owned())].into();
+    let (mut host, _) = Host::with_guest(goal([spec])).await;
+    let pid = ready(&mut host, "web").await;
+    host.output(LogStream::Stdout, "up\n").await;
+    host.change_goal(|goal| {
+        let settings = &mut goal.roles[0].settings;
+        settings.insert("colour".to_owned(), "red".to_owned());
+    });
+    let (output, _) = host.output(LogStream::Stdout, "\n").await;
+    assert_eq!(output, "{\"colour\":\"red\"}\n");
+    assert!(exists(pid));
+}
+
+#[tokio::test]
 async fn a_role_that_is_killed_comes_back() {
     let (mut host, _) = Host::with_guest(goal([script("web", FOREVER)])).await;
     let first = ready(&mut host, "web").await;

@@ -93,16 +93,9 @@ fn shown(record: BlobRecord, services: &[Kept<ServiceRecord>]) -> Blob {
 }
 
 fn users(record: &BlobRecord, services: &[Kept<ServiceRecord>]) -> Vec<String> {
-    let using = services.iter().filter(|kept| {
-        kept.value.roles.iter().any(|role| match record.kind {
-            BlobKind::Image => role.spec.image.digest == record.digest,
-            BlobKind::Package => role
-                .spec
-                .package
-                .as_ref()
-                .is_some_and(|one| one.digest == record.digest),
-        })
-    });
+    let using = services
+        .iter()
+        .filter(|kept| kept.value.uses(&record.digest));
     using.map(|kept| kept.value.name.to_string()).collect()
 }
 

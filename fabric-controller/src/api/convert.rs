@@ -3,8 +3,10 @@
 use fabric_proto::{
     node::v1::{Inventory, RestartScope as RestartScopeMessage, SnapshotState, SnapshotStatus},
     v1::{
-        Blob, BlobKind as BlobKindMessage, Change, ChangeAction, Event, Instance, Service,
-        ServiceRole as ServiceRoleMessage,
+        Blob, BlobKind as BlobKindMessage, Change, ChangeAction, Deployment as DeploymentMessage,
+        Effect as EffectMessage, Event, Instance, PlannedStep, Revision as RevisionMessage,
+        Service, ServiceRole as ServiceRoleMessage, Slot as SlotMessage, Update as UpdateMessage,
+        UpdateDomain, UpdateState as UpdateStateMessage,
     },
 };
 use prost_types::Timestamp;
@@ -15,13 +17,17 @@ use crate::{
     model::{
         self,
         blob::{BlobKind, BlobRecord},
-        instance::{InstanceRecord, RestartScope},
-        service::{Action, ServiceRecord},
+        change::{Action, Step},
+        deployment::{Deployment, Slot},
+        instance::{Effect, InstanceRecord, RestartScope},
+        revision::Revision,
+        service::{ServiceRecord, ServiceRole},
         state::{Derived, InstanceState},
         time::WallTime,
+        update::{Cause, Update, UpdateState},
     },
     node_session,
-    reconcile::goal::role_kind,
+    reconcile::{goal::role_kind, health, rollout},
     registry::{NodeSight, Registry},
 };
 
@@ -85,7 +91,7 @@ pub(super) fn blob(record: BlobRecord, used_by: Vec<String>) -> Blob {
 }
 
 /// A change.
-pub(super) fn change(change: model::service::Change) -> Change {
+pub(super) fn change(change: model::change::Change) -> Change {
     let action = match change.action {
         Action::Create => ChangeAction::Create,
         Action::Update => ChangeAction::Update,
@@ -98,14 +104,85 @@ pub(super) fn change(change: model::service::Change) -> Change {
     }
 }
 
-/// A service; `ready` says how many instances of a role are.
-pub(super) fn service(record: &ServiceRecord, ready: impl Fn(&str) -> u32) -> Service {
-    let roles = record.roles.iter().map(|role| ServiceRoleMessage {
+/// A slot in a request; unspecified is production.
+pub(super) fn slot(slot: i32) -> Result<Slot> {
+    optional_slot(slot).map(Option::unwrap_or_default)
+}
+
+/// A slot in a request, if there is one.
+pub(super) fn optional_slot(slot: i32) -> Result<Option<Slot>> {
+    match SlotMessage::try_from(slot) {
+        Ok(SlotMessage::Unspecified) => Ok(None),
+        Ok(SlotMessage::Production) => Ok(Some(Slot::Production)),
+        Ok(SlotMessage::Staging) => Ok(Some(Slot::Staging)),
+        Err(_) => Err(Error::Invalid(format!(
+            "slot: {slot} is not one; it is 1 or 2"
+        ))),
+    }
+}
+
+const fn slot_message(slot: Slot) -> SlotMessage {
+    match slot {
+        Slot::Production => SlotMessage::Production,
+        Slot::Staging => SlotMessage::Staging,
+    }
+}
+
+/// A step of an update.
+pub(super) fn step(step: Step) -> PlannedStep {
+    let effect = match step.effect {
+        Effect::Nothing => EffectMessage::Unspecified,
+        Effect::Deliver => EffectMessage::Deliver,
+        Effect::RestartRole => EffectMessage::RestartRole,
+        Effect::Reimage => EffectMessage::Reimage,
+        Effect::Replace => EffectMessage::Replace,
+    };
+    PlannedStep {
+        upgrade_domain: step.domain,
+        role: step.role.into(),
+        instance_ids: step.instances.into_iter().map(String::from).collect(),
+        effect: effect.into(),
+        why: step.why,
+    }
+}
+
+/// A service; `ready` says how many instances of a role of a deployment are.
+pub(super) fn service(
+    record: &ServiceRecord,
+    ready: impl Fn(&Deployment, &ServiceRole) -> u32,
+) -> Service {
+    let deployments: Vec<_> = record
+        .slots
+        .iter()
+        .map(|(slot, one)| deployment(*slot, one, |role| ready(one, role)))
+        .collect();
+    let production = deployments
+        .iter()
+        .find(|one| one.slot() == SlotMessage::Production);
+    let production = production.cloned().unwrap_or_default();
+    Service {
+        name: record.name.to_string(),
+        generation: record.generation,
+        definition_toml: production.definition_toml,
+        roles: production.roles,
+        created: Some(timestamp(record.created)),
+        updated: Some(timestamp(record.updated)),
+        deployments,
+    }
+}
+
+fn deployment(
+    slot: Slot,
+    deployment: &Deployment,
+    ready: impl Fn(&ServiceRole) -> u32,
+) -> DeploymentMessage {
+    let version = &deployment.version;
+    let roles = version.roles.iter().map(|role| ServiceRoleMessage {
         name: role.name().to_string(),
         kind: role_kind(role.spec.role.kind).into(),
         size: role.spec.size_name.clone(),
         instances: role.instances,
-        ready: ready(role.name().as_str()),
+        ready: ready(role),
         image: role.spec.image.name.clone(),
         package: role
             .spec
@@ -113,14 +190,92 @@ pub(super) fn service(record: &ServiceRecord, ready: impl Fn(&str) -> u32) -> Se
             .as_ref()
             .map(|one| one.name.clone())
             .unwrap_or_default(),
+        upgrade_domains: role.upgrade_domains,
+        fault_domains: role.fault_domains,
+        availability_set: role.availability_set.clone().unwrap_or_default(),
     });
-    Service {
-        name: record.name.to_string(),
-        generation: record.generation,
-        definition_toml: record.definition_toml.clone(),
+    DeploymentMessage {
+        slot: slot_message(slot).into(),
+        revision: deployment.revision,
+        definition_toml: version.definition_toml.clone(),
         roles: roles.collect(),
-        created: Some(timestamp(record.created)),
-        updated: Some(timestamp(record.updated)),
+        update: deployment.update.as_ref().map(update),
+    }
+}
+
+/// An update as it is kept.
+pub(super) fn update(update: &Update) -> UpdateMessage {
+    let (state, why) = match &update.state {
+        UpdateState::Walking => (UpdateStateMessage::Walking, ""),
+        UpdateState::Paused => (UpdateStateMessage::Paused, ""),
+        UpdateState::Stopped(why) => (UpdateStateMessage::Stopped, why.as_str()),
+        UpdateState::Done => (UpdateStateMessage::Done, ""),
+    };
+    let cause = match &update.cause {
+        Cause::Operator => "an operator wants it".to_owned(),
+        Cause::GivenUp(why) => format!("back to the version before: {why}"),
+        Cause::OsImage(image) => format!("there is a newer OS image, {image}"),
+    };
+    UpdateMessage {
+        state: state.into(),
+        stopped_because: why.to_owned(),
+        cause,
+        started: Some(timestamp(update.started)),
+        ended: update.ended.map(timestamp),
+        current: update.current.map(|current| UpdateDomain {
+            number: current.domain,
+            begun: Some(timestamp(current.begun)),
+            ready_since: current.ready_since.map(timestamp),
+        }),
+        done: update.done.iter().copied().collect(),
+        roles: update.roles.iter().map(ToString::to_string).collect(),
+        has_previous: update.previous.is_some(),
+        ..UpdateMessage::default()
+    }
+}
+
+/// An update and how it gets on; `instances` are those of its service.
+pub(super) fn progress(
+    deployment: &Deployment,
+    of: &Update,
+    instances: &[InstanceRecord],
+    registry: &Registry,
+) -> UpdateMessage {
+    // What its node has not taken up yet is a matter of moments.
+    let health = |record: &InstanceRecord| health::health(record, registry, true);
+    let now = crate::clock::now();
+    let instances: Vec<_> = instances
+        .iter()
+        .filter(|one| one.colour == deployment.colour)
+        .collect();
+    let look = rollout::look(deployment, of, &instances, &health, now);
+    let count = |old: bool| {
+        let counted = rollout::see_all(deployment, of, &instances, &health)
+            .into_iter()
+            .filter(|one| of.roles.contains(&one.role) && one.old == old);
+        u32::try_from(counted.count()).unwrap_or(u32::MAX)
+    };
+    let (changed, old) = (count(false), count(true));
+    UpdateMessage {
+        waits_for: look.waits_for,
+        changed,
+        instances: changed.saturating_add(old),
+        ..update(of)
+    }
+}
+
+/// A revision.
+pub(super) fn revision(revision: Revision) -> RevisionMessage {
+    RevisionMessage {
+        number: revision.number,
+        time: Some(timestamp(revision.time)),
+        who: revision.who,
+        what: revision.what,
+        slot: slot_message(revision.slot).into(),
+        definition_toml: revision
+            .version
+            .map(|version| version.definition_toml)
+            .unwrap_or_default(),
     }
 }
 
@@ -143,6 +298,8 @@ pub(super) fn is_ready(record: &InstanceRecord, registry: &Registry) -> bool {
 }
 
 /// An instance, as its node stands now.
+///
+/// Its slot and its upgrade domain are its service's to know: see [`placed_in`].
 pub(super) fn instance(record: &InstanceRecord, registry: &Registry) -> Instance {
     let (derived, sight) = derive(record, registry);
     let report = sight.and_then(|sight| sight.report);
@@ -164,6 +321,24 @@ pub(super) fn instance(record: &InstanceRecord, registry: &Registry) -> Instance
         vcpus: record.spec.size.vcpus,
         memory_bytes: record.spec.size.memory_bytes,
         snapshots: snapshots(record, registry),
+        slot: SlotMessage::Unspecified.into(),
+        upgrade_domain: 0,
+        revision: record.revision,
+    }
+}
+
+/// The instance with what its service knows of it.
+pub(super) fn placed_in(
+    instance: Instance,
+    record: &InstanceRecord,
+    service: Option<&ServiceRecord>,
+) -> Instance {
+    let slot = service.and_then(|service| service.slot_of(record.colour));
+    let role = service.and_then(|service| service.role_of(record));
+    Instance {
+        slot: slot.map_or(SlotMessage::Unspecified, slot_message).into(),
+        upgrade_domain: role.map_or(0, |role| role.upgrade_domain(record.number)),
+        ..instance
     }
 }
 

@@ -31,6 +31,7 @@ use crate::{
     model::{
         event::{EventRecord, Reason, SubjectKind},
         instance::{InstanceRecord, Phase},
+        service::ServiceRecord,
     },
     output::{Receiver, Wanted},
     records::{self, Kept},
@@ -65,7 +66,12 @@ impl InstanceService for InstanceApi {
         request: Request<GetInstanceRequest>,
     ) -> Result<Response<GetInstanceResponse>, Status> {
         let kept = self.find(&request.into_inner().instance_id).await?;
-        let instance = Some(convert::instance(&kept.value, &self.controller.registry));
+        let key = records::service(&kept.value.service);
+        let service: Option<Kept<ServiceRecord>> =
+            records::get(&*self.controller.store, &key).await?;
+        let shown = convert::instance(&kept.value, &self.controller.registry);
+        let service = service.as_ref().map(|kept| &kept.value);
+        let instance = Some(convert::placed_in(shown, &kept.value, service));
         Ok(Response::new(GetInstanceResponse { instance }))
     }
 
@@ -228,12 +234,21 @@ impl InstanceApi {
 async fn list(controller: &Controller, service: &str) -> ControllerResult<Vec<Instance>> {
     let all: Vec<Kept<InstanceRecord>> =
         records::list(&*controller.store, records::INSTANCES).await?;
+    let services: Vec<Kept<ServiceRecord>> =
+        records::list(&*controller.store, records::SERVICES).await?;
+    let services: BTreeMap<_, _> = services
+        .iter()
+        .map(|kept| (&kept.value.name, &kept.value))
+        .collect();
     let asked = all
         .iter()
         .map(|kept| &kept.value)
         .filter(|record| service.is_empty() || record.service.as_str() == service);
     Ok(asked
-        .map(|record| convert::instance(record, &controller.registry))
+        .map(|record| {
+            let shown = convert::instance(record, &controller.registry);
+            convert::placed_in(shown, record, services.get(&record.service).copied())
+        })
         .collect())
 }
 

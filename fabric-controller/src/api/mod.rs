@@ -9,8 +9,10 @@ mod keeps;
 mod nodes;
 mod placement;
 mod services;
+mod slots;
 pub mod status;
 mod trust;
+mod updates;
 
 use std::{pin::Pin, sync::Arc};
 

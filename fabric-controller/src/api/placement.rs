@@ -21,8 +21,10 @@ use crate::{
     error::{Error, Result as ControllerResult},
     model::{
         definition,
+        deployment::{Colour, Slot},
         instance::{InstanceRecord, Phase, instance_id},
         node::NodeRecord,
+        service::ServiceRecord,
     },
     placement::{
         Cluster, Explanation, FaultDomain, Health, Instance, Node, Remedy, Unplaceable, Verdict,
@@ -67,6 +69,8 @@ impl PlacementApi {
     /// The cluster as it is, and the records of its instances.
     async fn snapshot(&self) -> ControllerResult<(Snapshot, Vec<InstanceRecord>)> {
         let store = &*self.controller.store;
+        let services: Vec<Kept<ServiceRecord>> = records::list(store, records::SERVICES).await?;
+        let services: Vec<_> = services.into_iter().map(|kept| kept.value).collect();
         let nodes: Vec<Kept<NodeRecord>> = records::list(store, records::NODES).await?;
         let instances: Vec<Kept<InstanceRecord>> = records::list(store, records::INSTANCES).await?;
         let connected = |id: &NodeId| self.controller.registry.sight(id).connected;
@@ -76,7 +80,7 @@ impl PlacementApi {
         let snapshot = Snapshot {
             policy: self.controller.config.policy,
             nodes: nodes.iter().map(node).collect(),
-            instances: instances.iter().map(placing::instance).collect(),
+            instances: placing::instances(instances.iter(), &services),
         };
         Ok((snapshot, instances))
     }
@@ -134,8 +138,8 @@ impl PlacementApi {
         ))
     }
 
-    /// The instances of a service as its file would have them. One of the same size
-    /// stays where it is.
+    /// The instances of a service as its file would have them in production. One of the
+    /// same size stays where it is.
     async fn applied(
         &self,
         request: &SimulatePlacementRequest,
@@ -145,25 +149,31 @@ impl PlacementApi {
         let services = ServiceApi {
             controller: Arc::clone(&self.controller),
         };
-        let (roles, _) = services.resolve(&definition).await?;
+        let (roles, _) = services.resolve(&definition, &BTreeSet::new()).await?;
         let service = &definition.name;
+        let key = records::service(service);
+        let there: Option<Kept<ServiceRecord>> =
+            records::get(&*self.controller.store, &key).await?;
+        let colour = there.map_or(Colour::Plain, |kept| {
+            let production = kept.value.deployment(Slot::Production);
+            production.map_or_else(|| kept.value.free_colour(), |one| one.colour)
+        });
         let now: BTreeMap<_, _> = records.iter().map(|record| (&record.id, record)).collect();
         let mut wanted = Vec::new();
         for role in &roles {
             for number in 0..role.instances {
-                let id = instance_id(service, role.name(), number)
+                let id = instance_id(service, role.name(), colour, number)
                     .map_err(|error| Error::Invalid(error.to_string()))?;
                 let there = now.get(&id).filter(|record| {
                     record.phase == Phase::Wanted && record.spec.size == role.spec.size
                 });
                 let node = there.and_then(|record| record.node.clone());
-                let role_name = role.name();
-                wanted.push(placing::wanted(
-                    id, service, role_name, number, &role.spec, node,
-                ));
+                wanted.push(placing::wanted(id, service, colour, role, number, node));
             }
         }
-        let of_service = records.iter().filter(|record| record.service == *service);
+        let of_service =
+            |record: &&InstanceRecord| record.service == *service && record.colour == colour;
+        let of_service = records.iter().filter(of_service);
         let ids: BTreeSet<&InstanceId> = wanted.iter().map(|one: &Instance| &one.id).collect();
         let gone = of_service
             .filter(|record| !ids.contains(&record.id))

@@ -1,13 +1,21 @@
-//! `fabric.v1.ServiceService`
+//! `fabric.v1.ServiceService`: applying files, and what there is.
+//!
+//! [`super::slots`] swaps and goes back, [`super::updates`] shows and controls updates.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use fabric_proto::{
-    id::ServiceName,
+    id::{Digest, ServiceName},
     v1::{
-        ApplyServiceRequest, ApplyServiceResponse, DeleteServiceRequest, DeleteServiceResponse,
-        GetServiceRequest, GetServiceResponse, ListServicesRequest, ListServicesResponse, Service,
-        service_service_server::ServiceService,
+        ApplyServiceRequest, ApplyServiceResponse, ControlUpdateRequest, ControlUpdateResponse,
+        DeleteServiceRequest, DeleteServiceResponse, GetServiceRequest, GetServiceResponse,
+        GetUpdateRequest, GetUpdateResponse, ListRevisionsRequest, ListRevisionsResponse,
+        ListServicesRequest, ListServicesResponse, RollbackServiceRequest, RollbackServiceResponse,
+        Service, SwapSlotsRequest, SwapSlotsResponse, service_service_server::ServiceService,
     },
 };
 use tonic::{Request, Response, Status};
@@ -20,19 +28,25 @@ use crate::{
     idempotency::Once,
     model::{
         blob::{BlobKind, BlobRecord, BlobRef},
+        change::{self, Change, Step},
         definition::{self, ServiceDefinition},
+        deployment::{Deployment, Slot, Version},
         event::{EventRecord, Reason, SubjectKind},
         instance::InstanceRecord,
-        service::{self, ServiceRecord, ServiceRole},
+        os_line,
+        revision::{MOST_REVISIONS, Revision},
+        service::{ServiceRecord, ServiceRole},
         time::WallTime,
+        update::Cause,
     },
     records::{self, Kept},
-    store::Txn,
+    store::{Range, Txn},
+    trust::caller::Caller,
 };
 
 /// How long an answer waits for the reconciler, so that who applies a service
 /// and then lists its instances sees them.
-const SETTLE: Duration = Duration::from_secs(2);
+pub(super) const SETTLE: Duration = Duration::from_secs(2);
 /// Longest name of a file in errors.
 const FILE_NAME: usize = 200;
 
@@ -48,7 +62,8 @@ impl ServiceService for ServiceApi {
         &self,
         request: Request<ApplyServiceRequest>,
     ) -> Result<Response<ApplyServiceResponse>, Status> {
-        Ok(Response::new(self.apply(request.into_inner()).await?))
+        let who = Caller::of(&request)?.name;
+        Ok(Response::new(self.apply(request.into_inner(), who).await?))
     }
 
     async fn list_services(
@@ -82,7 +97,10 @@ impl ServiceService for ServiceApi {
             service: Some(self.shown(&kept.value, &instances)),
             instances: instances
                 .iter()
-                .map(|one| convert::instance(one, registry))
+                .map(|one| {
+                    let shown = convert::instance(one, registry);
+                    convert::placed_in(shown, one, Some(&kept.value))
+                })
                 .collect(),
         }))
     }
@@ -91,19 +109,73 @@ impl ServiceService for ServiceApi {
         &self,
         request: Request<DeleteServiceRequest>,
     ) -> Result<Response<DeleteServiceResponse>, Status> {
-        Ok(Response::new(self.delete(request.into_inner()).await?))
+        let who = Caller::of(&request)?.name;
+        Ok(Response::new(self.delete(request.into_inner(), who).await?))
+    }
+
+    async fn swap_slots(
+        &self,
+        request: Request<SwapSlotsRequest>,
+    ) -> Result<Response<SwapSlotsResponse>, Status> {
+        let who = Caller::of(&request)?.name;
+        Ok(Response::new(self.swap(request.into_inner(), who).await?))
+    }
+
+    async fn list_revisions(
+        &self,
+        request: Request<ListRevisionsRequest>,
+    ) -> Result<Response<ListRevisionsResponse>, Status> {
+        Ok(Response::new(self.history(request.into_inner()).await?))
+    }
+
+    async fn rollback_service(
+        &self,
+        request: Request<RollbackServiceRequest>,
+    ) -> Result<Response<RollbackServiceResponse>, Status> {
+        let who = Caller::of(&request)?.name;
+        Ok(Response::new(
+            self.rollback(request.into_inner(), who).await?,
+        ))
+    }
+
+    async fn get_update(
+        &self,
+        request: Request<GetUpdateRequest>,
+    ) -> Result<Response<GetUpdateResponse>, Status> {
+        Ok(Response::new(self.update(request.into_inner()).await?))
+    }
+
+    async fn control_update(
+        &self,
+        request: Request<ControlUpdateRequest>,
+    ) -> Result<Response<ControlUpdateResponse>, Status> {
+        let who = Caller::of(&request)?.name;
+        Ok(Response::new(
+            self.control(request.into_inner(), who).await?,
+        ))
     }
 }
 
-/// What applying a service file would do.
-struct Planned {
-    record: ServiceRecord,
-    changes: Vec<service::Change>,
-    txn: Txn,
+/// What giving a slot another version would do.
+pub(super) struct Planned {
+    pub(super) record: ServiceRecord,
+    changes: Vec<Change>,
+    steps: Vec<Step>,
+    pub(super) txn: Txn,
+}
+
+/// Another version for a slot, and who wants it why.
+pub(super) struct Wanted<'a> {
+    pub(super) name: &'a ServiceName,
+    pub(super) slot: Slot,
+    pub(super) version: Version,
+    pub(super) who: &'a str,
+    pub(super) what: String,
+    pub(super) now: WallTime,
 }
 
 impl ServiceApi {
-    async fn find(&self, name: &str) -> ControllerResult<Option<Kept<ServiceRecord>>> {
+    pub(super) async fn find(&self, name: &str) -> ControllerResult<Option<Kept<ServiceRecord>>> {
         let Ok(name) = name.parse::<ServiceName>() else {
             return Ok(None);
         };
@@ -111,7 +183,7 @@ impl ServiceApi {
     }
 
     /// The instances of a service, or all.
-    async fn instances(&self, service: &str) -> ControllerResult<Vec<InstanceRecord>> {
+    pub(super) async fn instances(&self, service: &str) -> ControllerResult<Vec<InstanceRecord>> {
         let all: Vec<Kept<InstanceRecord>> =
             records::list(&*self.controller.store, records::INSTANCES).await?;
         let values = all.into_iter().map(|kept| kept.value);
@@ -120,11 +192,12 @@ impl ServiceApi {
             .collect())
     }
 
-    fn shown(&self, record: &ServiceRecord, instances: &[InstanceRecord]) -> Service {
-        let ready = |role: &str| {
+    pub(super) fn shown(&self, record: &ServiceRecord, instances: &[InstanceRecord]) -> Service {
+        let ready = |deployment: &Deployment, role: &ServiceRole| {
             let ready = instances.iter().filter(|one| {
                 one.service == record.name
-                    && one.role.as_str() == role
+                    && one.colour == deployment.colour
+                    && one.role == *role.name()
                     && convert::is_ready(one, &self.controller.registry)
             });
             u32::try_from(ready.count()).unwrap_or(u32::MAX)
@@ -132,31 +205,45 @@ impl ServiceApi {
         convert::service(record, ready)
     }
 
-    async fn apply(&self, request: ApplyServiceRequest) -> ControllerResult<ApplyServiceResponse> {
-        let file_name: String = request.file_name.chars().take(FILE_NAME).collect();
-        let definition = definition::parse(&request.definition_toml, &file_name)?;
-        let instances = self.instances(definition.name.as_str()).await?;
-        let (definition, text) = (&definition, &request.definition_toml);
-        let instances = &instances;
-        let now = clock::now();
-        let answer = |planned: Planned| ApplyServiceResponse {
+    /// What is told of a plan, before or after it is carried out.
+    pub(super) fn applied(
+        &self,
+        planned: Planned,
+        instances: &[InstanceRecord],
+    ) -> ApplyServiceResponse {
+        ApplyServiceResponse {
             changes: planned.changes.into_iter().map(convert::change).collect(),
             service: Some(self.shown(&planned.record, instances)),
-        };
+            steps: planned.steps.into_iter().map(convert::step).collect(),
+        }
+    }
+
+    async fn apply(
+        &self,
+        request: ApplyServiceRequest,
+        who: String,
+    ) -> ControllerResult<ApplyServiceResponse> {
+        let file_name: String = request.file_name.chars().take(FILE_NAME).collect();
+        let definition = definition::parse(&request.definition_toml, &file_name)?;
+        let slot = convert::slot(request.slot)?;
+        let instances = self.instances(definition.name.as_str()).await?;
+        let (definition, text) = (&definition, &request.definition_toml);
+        let (instances, who) = (&instances, &who);
+        let now = clock::now();
+        let plan = || self.plan(definition, text, slot, who, now);
         if request.dry_run {
-            return Ok(answer(self.plan(definition, text, now).await?));
+            return Ok(self.applied(plan().await?, instances));
         }
         let content = ApplyServiceRequest {
             request_id: String::new(),
             ..request.clone()
         };
         let once = Once::new("ApplyService", &request.request_id, &content)?;
-        let answer = &answer;
         let answered = once
             .commit(&*self.controller.store, now, || async move {
-                let mut planned = self.plan(definition, text, now).await?;
+                let mut planned = plan().await?;
                 let txn = std::mem::take(&mut planned.txn);
-                Ok((txn, answer(planned)))
+                Ok((txn, self.applied(planned, instances)))
             })
             .await?;
         self.controller.waker.settle(SETTLE).await;
@@ -169,76 +256,153 @@ impl ServiceApi {
         &self,
         definition: &ServiceDefinition,
         text: &str,
+        slot: Slot,
+        who: &str,
         now: WallTime,
     ) -> ControllerResult<Planned> {
-        let name = &definition.name;
-        let (roles, blobs) = self.resolve(definition).await?;
+        let there = self.find(definition.name.as_str()).await?;
+        let there = there.as_ref().and_then(|kept| kept.value.deployment(slot));
+        let refused = there.map(|there| there.refused.clone()).unwrap_or_default();
+        let (roles, blobs) = self.resolve(definition, &refused).await?;
+        let wanted = Wanted {
+            name: &definition.name,
+            slot,
+            version: Version {
+                definition_toml: text.to_owned(),
+                roles,
+                policy: definition.policy,
+            },
+            who,
+            what: "applied".to_owned(),
+            now,
+        };
+        let mut planned = self.plan_version(wanted).await?;
+        if !planned.txn.ops.is_empty() {
+            // Whoever deletes one of them at the same moment must look again.
+            for kept in blobs.values() {
+                let key = records::blob(kept.value.kind, &kept.value.name);
+                let revision = Some(kept.modified);
+                planned.txn = records::replace(planned.txn, &key, revision, &kept.value)?;
+            }
+        }
+        Ok(planned)
+    }
+
+    /// The same for a version whose images and packages have been found.
+    pub(super) async fn plan_version(&self, wanted: Wanted<'_>) -> ControllerResult<Planned> {
+        let Wanted {
+            name,
+            slot,
+            version,
+            who,
+            what,
+            now,
+        } = wanted;
         let old = self.find(name.as_str()).await?;
-        let before = old
-            .as_ref()
-            .map(|kept| kept.value.roles.as_slice())
-            .unwrap_or_default();
-        let changes = service::changes(name, before, &roles);
-        let unchanged = old.as_ref().filter(|kept| {
-            changes.is_empty() && kept.value.definition_toml == text && kept.value.roles == roles
-        });
-        if let Some(kept) = unchanged {
+        let before = old.as_ref().map(|kept| &kept.value);
+        let there = before.and_then(|record| record.deployment(slot));
+        let colour = match (there, before) {
+            (Some(there), _) => there.colour,
+            (None, Some(record)) => record.free_colour(),
+            (None, None) => Default::default(),
+        };
+        let roles = there.map_or(&[][..], |there| &there.version.roles);
+        let changes = change::changes(name, colour, roles, &version.roles);
+        let steps = there.map_or_else(Vec::new, |there| change::steps(name, there, &version));
+        if let Some(record) = before
+            && there.is_some_and(|there| there.version == version)
+        {
             return Ok(Planned {
-                record: kept.value.clone(),
+                record: record.clone(),
                 changes,
+                steps,
                 txn: Txn::new(),
             });
         }
+        let generation = before.map_or(1, |record| record.generation + 1);
+        let deployment = match there {
+            Some(there) => there.with(generation, version, Cause::Operator, now),
+            None => Deployment::new(colour, generation, version),
+        };
+        if let Err(error) = deployment.instances(name) {
+            return Err(Error::Precondition(format!("{error}; take shorter names")));
+        }
+        let mut slots = before
+            .map(|record| record.slots.clone())
+            .unwrap_or_default();
+        slots.insert(slot, deployment);
         let record = ServiceRecord {
             name: name.clone(),
-            generation: old.as_ref().map_or(1, |kept| kept.value.generation + 1),
-            definition_toml: text.to_owned(),
-            roles,
-            created: old.as_ref().map_or(now, |kept| kept.value.created),
+            generation,
+            slots,
+            created: before.map_or(now, |record| record.created),
             updated: now,
         };
         self.check_clash(&record).await?;
-        let key = records::service(name);
-        let mut txn = records::replace(Txn::new(), &key, old.map(|kept| kept.modified), &record)?;
-        // Whoever deletes one of them at the same moment must look again.
-        for kept in blobs.values() {
-            let key = records::blob(kept.value.kind, &kept.value.name);
-            txn = records::replace(txn, &key, Some(kept.modified), &kept.value)?;
-        }
-        let message = format!(
-            "generation {}, {} changes",
-            record.generation,
-            changes.len()
-        );
-        let event = EventRecord::new(
-            now,
-            Reason::ServiceApplied,
-            SubjectKind::Service,
-            name,
-            message,
-        );
+        let message = format!("generation {generation}, {} changes", changes.len());
+        let message = match slot {
+            Slot::Production => message,
+            Slot::Staging => format!("{slot}: {message}"),
+        };
+        let event = service_event(now, Reason::ServiceApplied, name, message);
+        let revision = Revision {
+            number: generation,
+            time: now,
+            who: who.to_owned(),
+            what,
+            slot,
+            version: record.deployment(slot).map(|one| one.version.clone()),
+        };
+        let txn = self
+            .replace(old.map(|kept| kept.modified), &record, revision)
+            .await?;
         Ok(Planned {
             record,
             changes,
+            steps,
             txn: records::add_event(txn, &event)?,
         })
     }
 
-    /// Finds the images and packages that the definition names.
+    /// Puts a service and remembers what it was to be; forgets the oldest of that.
+    pub(super) async fn replace(
+        &self,
+        old: Option<crate::store::Revision>,
+        record: &ServiceRecord,
+        revision: Revision,
+    ) -> ControllerResult<Txn> {
+        let key = records::service(&record.name);
+        let mut txn = records::replace(Txn::new(), &key, old, record)?;
+        txn = txn.put(
+            records::revision(&record.name, revision.number),
+            records::encode(&revision)?,
+        );
+        let range = Range::prefix(records::revisions(&record.name));
+        let kept = self.controller.store.range(range).await?.entries;
+        let too_many = (kept.len() + 1).saturating_sub(MOST_REVISIONS);
+        for entry in kept.iter().take(too_many) {
+            txn = txn.delete(&entry.key);
+        }
+        Ok(txn)
+    }
+
+    /// Finds the images and packages that the definition names; `refused` are images
+    /// that are not the newest of their lines for it.
     pub(super) async fn resolve(
         &self,
         definition: &ServiceDefinition,
+        refused: &BTreeSet<Digest>,
     ) -> ControllerResult<(Vec<ServiceRole>, BTreeMap<String, Kept<BlobRecord>>)> {
         let mut blobs = BTreeMap::new();
         let mut roles = Vec::new();
         for role in &definition.roles {
             let name = role.role.name.as_str();
             let image = self
-                .blob(name, BlobKind::Image, &role.image, &mut blobs)
+                .blob(name, BlobKind::Image, &role.image, refused, &mut blobs)
                 .await?;
             let package = match &role.package {
                 Some(package) => Some(
-                    self.blob(name, BlobKind::Package, package, &mut blobs)
+                    self.blob(name, BlobKind::Package, package, refused, &mut blobs)
                         .await?,
                 ),
                 None => None,
@@ -253,26 +417,36 @@ impl ServiceApi {
         role: &str,
         kind: BlobKind,
         name: &str,
+        refused: &BTreeSet<Digest>,
         found: &mut BTreeMap<String, Kept<BlobRecord>>,
     ) -> ControllerResult<BlobRef> {
-        let kept = self
-            .controller
-            .blobs
-            .find(kind, name)
-            .await
-            .map_err(|error| match error {
-                Error::NotFound { .. } => Error::Precondition(format!(
-                    "role {role:?}: there is no {kind} {name:?}; \
-                 `fabctl {kind} list` shows what there is, `fabctl {kind} upload` brings one"
-                )),
-                other => other,
-            })?;
+        let blobs = &self.controller.blobs;
+        let (kept, name) = match blobs.find(kind, name).await {
+            Ok(kept) => (kept, name.to_owned()),
+            Err(Error::NotFound { .. }) => {
+                let all = blobs.list(Some(kind)).await?;
+                let names = all
+                    .iter()
+                    .filter(|kept| !refused.contains(&kept.value.digest))
+                    .map(|kept| kept.value.name.as_str());
+                let newest = os_line::newest(name, names).map(ToOwned::to_owned);
+                let newest = newest.filter(|_| kind == BlobKind::Image);
+                let newest = newest.ok_or_else(|| {
+                    Error::Precondition(format!(
+                        "role {role:?}: there is no {kind} {name:?}; `fabctl {kind} list` \
+                         shows what there is, `fabctl {kind} upload` brings one"
+                    ))
+                })?;
+                (blobs.find(kind, &newest).await?, newest)
+            }
+            Err(other) => return Err(other),
+        };
         let BlobRecord {
             digest, size_bytes, ..
         } = kept.value.clone();
         found.insert(records::blob(kind, &kept.value.name), kept);
         Ok(BlobRef {
-            name: name.to_owned(),
+            name,
             digest,
             size_bytes,
         })
@@ -297,13 +471,15 @@ impl ServiceApi {
     async fn delete(
         &self,
         request: DeleteServiceRequest,
+        who: String,
     ) -> ControllerResult<DeleteServiceResponse> {
         let content = DeleteServiceRequest {
             request_id: String::new(),
             ..request.clone()
         };
         let once = Once::new("DeleteService", &request.request_id, &content)?;
-        let name = &request.name;
+        let slot = convert::optional_slot(request.slot)?;
+        let (name, who) = (&request.name, &who);
         let now = clock::now();
         let answer = once
             .commit(&*self.controller.store, now, || async move {
@@ -311,21 +487,79 @@ impl ServiceApi {
                     .find(name)
                     .await?
                     .ok_or_else(|| Error::no_service(name))?;
-                let key = records::service(&kept.value.name);
-                let instances: u32 = kept.value.roles.iter().map(|role| role.instances).sum();
-                let message = format!("its {instances} instances are being removed");
-                let event = EventRecord::new(
-                    now,
-                    Reason::ServiceDeleted,
-                    SubjectKind::Service,
-                    name,
-                    message,
-                );
-                let txn = Txn::new().when(&key, Some(kept.modified)).delete(key);
-                Ok((records::add_event(txn, &event)?, DeleteServiceResponse {}))
+                let txn = match slot {
+                    Some(slot) => self.without(kept, slot, who, now).await?,
+                    None => self.without_all(kept, now).await?,
+                };
+                Ok((txn, DeleteServiceResponse {}))
             })
             .await?;
         self.controller.waker.settle(SETTLE).await;
         Ok(answer)
     }
+
+    /// Removes a service.
+    async fn without_all(&self, kept: Kept<ServiceRecord>, now: WallTime) -> ControllerResult<Txn> {
+        let name = &kept.value.name;
+        let key = records::service(name);
+        let instances: u32 = kept.value.roles().map(|role| role.instances).sum();
+        let message = format!("its {instances} instances are being removed");
+        let event = service_event(now, Reason::ServiceDeleted, name, message);
+        let mut txn = Txn::new().when(&key, Some(kept.modified)).delete(key);
+        let range = Range::prefix(records::revisions(name));
+        for entry in self.controller.store.range(range).await?.entries {
+            txn = txn.delete(entry.key);
+        }
+        records::add_event(txn, &event)
+    }
+
+    /// Removes what is in a slot.
+    async fn without(
+        &self,
+        kept: Kept<ServiceRecord>,
+        slot: Slot,
+        who: &str,
+        now: WallTime,
+    ) -> ControllerResult<Txn> {
+        let mut record = kept.value.clone();
+        let Some(deployment) = record.slots.remove(&slot) else {
+            let name = &record.name;
+            return Err(Error::Precondition(format!(
+                "service {name} has nothing in {slot}"
+            )));
+        };
+        if record.slots.is_empty() {
+            return self.without_all(kept, now).await;
+        }
+        record.generation += 1;
+        record.updated = now;
+        let instances: u32 = deployment
+            .version
+            .roles
+            .iter()
+            .map(|role| role.instances)
+            .sum();
+        let message = format!("{slot}: its {instances} instances are being removed");
+        let event = service_event(now, Reason::ServiceDeleted, &record.name, message);
+        let revision = Revision {
+            number: record.generation,
+            time: now,
+            who: who.to_owned(),
+            what: "deleted".to_owned(),
+            slot,
+            version: None,
+        };
+        let txn = self.replace(Some(kept.modified), &record, revision).await?;
+        records::add_event(txn, &event)
+    }
+}
+
+/// Something that happened to a service.
+pub(super) fn service_event(
+    now: WallTime,
+    reason: Reason,
+    name: &ServiceName,
+    message: String,
+) -> EventRecord {
+    EventRecord::new(now, reason, SubjectKind::Service, name, message)
 }

@@ -32,6 +32,7 @@ use crate::{
         blob::{BlobKind, BlobRecord, UploadRecord, UploadTarget, VhdFacts},
         event::{EventRecord, Reason, SubjectKind},
         instance::InstanceRecord,
+        revision::Revision,
         service::ServiceRecord,
     },
     records::{self, Kept},
@@ -425,11 +426,23 @@ impl Blobs {
         }
         let services: Vec<Kept<ServiceRecord>> = records::list(store, records::SERVICES).await?;
         let instances: Vec<Kept<InstanceRecord>> = records::list(store, records::INSTANCES).await?;
-        let of_services = services
+        services
             .iter()
-            .flat_map(|kept| &kept.value.roles)
-            .map(|role| &role.spec);
-        for spec in of_services.chain(instances.iter().map(|kept| &kept.value.spec)) {
+            .flat_map(|kept| kept.value.digests())
+            .for_each(|one| {
+                refer(one);
+            });
+        // What a service can be taken back to, it can be taken back to whole.
+        let revisions: Vec<Kept<Revision>> = records::list(store, records::REVISIONS).await?;
+        for version in revisions
+            .iter()
+            .filter_map(|kept| kept.value.version.as_ref())
+        {
+            version.digests().for_each(|one| {
+                refer(one);
+            });
+        }
+        for spec in instances.iter().map(|kept| &kept.value.spec) {
             refer(&spec.image.digest);
             if let Some(package) = &spec.package {
                 refer(&package.digest);

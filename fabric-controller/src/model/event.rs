@@ -63,6 +63,16 @@ pub enum Reason {
     PackageDeleted,
     ServiceApplied,
     ServiceDeleted,
+    SlotsSwapped,
+    UpdateDomainBegun,
+    UpdateFinished,
+    UpdateStopped,
+    UpdateRolledBack,
+    UpdatePaused,
+    UpdateResumed,
+    UpdateAborted,
+    UpdateAdvanced,
+    OsUpdateBegun,
     InstancePlaced,
     InstanceUnplaceable,
     InstanceFailedOver,
@@ -126,6 +136,8 @@ impl EventRecord {
                     | Reason::FailoverHeld
                     | Reason::InstanceUnplaceable
                     | Reason::InstanceFailedOver
+                    | Reason::UpdateStopped
+                    | Reason::UpdateRolledBack
             ),
             subject_kind,
             subject: subject.to_string(),

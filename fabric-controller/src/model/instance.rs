@@ -3,7 +3,38 @@
 use fabric_proto::id::{InstanceId, InvalidId, NodeId, RoleName, ServiceName};
 use serde::{Deserialize, Serialize};
 
-use super::{blob::BlobRef, definition::Role, keep::Keep, size::Size, time::WallTime};
+use super::{
+    blob::BlobRef, definition::Role, deployment::Colour, keep::Keep, size::Size, time::WallTime,
+};
+
+/// What becomes of an instance that is given another spec.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Effect {
+    /// It does not notice.
+    Nothing,
+    /// It is told, and goes on.
+    Deliver,
+    /// Its role's process is started anew.
+    RestartRole,
+    /// It gets a new virtual machine on a fresh disk, on its node.
+    Reimage,
+    /// It goes, and comes anew where there is room.
+    Replace,
+}
+
+impl Effect {
+    /// What its instances do, for people.
+    #[must_use]
+    pub const fn what(self) -> &'static str {
+        match self {
+            Self::Nothing => "do not notice",
+            Self::Deliver => "are told and go on",
+            Self::RestartRole => "start their role anew",
+            Self::Reimage => "start anew on fresh disks",
+            Self::Replace => "are placed anew, on fresh disks",
+        }
+    }
+}
 
 /// What a restart restarts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -82,15 +113,25 @@ pub struct InstanceSpec {
 }
 
 impl InstanceSpec {
-    /// Whether an instance of this kind can become one of the `other` only with
-    /// a new virtual machine on a fresh disk. Anything else about the role its
-    /// guest agent changes in place.
+    /// What becomes of an instance of this kind that is to become one of `new`.
     #[must_use]
-    pub fn needs_reimage(&self, other: &Self) -> bool {
+    pub fn effect_of(&self, new: &Self) -> Effect {
         let digest = |blob: &Option<BlobRef>| blob.as_ref().map(|blob| blob.digest.clone());
-        self.size != other.size
-            || self.image.digest != other.image.digest
-            || digest(&self.package) != digest(&other.package)
+        if self.size != new.size {
+            Effect::Replace
+        } else if self.image.digest != new.image.digest
+            || digest(&self.package) != digest(&new.package)
+        {
+            Effect::Reimage
+        } else if self.role.starts_as(&new.role) {
+            if self.role == new.role {
+                Effect::Nothing
+            } else {
+                Effect::Deliver
+            }
+        } else {
+            Effect::RestartRole
+        }
     }
 }
 
@@ -113,8 +154,17 @@ pub struct InstanceRecord {
     pub service: ServiceName,
     /// Its role.
     pub role: RoleName,
+    /// Which of its service's deployments it belongs to.
+    #[serde(default)]
+    pub colour: Colour,
     /// Its number in the role, from 0.
     pub number: u32,
+    /// Generation of its service that it was last changed for, or came to be for.
+    #[serde(default)]
+    pub revision: u64,
+    /// When it was last changed for one.
+    #[serde(default = "WallTime::epoch")]
+    pub updated: WallTime,
     /// What its node must know.
     pub spec: InstanceSpec,
     /// Its node; `None` until it is placed.
@@ -138,7 +188,7 @@ pub struct InstanceRecord {
 /// Most instances of one role.
 pub const MOST_INSTANCES: u32 = 1000;
 
-/// Id of an instance: SERVICE-ROLE-NUMBER.
+/// Id of an instance: SERVICE-ROLE-NUMBER, with the colour before the number.
 ///
 /// # Errors
 ///
@@ -146,9 +196,10 @@ pub const MOST_INSTANCES: u32 = 1000;
 pub fn instance_id(
     service: &ServiceName,
     role: &RoleName,
+    colour: Colour,
     number: u32,
 ) -> Result<InstanceId, InvalidId> {
-    format!("{service}-{role}-{number}").parse()
+    format!("{service}-{role}-{}{number}", colour.prefix()).parse()
 }
 
 #[cfg(test)]
@@ -167,7 +218,10 @@ pub(crate) mod tests {
             id: "shop-web-0".parse().unwrap(),
             service: "shop".parse().unwrap(),
             role: "web".parse().unwrap(),
+            colour: Colour::Plain,
             number: 0,
+            revision: 1,
+            updated: WallTime::EPOCH,
             spec: spec(),
             node: Some(node.parse().unwrap()),
             epoch: 1,
@@ -201,6 +255,7 @@ pub(crate) mod tests {
                 command: vec!["/bin/true".to_owned()],
                 environment: BTreeMap::new(),
                 settings: BTreeMap::new(),
+                deliver_settings: false,
                 user: 1000,
                 liveness: None,
                 readiness: None,
@@ -213,22 +268,35 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn only_size_image_and_package_need_a_new_machine() {
-        let old = spec();
-        let mut new = spec();
-        new.role.command.push("x".to_owned());
-        new.image.name = "other-name".to_owned();
-        assert!(!old.needs_reimage(&new));
-        new.package = None;
-        assert!(old.needs_reimage(&new));
-        let bigger = Size {
-            vcpus: 2,
-            ..old.size
+    fn what_changes_says_what_becomes_of_an_instance() {
+        let effect = |change: &dyn Fn(&mut InstanceSpec)| {
+            let mut new = spec();
+            change(&mut new);
+            spec().effect_of(&new)
         };
-        assert!(old.needs_reimage(&InstanceSpec {
-            size: bigger,
-            ..spec()
-        }));
+        assert_eq!(effect(&|_| {}), Effect::Nothing);
+        let renamed = |new: &mut InstanceSpec| new.image.name = "other-name".to_owned();
+        assert_eq!(effect(&renamed), Effect::Nothing);
+        let grace = |new: &mut InstanceSpec| new.role.stop_grace = Duration::ZERO;
+        assert_eq!(effect(&grace), Effect::Deliver);
+        let command = |new: &mut InstanceSpec| new.role.command.push("x".to_owned());
+        assert_eq!(effect(&command), Effect::RestartRole);
+        assert_eq!(effect(&|new| new.package = None), Effect::Reimage);
+        assert_eq!(effect(&|new| new.size.vcpus = 2), Effect::Replace);
+    }
+
+    #[test]
+    fn a_changed_setting_is_delivered_to_a_role_that_asks_for_it() {
+        let with = |deliver, colour: &str| {
+            let mut spec = spec();
+            spec.role.deliver_settings = deliver;
+            let setting = ("colour".to_owned(), colour.to_owned());
+            spec.role.settings.extend([setting]);
+            spec
+        };
+        let effect = |deliver| with(deliver, "red").effect_of(&with(deliver, "blue"));
+        assert_eq!(effect(false), Effect::RestartRole);
+        assert_eq!(effect(true), Effect::Deliver);
     }
 
     #[test]

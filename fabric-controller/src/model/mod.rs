@@ -8,6 +8,11 @@
 //! | [`definition`] | the service file: parsed, checked, explained |
 //! | [`size`] | Azure's instance sizes |
 //! | [`service`] | a service as it is kept, and how two of its versions differ |
+//! | [`deployment`] | a version of a service in one of its slots |
+//! | [`update`] | how far a rolling update is |
+//! | [`revision`] | what a service was to be before |
+//! | [`os_line`] | OS images with versions |
+//! | [`change`] | what applying a file changes, for people |
 //! | [`instance`] | one instance of a role as it is kept |
 //! | [`keep`] | its pause and its snapshots |
 //! | [`lease`] | how long a node may run what it was told to |
@@ -18,13 +23,18 @@
 //! | [`time`] | points in time as they are kept |
 
 pub mod blob;
+pub mod change;
 pub mod definition;
+pub mod deployment;
 pub mod event;
 pub mod instance;
 pub mod keep;
 pub mod lease;
 pub mod node;
+pub mod os_line;
+pub mod revision;
 pub mod service;
 pub mod size;
 pub mod state;
 pub mod time;
+pub mod update;

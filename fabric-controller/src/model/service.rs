@@ -1,15 +1,17 @@
-//! Services as they are kept, and how two versions of one differ.
+//! Services as they are kept.
 
-use std::{collections::BTreeMap, fmt};
+use std::collections::BTreeMap;
 
-use fabric_proto::id::{InstanceId, InvalidId, RoleName, ServiceName};
+use fabric_proto::id::{Digest, InstanceId, InvalidId, RoleName, ServiceName};
 use serde::{Deserialize, Serialize};
 
 use super::{
     blob::BlobRef,
-    definition::{Endpoint, RoleDefinition},
-    instance::{InstanceSpec, instance_id},
+    definition::{Endpoint, OsUpdates, RoleDefinition},
+    deployment::{Colour, Deployment, Slot, Version},
+    instance::{InstanceRecord, InstanceSpec},
     time::WallTime,
+    update::{self, UpdatePolicy},
 };
 
 /// A role with its image and package found.
@@ -21,31 +23,69 @@ pub struct ServiceRole {
     pub spec: InstanceSpec,
     /// Where it can be reached.
     pub endpoints: Vec<Endpoint>,
+    /// Parts that are updated one after another; at least 1.
+    #[serde(default = "upgrade_domains")]
+    pub upgrade_domains: u32,
+    /// Parts that no single failure of the machines' surroundings should hit
+    /// together; at least 1.
+    #[serde(default = "fault_domains")]
+    pub fault_domains: u32,
+    /// Roles of a service that name the same set do not share fault domains, nor do
+    /// their instances, while there are enough.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub availability_set: Option<String>,
+    /// Whether it follows its line of OS images.
+    #[serde(default)]
+    pub os_updates: OsUpdates,
+    /// The line that its image was found by, if the file names a line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_line: Option<String>,
+}
+
+const fn upgrade_domains() -> u32 {
+    update::UPGRADE_DOMAINS
+}
+
+const fn fault_domains() -> u32 {
+    update::FAULT_DOMAINS
 }
 
 impl ServiceRole {
     /// The role as defined, with these files.
     #[must_use]
     pub fn new(definition: RoleDefinition, image: BlobRef, package: Option<BlobRef>) -> Self {
-        let RoleDefinition {
-            role,
-            size_name,
-            size,
-            instances,
-            endpoints,
-            ..
-        } = definition;
         let spec = InstanceSpec {
-            size_name,
-            size,
+            size_name: definition.size_name,
+            size: definition.size,
             image,
             package,
-            role,
+            role: definition.role,
         };
+        let image_line = (definition.image != spec.image.name).then_some(definition.image);
+        Self {
+            instances: definition.instances,
+            spec,
+            endpoints: definition.endpoints,
+            upgrade_domains: definition.upgrade_domains,
+            fault_domains: definition.fault_domains,
+            availability_set: definition.availability_set,
+            os_updates: definition.os_updates,
+            image_line,
+        }
+    }
+
+    /// So many instances of this, and everything else as it is by default.
+    #[must_use]
+    pub const fn of(spec: InstanceSpec, instances: u32) -> Self {
         Self {
             instances,
             spec,
-            endpoints,
+            endpoints: Vec::new(),
+            upgrade_domains: update::UPGRADE_DOMAINS,
+            fault_domains: update::FAULT_DOMAINS,
+            availability_set: None,
+            os_updates: OsUpdates::Manual,
+            image_line: None,
         }
     }
 
@@ -54,51 +94,139 @@ impl ServiceRole {
     pub const fn name(&self) -> &RoleName {
         &self.spec.role.name
     }
+
+    /// The upgrade domain of the instance of that number.
+    #[must_use]
+    pub const fn upgrade_domain(&self, number: u32) -> u32 {
+        match number.checked_rem(self.upgrade_domains) {
+            Some(domain) => domain,
+            None => 0,
+        }
+    }
 }
 
 /// A service as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Stored")]
 pub struct ServiceRecord {
     /// Its name.
     pub name: ServiceName,
-    /// Counts up with every change.
+    /// Counts up with every change of what it is to be.
     pub generation: u64,
-    /// The file that it was last made by.
-    pub definition_toml: String,
-    /// Its roles, in the file's order.
-    pub roles: Vec<ServiceRole>,
+    /// Its deployments; never empty.
+    pub slots: BTreeMap<Slot, Deployment>,
     /// When it was first made.
     pub created: WallTime,
     /// When it was last changed.
     pub updated: WallTime,
 }
 
+/// A service as any version of the controller has written it: before there were
+/// slots, what is in production now stood beside the rest.
+#[derive(Deserialize)]
+struct Stored {
+    name: ServiceName,
+    generation: u64,
+    #[serde(default)]
+    slots: BTreeMap<Slot, Deployment>,
+    #[serde(default)]
+    definition_toml: String,
+    #[serde(default)]
+    roles: Option<Vec<ServiceRole>>,
+    created: WallTime,
+    updated: WallTime,
+}
+
+impl From<Stored> for ServiceRecord {
+    fn from(stored: Stored) -> Self {
+        let mut slots = stored.slots;
+        if let Some(roles) = stored.roles {
+            let version = Version {
+                definition_toml: stored.definition_toml,
+                roles,
+                policy: UpdatePolicy::default(),
+            };
+            let deployment = Deployment::new(Colour::Plain, stored.generation, version);
+            slots.entry(Slot::Production).or_insert(deployment);
+        }
+        Self {
+            name: stored.name,
+            generation: stored.generation,
+            slots,
+            created: stored.created,
+            updated: stored.updated,
+        }
+    }
+}
+
 impl ServiceRecord {
-    /// Whether it uses this file.
+    /// Its deployment in that slot.
     #[must_use]
-    pub fn uses(&self, digest: &fabric_proto::id::Digest) -> bool {
-        self.roles.iter().any(|role| {
-            role.spec.image.digest == *digest
-                || role
-                    .spec
-                    .package
-                    .as_ref()
-                    .is_some_and(|package| package.digest == *digest)
+    pub fn deployment(&self, slot: Slot) -> Option<&Deployment> {
+        self.slots.get(&slot)
+    }
+
+    /// The slot of the deployment of that colour.
+    #[must_use]
+    pub fn slot_of(&self, colour: Colour) -> Option<Slot> {
+        let found = self.slots.iter().find(|(_, one)| one.colour == colour);
+        found.map(|(slot, _)| *slot)
+    }
+
+    /// The colour for a new deployment.
+    #[must_use]
+    pub fn free_colour(&self) -> Colour {
+        match self.slot_of(Colour::Plain) {
+            None => Colour::Plain,
+            Some(_) => Colour::B,
+        }
+    }
+
+    /// The role of one of its instances, unless that is not wanted any more.
+    #[must_use]
+    pub fn role_of(&self, instance: &InstanceRecord) -> Option<&ServiceRole> {
+        let mut deployments = self.slots.values();
+        let deployment = deployments.find(|one| one.colour == instance.colour)?;
+        deployment.version.role(&instance.role)
+    }
+
+    /// The roles of all of its deployments.
+    pub fn roles(&self) -> impl Iterator<Item = &ServiceRole> {
+        self.slots.values().flat_map(|one| &one.version.roles)
+    }
+
+    /// The digests of the images and packages that it needs, or would need if an
+    /// update that is under way were given up.
+    pub fn digests(&self) -> impl Iterator<Item = &Digest> {
+        self.slots.values().flat_map(|one| {
+            let previous = one
+                .under_way()
+                .and_then(|update| update.previous.as_deref());
+            std::iter::once(&one.version)
+                .chain(previous)
+                .flat_map(Version::digests)
         })
     }
 
-    /// The instances that it wants, with their roles and numbers.
+    /// Whether it uses this file.
+    #[must_use]
+    pub fn uses(&self, digest: &Digest) -> bool {
+        self.digests().any(|one| one == digest)
+    }
+
+    /// The instances that it wants, with their deployments, roles and numbers.
     ///
     /// # Errors
     ///
     /// An id would be too long; the check of the service file does not let such
     /// a service come to be.
-    pub fn instances(&self) -> Result<Vec<(InstanceId, &ServiceRole, u32)>, InvalidId> {
+    pub fn instances(
+        &self,
+    ) -> Result<Vec<(InstanceId, &Deployment, &ServiceRole, u32)>, InvalidId> {
         let mut all = Vec::new();
-        for role in &self.roles {
-            for number in 0..role.instances {
-                all.push((instance_id(&self.name, role.name(), number)?, role, number));
-            }
+        for deployment in self.slots.values() {
+            let instances = deployment.instances(&self.name)?.into_iter();
+            all.extend(instances.map(|(id, role, number)| (id, deployment, role, number)));
         }
         Ok(all)
     }
@@ -107,274 +235,70 @@ impl ServiceRecord {
     /// the same ids, as those of `a-b`/`c` and `a`/`b-c` have.
     #[must_use]
     pub fn clash(&self, other: &Self) -> Option<(&RoleName, RoleName)> {
-        self.roles.iter().find_map(|mine| {
+        self.roles().find_map(|mine| {
             let prefix = format!("{}-{}", self.name, mine.name());
             let theirs = other
-                .roles
-                .iter()
+                .roles()
                 .find(|theirs| format!("{}-{}", other.name, theirs.name()) == prefix)?;
             Some((mine.name(), theirs.name().clone()))
         })
     }
 }
 
-/// What kind of change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Action {
-    /// It comes to be.
-    Create,
-    /// It changes.
-    Update,
-    /// It goes.
-    Delete,
-}
-
-/// One change, for people.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
-    /// What kind.
-    pub action: Action,
-    /// What changes.
-    pub subject: String,
-    /// From what to what.
-    pub detail: String,
-}
-
-impl Change {
-    fn new(action: Action, subject: String, detail: impl Into<String>) -> Self {
-        Self {
-            action,
-            subject,
-            detail: detail.into(),
-        }
-    }
-}
-
-/// Everything that changes from `old` to `new`, in the order of the file.
-#[must_use]
-pub fn changes(name: &ServiceName, old: &[ServiceRole], new: &[ServiceRole]) -> Vec<Change> {
-    let by_name = |roles: &'_ [ServiceRole]| -> BTreeMap<RoleName, ServiceRole> {
-        roles
-            .iter()
-            .map(|role| (role.name().clone(), role.clone()))
-            .collect()
-    };
-    let before = by_name(old);
-    let after = by_name(new);
-    let mut changes = Vec::new();
-    for role in new {
-        match before.get(role.name()) {
-            None => created(name, role, &mut changes),
-            Some(old) => updated(name, old, role, &mut changes),
-        }
-    }
-    for role in old.iter().filter(|role| !after.contains_key(role.name())) {
-        changes.push(Change::new(
-            Action::Delete,
-            format!("role {}", role.name()),
-            "",
-        ));
-        count(name, role, 0..role.instances, Action::Delete, &mut changes);
-    }
-    changes
-}
-
-fn created(service: &ServiceName, role: &ServiceRole, changes: &mut Vec<Change>) {
-    let spec = &role.spec;
-    let package = spec
-        .package
-        .as_ref()
-        .map(|package| format!(", package {}", package.name));
-    let detail = format!(
-        "size {}, image {}{}",
-        spec.size_name,
-        spec.image.name,
-        package.unwrap_or_default()
-    );
-    changes.push(Change::new(
-        Action::Create,
-        format!("role {}", role.name()),
-        detail,
-    ));
-    count(service, role, 0..role.instances, Action::Create, changes);
-}
-
-fn updated(service: &ServiceName, old: &ServiceRole, new: &ServiceRole, changes: &mut Vec<Change>) {
-    let mut details = differences(old, new);
-    if old.spec.needs_reimage(&new.spec) {
-        details.push("its instances start anew on fresh disks".to_owned());
-    }
-    if !details.is_empty() {
-        let subject = format!("role {}", new.name());
-        changes.push(Change::new(Action::Update, subject, details.join("; ")));
-    }
-    count(
-        service,
-        new,
-        old.instances..new.instances,
-        Action::Create,
-        changes,
-    );
-    count(
-        service,
-        new,
-        new.instances..old.instances,
-        Action::Delete,
-        changes,
-    );
-}
-
-fn count(
-    service: &ServiceName,
-    role: &ServiceRole,
-    numbers: std::ops::Range<u32>,
-    action: Action,
-    changes: &mut Vec<Change>,
-) {
-    changes.extend(numbers.map(|number| {
-        Change::new(
-            action,
-            format!("instance {service}-{}-{number}", role.name()),
-            "",
-        )
-    }));
-}
-
-/// What differs between two versions of a role, each in a few words.
-fn differences(old: &ServiceRole, new: &ServiceRole) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut compare = |what: &str, old: &dyn fmt::Display, new: &dyn fmt::Display| {
-        let (old, new) = (old.to_string(), new.to_string());
-        if old != new {
-            found.push(format!("{what}: {old} → {new}"));
-        }
-    };
-    let (was, is) = (&old.spec, &new.spec);
-    let size = |spec: &InstanceSpec| {
-        let mib = spec.size.memory_bytes >> 20;
-        format!("{} ({} vCPU, {mib} MiB)", spec.size_name, spec.size.vcpus)
-    };
-    let blob = |blob: &BlobRef| format!("{} ({:.19})", blob.name, blob.digest.as_str());
-    let package = |spec: &InstanceSpec| {
-        spec.package
-            .as_ref()
-            .map_or_else(|| "none".to_owned(), blob)
-    };
-    let command = |spec: &InstanceSpec| format!("{:?}", spec.role.command);
-    compare("instances", &old.instances, &new.instances);
-    compare("size", &size(was), &size(is));
-    compare("image", &blob(&was.image), &blob(&is.image));
-    compare("package", &package(was), &package(is));
-    compare("command", &command(was), &command(is));
-    compare("user", &was.role.user, &is.role.user);
-    for (what, differ) in [
-        ("kind", was.role.kind != is.role.kind),
-        ("environment", was.role.environment != is.role.environment),
-        ("settings", was.role.settings != is.role.settings),
-        ("endpoints", old.endpoints != new.endpoints),
-        ("liveness", was.role.liveness != is.role.liveness),
-        ("readiness", was.role.readiness != is.role.readiness),
-        ("restart", was.role.restart != is.role.restart),
-        (
-            "startup_grace",
-            was.role.startup_grace != is.role.startup_grace,
-        ),
-        ("stop_grace", was.role.stop_grace != is.role.stop_grace),
-        ("warm_start", was.role.warm_start != is.role.warm_start),
-    ] {
-        if differ {
-            found.push(format!("{what} changed"));
-        }
-    }
-    found
-}
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::model::instance::tests::spec;
 
-    fn role(instances: u32) -> ServiceRole {
-        ServiceRole {
-            instances,
-            spec: spec(),
-            endpoints: Vec::new(),
+    /// A service with these roles in production.
+    pub(crate) fn service(name: &str, roles: Vec<ServiceRole>) -> ServiceRecord {
+        let version = Version {
+            definition_toml: String::new(),
+            roles,
+            policy: UpdatePolicy::default(),
+        };
+        let deployment = Deployment::new(Colour::Plain, 1, version);
+        ServiceRecord {
+            name: name.parse().unwrap(),
+            generation: 1,
+            slots: [(Slot::Production, deployment)].into(),
+            created: WallTime::EPOCH,
+            updated: WallTime::EPOCH,
         }
-    }
-
-    fn told(old: &[ServiceRole], new: &[ServiceRole]) -> Vec<String> {
-        changes(&"shop".parse().unwrap(), old, new)
-            .into_iter()
-            .map(|change| format!("{:?} {} {}", change.action, change.subject, change.detail))
-            .collect()
-    }
-
-    #[test]
-    fn a_new_role_comes_with_its_instances() {
-        assert_eq!(
-            told(&[], &[role(2)]),
-            [
-                "Create role web size tiny, image guest-os, package hello-web",
-                "Create instance shop-web-0 ",
-                "Create instance shop-web-1 ",
-            ]
-        );
-    }
-
-    #[test]
-    fn nothing_changes_between_equals() {
-        assert!(told(&[role(2)], &[role(2)]).is_empty());
-    }
-
-    #[test]
-    fn scaling_names_the_instances_that_come_or_go() {
-        assert_eq!(
-            told(&[role(1)], &[role(2)]),
-            [
-                "Update role web instances: 1 → 2",
-                "Create instance shop-web-1 "
-            ]
-        );
-        assert_eq!(
-            told(&[role(2)], &[role(1)]),
-            [
-                "Update role web instances: 2 → 1",
-                "Delete instance shop-web-1 "
-            ]
-        );
-    }
-
-    #[test]
-    fn a_changed_image_says_that_disks_are_made_anew() {
-        let mut new = role(1);
-        new.spec.package = None;
-        new.spec
-            .role
-            .settings
-            .insert("colour".to_owned(), "red".to_owned());
-        let told = told(&[role(1)], &[new]);
-        assert_eq!(told.len(), 1);
-        assert!(
-            told[0].starts_with("Update role web package: hello-web (sha256:020202020202) → none")
-        );
-        assert!(told[0].ends_with("settings changed; its instances start anew on fresh disks"));
     }
 
     #[test]
     fn two_services_whose_instances_would_be_called_the_same_clash() {
         let service = |name: &str, role_name: &str| {
-            let mut role = role(1);
+            let mut role = ServiceRole::of(spec(), 1);
             role.spec.role.name = role_name.parse().unwrap();
-            ServiceRecord {
-                name: name.parse().unwrap(),
-                generation: 1,
-                definition_toml: String::new(),
-                roles: vec![role],
-                created: WallTime::EPOCH,
-                updated: WallTime::EPOCH,
-            }
+            service(name, vec![role])
         };
         assert!(service("a-b", "c").clash(&service("a", "b-c")).is_some());
         assert!(service("a-b", "c").clash(&service("a", "b")).is_none());
+    }
+
+    #[test]
+    fn a_service_from_before_there_were_slots_is_in_production() {
+        let role = serde_json::json!({
+            "instances": 2,
+            "spec": serde_json::to_value(spec()).unwrap(),
+            "endpoints": [],
+        });
+        let old = serde_json::json!({
+            "name": "shop", "generation": 7, "definition_toml": "x", "roles": [role],
+            "created": 1, "updated": 2,
+        });
+        let record: ServiceRecord = serde_json::from_value(old).unwrap();
+        let deployment = record.deployment(Slot::Production).unwrap();
+        assert_eq!((deployment.colour, deployment.revision), (Colour::Plain, 7));
+        let role = &deployment.version.roles[0];
+        assert_eq!((role.upgrade_domains, role.fault_domains), (5, 2));
+        assert_eq!(role.upgrade_domain(7), 2);
+        let again = serde_json::to_value(&record).unwrap();
+        assert_eq!(
+            serde_json::from_value::<ServiceRecord>(again).unwrap(),
+            record
+        );
     }
 }

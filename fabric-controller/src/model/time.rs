@@ -13,6 +13,18 @@ impl WallTime {
     /// 1970.
     pub const EPOCH: Self = Self(0);
 
+    /// The same, for serde.
+    pub(super) const fn epoch() -> Self {
+        Self::EPOCH
+    }
+
+    /// So much later.
+    #[must_use]
+    pub fn after(self, duration: Duration) -> Self {
+        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        Self(self.0.saturating_add(micros))
+    }
+
     /// So many microseconds after 1970.
     #[must_use]
     pub const fn from_micros(micros: u64) -> Self {

@@ -149,6 +149,7 @@ fn role_spec(role: &Role, restart_generation: u64) -> RoleSpec {
             before_snapshot: warm.before_snapshot.clone(),
             after_start: warm.after_start.clone(),
         }),
+        deliver_settings: role.deliver_settings,
     }
 }
 

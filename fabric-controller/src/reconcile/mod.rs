@@ -3,14 +3,20 @@
 //! One task. Woken by changes in the store, by nodes and by a timer, it reads
 //! everything, lets [`plan`] decide, writes that in one guarded transaction, and
 //! gives every node whose instances have changed a new goal ([`goal`]) with a
-//! number that is stored before it is sent. It keeps nothing from pass to pass.
+//! number that is stored before it is sent. Only then [`rollout`] lets updates take
+//! their next step: whether an instance is well as what it is now can be told only
+//! of what its node was told. It keeps nothing from pass to pass.
 
 pub mod failover;
 pub mod goal;
+pub mod health;
+pub mod os_updates;
 pub mod placing;
 pub mod plan;
+pub mod rollout;
 #[cfg(test)]
 mod tests;
+pub mod update_walk;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -39,6 +45,7 @@ use crate::{
         lease::LeasePolicy,
         node::{GoalRecord, NodeRecord},
         service::ServiceRecord,
+        time::WallTime,
     },
     output::Outputs,
     placement::Policy,
@@ -135,8 +142,11 @@ impl Reconciler {
             nodes.mark_unchanged();
             let number = *asked.borrow_and_update();
             match self.pass().await {
-                Ok(()) => {
+                Ok(again) => {
                     self.waker.done.send_replace(number);
+                    if let Some(again) = again {
+                        timer.reset_after(again.since(clock::now()).min(PERIOD));
+                    }
                 }
                 Err(error) => {
                     tracing::error!(error = %chain(&error), "reconciling failed; trying again");
@@ -147,27 +157,56 @@ impl Reconciler {
     }
 
     /// One pass: plans and writes until there is nothing left to do, then gives
-    /// the nodes their goals.
+    /// the nodes their goals, and begins again for what updates do next. Says when
+    /// to look again though nothing has changed.
     ///
     /// # Errors
     ///
     /// The store failed.
-    pub async fn pass(&self) -> Result<()> {
+    pub async fn pass(&self) -> Result<Option<WallTime>> {
+        for _ in 0..TURNS {
+            let mut seen = self.settle().await?;
+            let mut has_changed = false;
+            for node in &seen.nodes {
+                has_changed |= self.give_goal(&node.value.node_id, &seen).await?;
+            }
+            if has_changed {
+                seen = self.read().await?;
+            }
+            let input = self.input(&seen, &BTreeSet::new());
+            let health = |record: &InstanceRecord| {
+                let facts = record.node.as_ref().and_then(|node| input.facts.get(node));
+                let has_taken_up =
+                    facts.is_some_and(|facts| health::has_taken_up(facts, &record.id));
+                health::health(record, &self.registry, has_taken_up)
+            };
+            let (mut plan, again) = rollout::walk(&input, &health, clock::now());
+            if plan.is_empty() && os_updates::is_wanted(&input.services) {
+                let images = records::list(&*self.store, &records::images()).await?;
+                plan = os_updates::begin(&input, &images, &health, clock::now());
+            }
+            if plan.is_empty() {
+                return Ok(again);
+            }
+            self.write(&seen, &BTreeSet::new(), plan).await?;
+        }
+        self.waker.wake();
+        Ok(None)
+    }
+
+    /// Plans and writes until there is nothing left to do.
+    async fn settle(&self) -> Result<Seen> {
         let mut again = 0;
-        let seen = loop {
+        loop {
             let seen = self.read().await?;
             let fence = self.fence(&seen).await?;
             let plan = plan::plan(self.policy, &self.input(&seen, &fence), clock::now());
             again += 1;
             if plan.is_empty() && fence.is_empty() || again > TURNS {
-                break seen;
+                return Ok(seen);
             }
             self.write(&seen, &fence, plan).await?;
-        };
-        for node in &seen.nodes {
-            self.give_goal(&node.value.node_id, &seen).await?;
         }
-        Ok(())
     }
 
     async fn read(&self) -> Result<Seen> {
@@ -290,6 +329,20 @@ impl Reconciler {
             let key = records::instance(id);
             txn = txn.when(&key, before.get(id).copied()).delete(key);
         }
+        for (key, revision) in &plan.unchanged {
+            txn = txn.when(key, Some(*revision));
+        }
+        for (name, service) in &plan.services {
+            let old = seen.services.iter().find(|kept| kept.value.name == *name);
+            let old = old.map(|kept| kept.modified);
+            txn = records::replace(txn, &records::service(name), old, service)?;
+        }
+        for (name, revision) in &plan.revisions {
+            txn = txn.put(
+                records::revision(name, revision.number),
+                records::encode(revision)?,
+            );
+        }
         for event in &plan.events {
             txn = records::add_event(txn, event)?;
         }
@@ -297,8 +350,9 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Gives a node its goal, with a new number if it asks for anything new.
-    async fn give_goal(&self, node: &NodeId, seen: &Seen) -> Result<()> {
+    /// Gives a node its goal, with a new number if it asks for anything new; whether
+    /// it does.
+    async fn give_goal(&self, node: &NodeId, seen: &Seen) -> Result<bool> {
         let instances = seen
             .instances
             .iter()
@@ -314,7 +368,7 @@ impl Reconciler {
                 self.publish(node, goal, last.incarnation);
             }
             self.registry.admit(node);
-            return Ok(());
+            return Ok(false);
         }
         let incarnation = last.incarnation + 1;
         let instances = goal
@@ -338,7 +392,7 @@ impl Reconciler {
                 self.waker.wake();
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     fn publish(&self, node: &NodeId, goal: NodeGoal, incarnation: u64) {
@@ -368,7 +422,7 @@ fn note_fenced(txn: Txn, node: &Kept<NodeRecord>) -> Result<Txn> {
     records::add_event(txn, &event)
 }
 
-/// Wakes the reconciler whenever a service, an instance or a node changes.
+/// Wakes the reconciler whenever a service, an instance, a node or a file changes.
 ///
 /// # Errors
 ///
@@ -388,7 +442,12 @@ pub async fn wake_on_changes(store: Arc<dyn Store>, waker: Arc<Waker>) -> Result
         loop {
             match changes.next().await {
                 Ok(changes) => {
-                    let matters = [records::SERVICES, records::INSTANCES, records::NODES];
+                    let matters = [
+                        records::SERVICES,
+                        records::INSTANCES,
+                        records::NODES,
+                        records::BLOBS,
+                    ];
                     if changes
                         .iter()
                         .any(|one| matters.iter().any(|of| one.key.starts_with(of)))

@@ -7,19 +7,19 @@ use fabric_proto::id::{InstanceId, NodeId, RoleName, ServiceName};
 use super::plan::{Input, Plan};
 use crate::{
     model::{
+        deployment::Colour,
         event::Reason,
         instance::{InstanceRecord, InstanceSpec, Phase},
         node::NodeRecord,
+        service::{ServiceRecord, ServiceRole},
         time::WallTime,
+        update,
     },
     placement::{
         self, Architecture, Decision, FaultDomain, Group, Health, Instance, Kvm, Needs, Node,
         Policy, Resources, Spreading,
     },
 };
-
-/// Upgrade domains of a role, as Azure has them when nothing else is said.
-pub const UPGRADE_DOMAINS: u32 = 5;
 
 /// A node as placement sees it.
 #[must_use]
@@ -50,42 +50,70 @@ pub fn node(record: &NodeRecord, connected: bool) -> Node {
     }
 }
 
-/// An instance as placement sees it.
+/// An instance as placement sees it; `role` is what its service says of its role, if
+/// that is still wanted.
 #[must_use]
-pub fn instance(record: &InstanceRecord) -> Instance {
+pub fn instance(record: &InstanceRecord, role: Option<&ServiceRole>) -> Instance {
     Instance {
+        id: record.id.clone(),
+        group: group(&record.service, record.colour, &record.role, role),
+        number: record.number,
+        upgrade_domains: role.map_or(update::UPGRADE_DOMAINS, |role| role.upgrade_domains),
+        spreading: Spreading::Preferred,
+        needs: needs(&record.spec),
+        node: record.node.clone(),
         leaving: record.phase == Phase::Removing,
-        ..wanted(
-            record.id.clone(),
-            &record.service,
-            &record.role,
-            record.number,
-            &record.spec,
-            record.node.clone(),
-        )
     }
 }
 
-/// The same of one that is wanted, whether it is there yet or not.
+/// One that is wanted of a role, whether it is there yet or not.
 #[must_use]
 pub fn wanted(
     id: InstanceId,
     service: &ServiceName,
-    role: &RoleName,
+    colour: Colour,
+    role: &ServiceRole,
     number: u32,
-    spec: &InstanceSpec,
     node: Option<NodeId>,
 ) -> Instance {
     Instance {
         id,
-        group: Group(format!("{service}/{role}")),
+        group: group(service, colour, role.name(), Some(role)),
         number,
-        upgrade_domains: UPGRADE_DOMAINS,
+        upgrade_domains: role.upgrade_domains,
         spreading: Spreading::Preferred,
-        needs: needs(spec),
+        needs: needs(&role.spec),
         node,
         leaving: false,
     }
+}
+
+/// With which others it should not share its fate: those of its availability set, or
+/// of its role, in its own deployment.
+fn group(
+    service: &ServiceName,
+    colour: Colour,
+    name: &RoleName,
+    role: Option<&ServiceRole>,
+) -> Group {
+    let prefix = colour.prefix();
+    Group(match role.and_then(|role| role.availability_set.as_ref()) {
+        Some(set) => format!("{service}/{prefix}/set/{set}"),
+        None => format!("{service}/{prefix}/role/{name}"),
+    })
+}
+
+/// All instances of these services, as placement sees them.
+#[must_use]
+pub fn instances<'a>(
+    records: impl Iterator<Item = &'a InstanceRecord>,
+    services: &[ServiceRecord],
+) -> Vec<Instance> {
+    let services: BTreeMap<_, _> = services.iter().map(|one| (&one.name, one)).collect();
+    let role = |record: &'a InstanceRecord| services.get(&record.service)?.role_of(record);
+    records
+        .map(|record| instance(record, role(record)))
+        .collect()
 }
 
 fn needs(spec: &InstanceSpec) -> Needs {
@@ -121,7 +149,7 @@ pub(super) fn place(
     if instances.values().all(|record| record.node.is_some()) {
         return;
     }
-    let asked: Vec<_> = instances.values().map(instance).collect();
+    let asked = self::instances(instances.values(), &input.services);
     for Decision { instance, outcome } in placement::place(policy, &nodes(input), &asked) {
         let Some(record) = instances.get(&instance) else {
             continue;

@@ -6,10 +6,8 @@
 //!
 //! - A service's instance that is not there comes to be, without a node.
 //! - An instance without a node is placed, or says why it cannot be.
-//! - A changed role is given to its instances. Another image or package raises
-//!   the epoch and asks for a fresh disk; another size makes the instance go, so
-//!   that it is placed anew. All instances at once: walking update domains comes
-//!   later.
+//! - An instance that is there keeps what it is until its update reaches it
+//!   ([`super::rollout`]); only what it would not notice is written at once.
 //! - An instance that no service wants goes: its node is no longer told to have
 //!   it, and the record stays until the node has taken that up and reports it no
 //!   more. A node that is not there cannot say so, and the record waits for it, until
@@ -23,10 +21,12 @@ use fabric_proto::id::{InstanceId, NodeId, RoleName, ServiceName};
 use super::{failover, placing};
 use crate::{
     model::{
+        deployment::Deployment,
         event::{EventRecord, Reason, SubjectKind},
-        instance::{InstanceRecord, InstanceSpec, Phase, Restart, RestartScope},
+        instance::{Effect, InstanceRecord, Phase, Restart, RestartScope},
         keep::Keep,
         node::NodeRecord,
+        revision::Revision,
         service::{ServiceRecord, ServiceRole},
         time::WallTime,
     },
@@ -71,6 +71,12 @@ pub struct Plan {
     pub put: BTreeMap<InstanceId, InstanceRecord>,
     /// Instances that are gone.
     pub delete: BTreeSet<InstanceId>,
+    /// Services whose updates have gone on.
+    pub services: BTreeMap<ServiceName, ServiceRecord>,
+    /// Their changes, to be remembered.
+    pub revisions: Vec<(ServiceName, Revision)>,
+    /// Records that must be as they were when this was planned, by key.
+    pub unchanged: BTreeMap<String, u64>,
     /// What to tell about it.
     pub events: Vec<EventRecord>,
 }
@@ -79,7 +85,7 @@ impl Plan {
     /// True if everything is as it should be.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.put.is_empty() && self.delete.is_empty()
+        self.put.is_empty() && self.delete.is_empty() && self.services.is_empty()
     }
 
     pub(super) fn tell(&mut self, now: WallTime, reason: Reason, id: &InstanceId, message: String) {
@@ -106,7 +112,7 @@ pub fn plan(policy: Policy, input: &Input, now: WallTime) -> Plan {
     for (id, want) in &wanted {
         let renewed = match instances.get(id) {
             None => Some(new_instance(id, want, input.next_epoch, now)),
-            Some(there) => changed(there, want, input.next_epoch, now),
+            Some(there) => renewed(there, want, input.next_epoch, now),
         };
         if let Some(record) = renewed {
             instances.insert(id.clone(), record.clone());
@@ -133,19 +139,21 @@ pub fn plan(policy: Policy, input: &Input, now: WallTime) -> Plan {
 }
 
 /// An instance that a service wants.
-struct Want<'a> {
-    service: &'a ServiceName,
-    role: &'a ServiceRole,
-    number: u32,
+pub(super) struct Want<'a> {
+    pub(super) service: &'a ServiceName,
+    pub(super) deployment: &'a Deployment,
+    pub(super) role: &'a ServiceRole,
+    pub(super) number: u32,
 }
 
 fn wanted(services: &[ServiceRecord]) -> BTreeMap<InstanceId, Want<'_>> {
     let mut wanted = BTreeMap::new();
     for service in services {
         // Ids were checked when the service was applied.
-        for (id, role, number) in service.instances().unwrap_or_default() {
+        for (id, deployment, role, number) in service.instances().unwrap_or_default() {
             wanted.entry(id).or_insert(Want {
                 service: &service.name,
+                deployment,
                 role,
                 number,
             });
@@ -159,7 +167,10 @@ fn new_instance(id: &InstanceId, want: &Want<'_>, epoch: u64, now: WallTime) -> 
         id: id.clone(),
         service: want.service.clone(),
         role: RoleName::clone(want.role.name()),
+        colour: want.deployment.colour,
         number: want.number,
+        revision: want.deployment.revision,
+        updated: now,
         spec: want.role.spec.clone(),
         node: None,
         epoch,
@@ -171,21 +182,25 @@ fn new_instance(id: &InstanceId, want: &Want<'_>, epoch: u64, now: WallTime) -> 
     }
 }
 
-/// The record as it is to be; `None` if it is so already.
-fn changed(
+/// The record as it is to be, as far as that has nothing to do with an update;
+/// `None` if it is so already.
+fn renewed(
     there: &InstanceRecord,
     want: &Want<'_>,
     next_epoch: u64,
     now: WallTime,
 ) -> Option<InstanceRecord> {
-    let spec: &InstanceSpec = &want.role.spec;
+    let spec = &want.role.spec;
     if there.phase == Phase::Removing {
         // Wanted again before it was gone. One whose size has changed must go
         // all the same; any other is made anew where it is.
         return (there.spec.size == spec.size).then(|| InstanceRecord {
             service: want.service.clone(),
             role: want.role.name().clone(),
+            colour: want.deployment.colour,
             number: want.number,
+            revision: want.deployment.revision,
+            updated: now,
             spec: spec.clone(),
             epoch: next_epoch,
             phase: Phase::Wanted,
@@ -195,25 +210,11 @@ fn changed(
             ..there.clone()
         });
     }
-    if there.spec == *spec {
-        return None;
-    }
-    let mut record = InstanceRecord {
+    let unnoticed = there.spec != *spec && there.spec.effect_of(spec) == Effect::Nothing;
+    unnoticed.then(|| InstanceRecord {
         spec: spec.clone(),
         ..there.clone()
-    };
-    if there.spec.size != spec.size && there.node.is_some() {
-        record = InstanceRecord {
-            phase: Phase::Removing,
-            changed: now,
-            ..there.clone()
-        };
-    } else if there.node.is_some() && there.spec.needs_reimage(spec) {
-        record.epoch = next_epoch;
-        record.restart = there.restart.again(RestartScope::Reimage);
-        record.changed = now;
-    }
-    Some(record)
+    })
 }
 
 fn is_gone(record: &InstanceRecord, input: &Input) -> bool {

@@ -6,12 +6,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use fabric_proto::id::NodeId;
 use proptest::prelude::*;
 
-use super::plan::{Input, NodeFacts, Plan, plan};
+use super::{
+    plan::{Input, NodeFacts, Plan, plan},
+    rollout,
+    update_walk::Health,
+};
 use crate::{
     model::{
+        deployment::Slot,
         instance::{InstanceRecord, Phase, RestartScope, tests::spec},
         node::{Inventory, NodeRecord},
-        service::{ServiceRecord, ServiceRole},
+        service::{ServiceRecord, ServiceRole, tests::service as made},
         size::{MIB, Size},
         time::WallTime,
     },
@@ -44,18 +49,13 @@ fn node_record(name: &str) -> NodeRecord {
 }
 
 fn service(name: &str, instances: u32) -> ServiceRecord {
-    ServiceRecord {
-        name: name.parse().unwrap(),
-        generation: 1,
-        definition_toml: String::new(),
-        roles: vec![ServiceRole {
-            instances,
-            spec: spec(),
-            endpoints: Vec::new(),
-        }],
-        created: NOW,
-        updated: NOW,
-    }
+    made(name, vec![ServiceRole::of(spec(), instances)])
+}
+
+/// The only role of a service.
+fn role(service: &mut ServiceRecord) -> &mut ServiceRole {
+    let production = service.slots.get_mut(&Slot::Production).unwrap();
+    &mut production.version.roles[0]
 }
 
 /// A cluster as the store and the nodes would have it.
@@ -88,21 +88,40 @@ impl Cluster {
     /// Plans and writes once, as the reconciler does.
     fn turn(&mut self) -> Plan {
         let plan = plan(POLICY, &self.input, NOW);
+        self.write(&plan);
+        plan
+    }
+
+    fn write(&mut self, plan: &Plan) {
         self.input
             .instances
             .retain(|one| !plan.put.contains_key(&one.id) && !plan.delete.contains(&one.id));
         self.input.instances.extend(plan.put.values().cloned());
+        for service in &mut self.input.services {
+            if let Some(changed) = plan.services.get(&service.name) {
+                *service = changed.clone();
+            }
+        }
         self.input.next_epoch += 1;
-        plan
     }
 
     /// Until there is nothing left to do.
     fn settle(&mut self) {
-        for _ in 0..10 {
-            if self.turn().is_empty() {
-                self.give_goals();
+        for _ in 0..30 {
+            if !self.turn().is_empty() {
+                continue;
+            }
+            self.give_goals();
+            // Nothing is up in this cluster, so that nothing is lost by a change.
+            let health = |one: &InstanceRecord| match one.node {
+                Some(_) => Health::Down("Starting".to_owned()),
+                None => Health::Homeless,
+            };
+            let (plan, _) = rollout::walk(&self.input, &health, NOW);
+            if plan.is_empty() {
                 return;
             }
+            self.write(&plan);
         }
         panic!("the plan never ends");
     }
@@ -216,7 +235,7 @@ fn another_image_is_a_new_epoch_on_the_same_node() {
     cluster.input.services = vec![service("shop", 1)];
     cluster.settle();
     let before = cluster.only().clone();
-    cluster.input.services[0].roles[0].spec.package = None;
+    role(&mut cluster.input.services[0]).spec.package = None;
     cluster.settle();
     let after = cluster.only();
     assert!(after.epoch > before.epoch);
@@ -225,19 +244,20 @@ fn another_image_is_a_new_epoch_on_the_same_node() {
 }
 
 #[test]
-fn another_command_changes_the_role_alone() {
+fn another_command_restarts_the_role_alone() {
     let mut cluster = Cluster::new(&["n1"]);
     cluster.input.services = vec![service("shop", 1)];
     cluster.settle();
     let before = cluster.only().clone();
-    cluster.input.services[0].roles[0]
+    role(&mut cluster.input.services[0])
         .spec
         .role
         .command
         .push("x".to_owned());
     cluster.settle();
     let after = cluster.only();
-    assert_eq!((after.epoch, after.restart), (before.epoch, before.restart));
+    assert_eq!(after.epoch, before.epoch);
+    assert_eq!(after.restart, before.restart.again(RestartScope::Role));
     assert_eq!(after.spec.role.command.len(), 2);
 }
 
@@ -253,7 +273,7 @@ fn another_size_is_placed_anew_once_the_old_one_is_gone() {
         memory_bytes: 1024 * MIB,
         cpu_weight: 0,
     };
-    cluster.input.services[0].roles[0].spec.size = big;
+    role(&mut cluster.input.services[0]).spec.size = big;
     cluster.settle();
     assert_eq!(cluster.only().phase, Phase::Removing);
     cluster.report();
@@ -311,7 +331,7 @@ fn apply(cluster: &mut Cluster, step: &Step) {
     match step {
         Step::Apply(index, count, vcpus) => {
             let mut wanted = service(SERVICES[*index], *count);
-            wanted.roles[0].spec.size.vcpus = *vcpus;
+            role(&mut wanted).spec.size.vcpus = *vcpus;
             cluster.input.services.retain(|one| one.name != wanted.name);
             cluster.input.services.push(wanted);
         }

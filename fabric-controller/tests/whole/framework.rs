@@ -15,8 +15,8 @@ use fabric_proto::{
     guest::v1::{RoleState, RoleStatus},
     id::Digest,
     node::v1::{
-        InstanceStatus, Inventory, LeaseGrant, NodeEvent, NodeGoal, NodeStatus, Register,
-        SessionRequest, SessionResponse, VmState,
+        InstanceGoal, InstanceStatus, Inventory, LeaseGrant, NodeEvent, NodeGoal, NodeStatus,
+        Register, SessionRequest, SessionResponse, VmState,
         node_service_client::NodeServiceClient as HostAgentClient, session_request::Report,
         session_response::Message,
     },
@@ -167,8 +167,8 @@ impl Client {
         let request = ApplyServiceRequest {
             definition_toml: text.to_owned(),
             file_name: "service.toml".to_owned(),
-            dry_run: false,
             request_id: request_id.to_owned(),
+            ..ApplyServiceRequest::default()
         };
         self.services()
             .apply_service(request)
@@ -508,6 +508,13 @@ impl Node {
         }))
     }
 
+    /// Takes in goals until the programs of its instances are these.
+    pub async fn goal_of(&mut self, programs: &[(&str, &str)]) {
+        while programs_of(&self.goal) != programs {
+            self.next_goal().await;
+        }
+    }
+
     /// Takes in goals until one has exactly these instances.
     pub async fn goal_with(&mut self, ids: &[&str]) {
         while !self
@@ -553,14 +560,22 @@ impl Node {
 
     /// Reports that everything in its goal is Ready.
     pub async fn all_ready(&self) {
-        self.status(
-            self.goal
-                .instances
-                .iter()
-                .map(|one| ready(&one.instance_id, one.epoch))
-                .collect(),
-        )
-        .await;
+        self.all_ready_but(&[]).await;
+    }
+
+    /// Reports that everything in its goal is Ready, but for what has this instead.
+    pub async fn all_ready_but(&self, others: &[(&str, VmState)]) {
+        let all = self.goal.instances.iter().map(|one| {
+            let other = others.iter().find(|(id, _)| *id == one.instance_id);
+            match other {
+                None => ready_as(one),
+                Some((_, state)) => InstanceStatus {
+                    vm_state: (*state).into(),
+                    ..ready_as(one)
+                },
+            }
+        });
+        self.status(all.collect()).await;
     }
 
     pub async fn event(&self, sequence: u64, instance_id: &str, reason: &str) {
@@ -573,6 +588,16 @@ impl Node {
         };
         self.report(Report::Event(event)).await;
     }
+}
+
+/// The instances of a goal, and the programs of their roles.
+pub fn programs_of(goal: &NodeGoal) -> Vec<(&str, &str)> {
+    let instances = goal.instances.iter();
+    let programs = instances.map(|one| {
+        let role = one.role.as_ref().unwrap();
+        (one.instance_id.as_str(), role.command[0].as_str())
+    });
+    programs.collect()
 }
 
 pub fn register(name: &str, seen_incarnation: u64) -> Register {
@@ -589,6 +614,15 @@ pub fn register(name: &str, seen_incarnation: u64) -> Register {
         seen_incarnation,
         labels: BTreeMap::new(),
     }
+}
+
+/// An instance that is Ready as the goal wants it.
+pub fn ready_as(goal: &InstanceGoal) -> InstanceStatus {
+    let mut status = ready(&goal.instance_id, goal.epoch);
+    if let (Some(is), Some(wanted)) = (&mut status.role, &goal.role) {
+        is.restart_generation = wanted.restart_generation;
+    }
+    status
 }
 
 /// An instance whose role is Ready.

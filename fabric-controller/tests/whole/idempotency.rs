@@ -46,6 +46,7 @@ async fn a_call_that_is_made_again_is_answered_as_before() {
     let delete = DeleteServiceRequest {
         name: "shop".to_owned(),
         request_id: "id-4".to_owned(),
+        ..DeleteServiceRequest::default()
     };
     client
         .services()

@@ -15,5 +15,7 @@ mod output;
 mod placement;
 mod roles;
 mod services;
+mod slots;
 mod trust;
+mod updates;
 mod uploads;

@@ -238,6 +238,7 @@ async fn an_instance_on_a_lost_node_is_not_forgotten_when_its_service_goes() {
     let request = fabric_proto::v1::DeleteServiceRequest {
         name: "shop".to_owned(),
         request_id: String::new(),
+        ..fabric_proto::v1::DeleteServiceRequest::default()
     };
     client.services().delete_service(request).await.unwrap();
     client.wait_for_words(&[("shop-web-0", "Stopping")]).await;

@@ -59,6 +59,7 @@ async fn a_service_goes_from_its_file_to_ready_and_away() {
     let request = DeleteServiceRequest {
         name: "shop".to_owned(),
         request_id: String::new(),
+        ..DeleteServiceRequest::default()
     };
     client.services().delete_service(request).await.unwrap();
     node.goal_with(&[]).await;
@@ -188,7 +189,8 @@ async fn a_changed_role_is_delivered_and_a_changed_image_is_a_fresh_disk() {
     node.next_goal().await;
     let second = node.goal.instances[0].clone();
     assert_eq!(second.role.as_ref().unwrap().command, ["/bin/false"]);
-    assert_eq!((second.epoch, second.restart_generation), (first.epoch, 0));
+    assert_eq!((second.epoch, second.restart_generation), (first.epoch, 1));
+    assert_eq!(second.restart_scope(), RestartScope::Role);
 
     let image = client.upload_guest_os().await;
     let answer = client
@@ -207,7 +209,7 @@ async fn a_changed_role_is_delivered_and_a_changed_image_is_a_fresh_disk() {
     assert!(third.epoch > second.epoch);
     assert_eq!(
         (third.restart_generation, third.restart_scope()),
-        (1, RestartScope::Reimage)
+        (2, RestartScope::Reimage)
     );
 }
 
@@ -275,6 +277,7 @@ async fn watchers_see_instances_come_change_and_go() {
     let request = DeleteServiceRequest {
         name: "shop".to_owned(),
         request_id: String::new(),
+        ..DeleteServiceRequest::default()
     };
     client.services().delete_service(request).await.unwrap();
     node.goal_with(&[]).await;
@@ -302,6 +305,7 @@ async fn a_service_that_comes_again_before_it_was_gone_is_made_anew() {
     let request = DeleteServiceRequest {
         name: "shop".to_owned(),
         request_id: String::new(),
+        ..DeleteServiceRequest::default()
     };
     client.services().delete_service(request).await.unwrap();
     node.goal_with(&[]).await;

@@ -308,6 +308,7 @@ async fn an_image_in_use_stays_and_one_that_is_not_goes_with_its_file() {
     let request = fabric_proto::v1::DeleteServiceRequest {
         name: "shop".to_owned(),
         request_id: String::new(),
+        ..fabric_proto::v1::DeleteServiceRequest::default()
     };
     client.services().delete_service(request).await.unwrap();
     delete().await.unwrap();

@@ -110,6 +110,8 @@ pub enum Action {
     Freeze,
     /// Give it the files of [`Role::launch_spec`] anew, and let its processes go on.
     Thaw,
+    /// Give its process the settings of [`Role::launch_spec`], and tell it so.
+    Deliver,
     /// [`Role::status`] has changed.
     Report,
 }
@@ -524,7 +526,21 @@ impl Role {
         }
     }
 
+    /// Gives a process that asks for it the settings that are new, if nothing else is.
+    fn deliver(&mut self, actions: &mut Vec<Action>) {
+        if let (Wanted::Run(spec), Some(launched)) = (&self.wanted, &mut self.launched)
+            && spec.deliver_settings
+            && launched.generation == spec.generation
+            && launched.spec != spec.launch
+            && launched.spec.is_process_of(&spec.launch)
+        {
+            launched.spec = spec.launch.clone();
+            actions.push(Action::Deliver);
+        }
+    }
+
     fn settle_running(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        self.deliver(actions);
         if self.differs() {
             let reason = match &self.wanted {
                 Wanted::Run(_) => "stopping, to be started anew as the goal says".to_owned(),

@@ -41,6 +41,7 @@ fn spec() -> RoleSpec {
         },
         stop_grace: ms(5_000),
         freeze: false,
+        deliver_settings: false,
     }
 }
 
@@ -395,6 +396,26 @@ fn a_refused_role_says_why_and_runs_once_it_is_mended() {
 }
 
 #[test]
+fn changed_settings_are_delivered_to_a_role_that_asks_for_them() {
+    let with = |deliver_settings, colour: &str| {
+        let mut spec = RoleSpec {
+            deliver_settings,
+            ..spec()
+        };
+        let setting = ("colour".to_owned(), colour.to_owned());
+        spec.launch.settings = [setting].into();
+        Event::Want(Box::new(spec))
+    };
+    let mut story = Story::of(spec());
+    assert_eq!(story.event(with(true, "red")), [Action::Deliver]);
+    assert_eq!(story.role.launch_spec().unwrap().settings["colour"], "red");
+    assert_eq!(story.state(), State::Ready);
+    assert_eq!(story.event(with(true, "red")), []);
+    let actions = story.event(with(false, "blue"));
+    assert!(actions.contains(&Action::Terminate), "{actions:?}");
+}
+
+#[test]
 fn a_role_is_frozen_when_it_is_ready_and_goes_on_in_a_copy_with_its_settings() {
     let mut story = Story::of(warm());
     assert_eq!(story.state(), State::Starting);
@@ -567,7 +588,7 @@ impl World {
                     prop_assert!(self.frozen, "not frozen");
                     self.frozen = false;
                 }
-                Action::Report => {}
+                Action::Deliver | Action::Report => {}
             }
         }
         self.frozen &= self.role.is_frozen();

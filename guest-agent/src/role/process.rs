@@ -189,6 +189,12 @@ pub fn kill(group: Pid) {
     signal(group, Signal::KILL);
 }
 
+/// Tells a process, and it alone, that what it was started with has changed.
+pub fn hang_up(process: Pid) {
+    // It may have ended already.
+    _ = rustix::process::kill_process(process, Signal::HUP);
+}
+
 /// Sends `signal` to a process group that [`spawn`] made.
 pub fn signal(group: Pid, signal: Signal) {
     // It may have ended already.

@@ -8,7 +8,9 @@ mod instance;
 mod keep;
 mod node;
 mod placement;
+mod revision;
 mod service;
+mod update;
 mod upload;
 mod wait;
 mod watch;
@@ -63,6 +65,7 @@ pub async fn run(cli: Cli) -> Result<()> {
         Command::Image(command) => blob::run(&context().await?, BlobKind::Image, command).await,
         Command::Node(command) => node::run(&context().await?, command).await,
         Command::Service(command) => service::run(&context().await?, command).await,
+        Command::Update(command) => update::run(&context().await?, command).await,
         Command::Instance(command) => instance::run(&context().await?, command).await,
         Command::Explain(explain) => placement::explain(&context().await?, explain).await,
         Command::Simulate(simulate) => placement::simulate(&context().await?, simulate).await,

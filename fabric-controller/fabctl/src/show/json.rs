@@ -4,7 +4,7 @@
 use fabric_proto::{
     guest::v1::{RoleExit, role_exit::How},
     node::v1::SnapshotStatus,
-    v1::{Blob, Change, Event, Instance, Node, Service},
+    v1::{Blob, Change, Deployment, Event, Instance, Node, PlannedStep, Revision, Service, Update},
 };
 use serde_json::{Value, json};
 
@@ -62,31 +62,96 @@ pub fn change(change: &Change) -> Value {
     })
 }
 
+/// A step of an update.
+#[must_use]
+pub fn step(step: &PlannedStep) -> Value {
+    json!({
+        "upgrade_domain": step.upgrade_domain,
+        "role": step.role,
+        "instance_ids": step.instance_ids,
+        "effect": words::effect(step.effect()),
+        "why": step.why,
+    })
+}
+
 /// A service.
 #[must_use]
 pub fn service(service: &Service) -> Value {
-    let roles: Vec<Value> = service
-        .roles
-        .iter()
-        .map(|role| {
-            json!({
-                "name": role.name,
-                "kind": words::role_kind(role.kind()),
-                "size": role.size,
-                "instances": role.instances,
-                "ready": role.ready,
-                "image": role.image,
-                "package": role.package,
-            })
-        })
-        .collect();
     json!({
         "name": service.name,
         "generation": service.generation,
         "definition_toml": service.definition_toml,
-        "roles": roles,
+        "roles": roles(&service.roles),
         "created": words::rfc3339(service.created.as_ref()),
         "updated": words::rfc3339(service.updated.as_ref()),
+        "deployments": service.deployments.iter().map(deployment).collect::<Vec<_>>(),
+    })
+}
+
+fn roles(roles: &[fabric_proto::v1::ServiceRole]) -> Vec<Value> {
+    let roles = roles.iter().map(|role| {
+        json!({
+            "name": role.name,
+            "kind": words::role_kind(role.kind()),
+            "size": role.size,
+            "instances": role.instances,
+            "ready": role.ready,
+            "image": role.image,
+            "package": role.package,
+            "upgrade_domains": role.upgrade_domains,
+            "fault_domains": role.fault_domains,
+            "availability_set": role.availability_set,
+        })
+    });
+    roles.collect()
+}
+
+fn deployment(one: &Deployment) -> Value {
+    json!({
+        "slot": words::slot(one.slot()),
+        "revision": one.revision,
+        "definition_toml": one.definition_toml,
+        "roles": roles(&one.roles),
+        "update": one.update.as_ref().map(update),
+    })
+}
+
+/// An update.
+#[must_use]
+pub fn update(update: &Update) -> Value {
+    let current = update.current.as_ref().map(|current| {
+        json!({
+            "upgrade_domain": current.number,
+            "begun": words::rfc3339(current.begun.as_ref()),
+            "ready_since": words::rfc3339(current.ready_since.as_ref()),
+        })
+    });
+    json!({
+        "state": words::update_state(update.state()),
+        "stopped_because": update.stopped_because,
+        "cause": update.cause,
+        "roles": update.roles,
+        "started": words::rfc3339(update.started.as_ref()),
+        "ended": words::rfc3339(update.ended.as_ref()),
+        "current": current,
+        "done": update.done,
+        "changed": update.changed,
+        "instances": update.instances,
+        "waits_for": update.waits_for,
+        "can_be_aborted": update.has_previous,
+    })
+}
+
+/// A revision.
+#[must_use]
+pub fn revision(revision: &Revision) -> Value {
+    json!({
+        "number": revision.number,
+        "time": words::rfc3339(revision.time.as_ref()),
+        "who": revision.who,
+        "what": revision.what,
+        "slot": words::slot(revision.slot()),
+        "definition_toml": revision.definition_toml,
     })
 }
 
@@ -104,6 +169,9 @@ pub fn instance(instance: &Instance) -> Value {
         "instance_id": instance.instance_id,
         "service": instance.service,
         "role": instance.role,
+        "slot": words::slot(instance.slot()),
+        "upgrade_domain": instance.upgrade_domain,
+        "revision": instance.revision,
         "node_id": instance.node_id,
         "state": instance.state,
         "reason": instance.reason,

@@ -5,7 +5,10 @@ use std::time::SystemTime;
 use comfy_table::{Table, presets};
 use fabric_proto::{
     node::v1::SnapshotStatus,
-    v1::{Blob, BlobKind, Change, ChangeAction, Event, Instance, Node, Service},
+    v1::{
+        Blob, BlobKind, Change, ChangeAction, Effect, Event, Instance, Node, PlannedStep, Revision,
+        Service, Slot, Update,
+    },
 };
 
 use super::{clean, words};
@@ -117,6 +120,91 @@ pub fn changes(changes: &[Change]) -> String {
     lines.join("\n")
 }
 
+/// The steps of an update, one a line.
+#[must_use]
+pub fn steps(steps: &[PlannedStep]) -> String {
+    let lines = steps.iter().enumerate().map(|(index, step)| {
+        let what = match step.effect() {
+            Effect::Deliver => "told, and going on",
+            Effect::RestartRole => "role started anew",
+            Effect::Reimage => "started anew on a fresh disk",
+            Effect::Replace => "placed anew, on a fresh disk",
+            Effect::Unspecified => "changed",
+        };
+        format!(
+            "{:>3}. upgrade domain {}: {}: {what}, because {}",
+            index + 1,
+            step.upgrade_domain,
+            step.instance_ids.join(", "),
+            clean(&step.why)
+        )
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// An update.
+#[must_use]
+pub fn update(update: &Update) -> String {
+    let now = SystemTime::now();
+    let domain = update.current.as_ref().map_or_else(String::new, |current| {
+        let ready = match &current.ready_since {
+            Some(since) => format!(", Ready for {}", words::age(Some(since), now)),
+            None => String::new(),
+        };
+        let since = words::age(current.begun.as_ref(), now);
+        format!("{}, for {since}{ready}", current.number)
+    });
+    let through: Vec<_> = update.done.iter().map(ToString::to_string).collect();
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    for (key, value) in [
+        ("state", words::update_state(update.state())),
+        ("stopped because", clean(&update.stopped_because)),
+        ("cause", clean(&update.cause)),
+        ("roles", update.roles.join(", ")),
+        (
+            "begun",
+            words::rfc3339(update.started.as_ref()).unwrap_or_default(),
+        ),
+        (
+            "done",
+            words::rfc3339(update.ended.as_ref()).unwrap_or_default(),
+        ),
+        ("upgrade domain", domain),
+        ("domains through", through.join(", ")),
+        (
+            "instances",
+            format!("{} of {}", update.changed, update.instances),
+        ),
+        ("waits for", clean(&update.waits_for)),
+    ] {
+        if !value.is_empty() {
+            table.add_row([format!("{key}:"), value]);
+        }
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.trim_fmt()
+}
+
+/// Revisions.
+#[must_use]
+pub fn revisions(revisions: &[Revision]) -> String {
+    let now = SystemTime::now();
+    let mut table = table(["REVISION", "AGE", "SLOT", "WHO", "WHAT"]);
+    for revision in revisions {
+        table.add_row([
+            revision.number.to_string(),
+            words::age(revision.time.as_ref(), now),
+            words::slot(revision.slot()),
+            clean(&revision.who),
+            clean(&revision.what),
+        ]);
+    }
+    text(&table, "no revisions are kept")
+}
+
 /// Services, a line for each role.
 #[must_use]
 pub fn services(services: &[Service]) -> String {
@@ -133,9 +221,17 @@ pub fn services(services: &[Service]) -> String {
         "UPDATED",
     ]);
     for service in services {
-        for role in &service.roles {
+        let deployments = service.deployments.iter();
+        for (slot, role) in deployments.flat_map(|one| {
+            let slot = one.slot();
+            one.roles.iter().map(move |role| (slot, role))
+        }) {
+            let name = match slot {
+                Slot::Staging => format!("{} (staging)", service.name),
+                Slot::Production | Slot::Unspecified => service.name.clone(),
+            };
             table.add_row([
-                service.name.clone(),
+                name,
                 service.generation.to_string(),
                 role.name.clone(),
                 words::role_kind(role.kind()),

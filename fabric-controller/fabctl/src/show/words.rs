@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use fabric_proto::{
     guest::v1::{RoleKind, RoleState, RoleStatus},
     node::v1::{InstanceStatus, SnapshotStatus, VmEnd, VmEndCause, VmState},
-    v1::{BlobKind, ChangeAction},
+    v1::{BlobKind, ChangeAction, Effect, Slot, UpdateState},
 };
 use prost_types::Timestamp;
 
@@ -57,6 +57,24 @@ pub fn blob_kind(kind: BlobKind) -> String {
 #[must_use]
 pub fn change_action(action: ChangeAction) -> String {
     word(action.as_str_name(), "CHANGE_ACTION_")
+}
+
+/// Where a deployment is.
+#[must_use]
+pub fn slot(slot: Slot) -> String {
+    word(slot.as_str_name(), "SLOT_")
+}
+
+/// How an update stands.
+#[must_use]
+pub fn update_state(state: UpdateState) -> String {
+    word(state.as_str_name(), "UPDATE_STATE_")
+}
+
+/// What becomes of an instance that is changed.
+#[must_use]
+pub fn effect(effect: Effect) -> String {
+    word(effect.as_str_name(), "EFFECT_")
 }
 
 /// A time as RFC 3339 says it; `None` if there is none that can be said so.

@@ -12,9 +12,10 @@ use toml::Spanned;
 
 use super::{
     DefinitionError, Endpoint, Protocol, RestartMode, RestartPolicy, Role, RoleDefinition,
-    RoleKind, ServiceDefinition, WarmStart, probe, problem::Problems, raw,
+    RoleKind, ServiceDefinition, WarmStart, probe, problem::Problems, raw, rollout,
 };
 use crate::model::{
+    deployment::Colour,
     instance,
     size::{self, CPU_WEIGHT, MEMORY, MIB, Size, VCPUS},
 };
@@ -58,7 +59,7 @@ impl<'a> Part<'a, '_> {
     }
 
     /// The value as an identifier.
-    fn name<T: FromStr<Err: std::fmt::Display>>(
+    pub(super) fn name<T: FromStr<Err: std::fmt::Display>>(
         &mut self,
         key: &str,
         value: &Spanned<String>,
@@ -73,7 +74,7 @@ impl<'a> Part<'a, '_> {
     }
 
     /// The value as one of these words.
-    fn word<T: Copy>(
+    pub(super) fn word<T: Copy>(
         &mut self,
         key: &str,
         value: &Spanned<String>,
@@ -190,6 +191,7 @@ pub(super) fn service(
     };
     let name: Option<ServiceName> = top.name("name", &raw.name);
     let sizes = own_sizes(&raw.sizes, &mut top);
+    let (policy, domains) = rollout::update(&raw.update, &mut top.inside("update"));
     if raw.role.is_empty() {
         top.wrong(
             &raw.name.span(),
@@ -210,14 +212,18 @@ pub(super) fn service(
         if !names.insert(role.name.get_ref().clone()) {
             part.wrong(&role.name.span(), "there is another role of that name");
         }
-        let checked = self::role(role, &sizes, &mut ports, &mut part);
+        let checked = self::role(role, &sizes, domains, &mut ports, &mut part);
         if let (Some(name), Some(checked)) = (&name, &checked) {
             longest_id(name, checked, role, &mut part);
         }
         roles.extend(checked);
     }
     match name {
-        Some(name) if problems.is_empty() => Ok(ServiceDefinition { name, roles }),
+        Some(name) if problems.is_empty() => Ok(ServiceDefinition {
+            name,
+            roles,
+            policy,
+        }),
         _ => Err(problems.into_error()),
     }
 }
@@ -230,7 +236,7 @@ fn longest_id(
     part: &mut Part<'_, '_>,
 ) {
     let last = role.instances.saturating_sub(1);
-    if instance::instance_id(service, &role.role.name, last).is_err() {
+    if instance::instance_id(service, &role.role.name, Colour::Plain, last).is_err() {
         let id = format!("{service}-{}-{last}", role.role.name);
         part.wrong(
             &raw.name.span(),
@@ -289,6 +295,7 @@ fn memory(value: &Spanned<String>, part: &mut Part<'_, '_>) -> Option<u64> {
 fn role(
     raw: &raw::Role,
     sizes: &BTreeMap<String, Option<Size>>,
+    domains: rollout::Domains,
     ports: &mut BTreeSet<u16>,
     part: &mut Part<'_, '_>,
 ) -> Option<RoleDefinition> {
@@ -331,6 +338,7 @@ fn role(
     let readiness = probe::check(raw.readiness.as_ref(), &mut part.inside("readiness"));
     let restart = restart(raw.restart.as_ref(), &mut part.inside("restart"));
     let warm_start = warm_start(raw, kind, part);
+    let rollout = rollout::role(raw, kind, domains, part);
     Some(RoleDefinition {
         role: Role {
             name: name?,
@@ -338,6 +346,7 @@ fn role(
             command,
             environment,
             settings,
+            deliver_settings: rollout.deliver_settings,
             user: user?,
             liveness,
             readiness,
@@ -355,6 +364,10 @@ fn role(
             .as_ref()
             .map(|package| package.get_ref().clone()),
         endpoints,
+        upgrade_domains: rollout.upgrade_domains,
+        fault_domains: rollout.fault_domains,
+        availability_set: rollout.availability_set,
+        os_updates: rollout.os_updates,
     })
 }
 

@@ -4,12 +4,13 @@
 //! that it finds, each with its line, the value and what was expected. Whether
 //! images and packages exist is not known here; names are only checked as names.
 //!
-//! [`raw`] is the file as TOML sees it, [`check`] and [`probe`] the rules.
+//! [`raw`] is the file as TOML sees it, [`check`], [`probe`] and [`rollout`] the rules.
 
 mod check;
 mod probe;
 mod problem;
 mod raw;
+mod rollout;
 #[cfg(test)]
 mod tests;
 
@@ -19,7 +20,7 @@ use fabric_proto::id::{RoleName, ServiceName};
 use serde::{Deserialize, Serialize};
 
 pub use self::problem::{DefinitionError, Problem};
-use super::size::Size;
+use super::{size::Size, update::UpdatePolicy};
 
 /// Longest service file, in bytes.
 pub const LONGEST_FILE: usize = 256 * 1024;
@@ -31,6 +32,8 @@ pub struct ServiceDefinition {
     pub name: ServiceName,
     /// Its roles, in the file's order; each name once.
     pub roles: Vec<RoleDefinition>,
+    /// How instances are brought to it.
+    pub policy: UpdatePolicy,
 }
 
 /// A role and how many instances of it there are to be, where from, how big.
@@ -50,6 +53,25 @@ pub struct RoleDefinition {
     pub package: Option<String>,
     /// Where it can be reached; kept, and served in a later version.
     pub endpoints: Vec<Endpoint>,
+    /// Parts that are updated one after another.
+    pub upgrade_domains: u32,
+    /// Parts that no single failure should hit together.
+    pub fault_domains: u32,
+    /// Whose fault domains it does not share.
+    pub availability_set: Option<String>,
+    /// Whether it follows its line of OS images.
+    pub os_updates: OsUpdates,
+}
+
+/// Whether a role's instances get newer images of the line that the role names.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OsUpdates {
+    /// When its file is applied again.
+    #[default]
+    Manual,
+    /// By themselves, one upgrade domain after another.
+    Auto,
 }
 
 /// What runs in an instance: what its guest agent is told.
@@ -65,6 +87,9 @@ pub struct Role {
     pub environment: BTreeMap<String, String>,
     /// Settings, given to the process as a JSON file.
     pub settings: BTreeMap<String, String>,
+    /// Whether a running process is told of changed settings, rather than started anew.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deliver_settings: bool,
     /// User and group id of the process; never 0.
     pub user: u32,
     /// Is it alive?
@@ -80,6 +105,21 @@ pub struct Role {
     /// Whether and how it goes on from a template in which it was ready already.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warm_start: Option<WarmStart>,
+}
+
+impl Role {
+    /// Whether a process that was started as this role is what `new` asks for, once
+    /// it has been told what is new.
+    #[must_use]
+    pub fn starts_as(&self, new: &Self) -> bool {
+        let settings = self.settings == new.settings || new.deliver_settings;
+        settings
+            && self.kind == new.kind
+            && self.command == new.command
+            && self.environment == new.environment
+            && self.user == new.user
+            && self.warm_start == new.warm_start
+    }
 }
 
 /// The programs that are run around a warm start; empty for none.

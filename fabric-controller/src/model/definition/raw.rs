@@ -17,6 +17,19 @@ pub(super) struct Service {
     pub(super) sizes: BTreeMap<Spanned<String>, Size>,
     #[serde(default)]
     pub(super) role: Vec<Role>,
+    #[serde(default)]
+    pub(super) update: Update,
+}
+
+/// `[update]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Update {
+    pub(super) bake: Option<Spanned<String>>,
+    pub(super) timeout: Option<Spanned<String>>,
+    pub(super) on_failure: Option<Spanned<String>>,
+    pub(super) upgrade_domains: Option<Spanned<i64>>,
+    pub(super) fault_domains: Option<Spanned<i64>>,
 }
 
 /// `[sizes.NAME]`
@@ -43,6 +56,11 @@ pub(super) struct Role {
     pub(super) environment: BTreeMap<Spanned<String>, Spanned<String>>,
     #[serde(default)]
     pub(super) settings: BTreeMap<Spanned<String>, Spanned<String>>,
+    pub(super) settings_change: Option<Spanned<String>>,
+    pub(super) upgrade_domains: Option<Spanned<i64>>,
+    pub(super) fault_domains: Option<Spanned<i64>>,
+    pub(super) availability_set: Option<Spanned<String>>,
+    pub(super) os_updates: Option<Spanned<String>>,
     pub(super) stop_grace: Option<Spanned<String>>,
     pub(super) startup_grace: Option<Spanned<String>>,
     pub(super) user: Option<Spanned<i64>>,

@@ -293,3 +293,50 @@ proptest::proptest! {
         let _ = parse(&format!("{}{text}{}", &SHOP[..at], &SHOP[at..]), "a.toml");
     }
 }
+
+#[test]
+fn how_a_service_is_updated_is_said_for_all_roles_and_for_one() {
+    let update = "[update]\nbake = \"1m\"\non_failure = \"rollback\"\nupgrade_domains = 3\n";
+    let text = format!("{SHOP}{update}");
+    let shop = parse(&text, "service.toml").unwrap();
+    assert_eq!(shop.policy.bake, Duration::from_secs(60));
+    assert_eq!(
+        shop.policy.on_failure,
+        crate::model::update::OnFailure::Rollback
+    );
+    let web = &shop.roles[0];
+    assert_eq!((web.upgrade_domains, web.fault_domains), (3, 2));
+    let text = text.replace("user = 1000", "upgrade_domains = 7");
+    assert_eq!(parse(&text, "f").unwrap().roles[0].upgrade_domains, 7);
+}
+
+#[test]
+fn what_is_wrong_about_updates_and_sets_is_told_with_the_rule() {
+    for (key, said) in [
+        (
+            "upgrade_domains = 0",
+            "upgrade_domains 0 is out of range; it must be 1 to 20",
+        ),
+        (
+            "settings_change = \"x\"",
+            "settings_change \"x\" is not known; it is one of",
+        ),
+        (
+            "os_updates = \"x\"",
+            "os_updates \"x\" is not known; it is one of",
+        ),
+        (
+            "availability_set = \"db\"",
+            "availability_set is for roles of kind \"vm\"",
+        ),
+    ] {
+        let error = parse(&SHOP.replace("user = 1000", key), "f").unwrap_err();
+        assert!(error.to_string().contains(said), "{error}");
+    }
+    let update = format!("{SHOP}[update]\ntimeout = \"0s\"\n");
+    let error = parse(&update, "f").unwrap_err().to_string();
+    assert!(
+        error.contains("update: timeout \"0s\" is out of range"),
+        "{error}"
+    );
+}

@@ -1,0 +1,389 @@
+//! What applying a file changes, and in which steps: for people.
+
+use std::{collections::BTreeMap, fmt};
+
+use fabric_proto::id::{InstanceId, RoleName, ServiceName};
+
+use super::{
+    blob::BlobRef,
+    deployment::{Colour, Deployment, Version},
+    instance::{Effect, InstanceSpec, instance_id},
+    service::ServiceRole,
+};
+
+/// What kind of change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// It comes to be.
+    Create,
+    /// It changes.
+    Update,
+    /// It goes.
+    Delete,
+}
+
+/// One change, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// What kind.
+    pub action: Action,
+    /// What changes.
+    pub subject: String,
+    /// From what to what.
+    pub detail: String,
+}
+
+impl Change {
+    fn new(action: Action, subject: String, detail: impl Into<String>) -> Self {
+        Self {
+            action,
+            subject,
+            detail: detail.into(),
+        }
+    }
+}
+
+/// Everything that changes from `old` to `new`, in the order of the file.
+#[must_use]
+pub fn changes(
+    name: &ServiceName,
+    colour: Colour,
+    old: &[ServiceRole],
+    new: &[ServiceRole],
+) -> Vec<Change> {
+    let name = &Namer { name, colour };
+    let by_name = |roles: &'_ [ServiceRole]| -> BTreeMap<RoleName, ServiceRole> {
+        roles
+            .iter()
+            .map(|role| (role.name().clone(), role.clone()))
+            .collect()
+    };
+    let before = by_name(old);
+    let after = by_name(new);
+    let mut changes = Vec::new();
+    for role in new {
+        match before.get(role.name()) {
+            None => created(name, role, &mut changes),
+            Some(old) => updated(name, old, role, &mut changes),
+        }
+    }
+    for role in old.iter().filter(|role| !after.contains_key(role.name())) {
+        changes.push(Change::new(
+            Action::Delete,
+            format!("role {}", role.name()),
+            "",
+        ));
+        count(name, role, 0..role.instances, Action::Delete, &mut changes);
+    }
+    changes
+}
+
+/// What instances are called.
+struct Namer<'a> {
+    name: &'a ServiceName,
+    colour: Colour,
+}
+
+impl Namer<'_> {
+    fn instance(&self, role: &RoleName, number: u32) -> String {
+        let prefix = self.colour.prefix();
+        format!("instance {}-{role}-{prefix}{number}", self.name)
+    }
+}
+
+fn created(service: &Namer<'_>, role: &ServiceRole, changes: &mut Vec<Change>) {
+    let spec = &role.spec;
+    let package = spec
+        .package
+        .as_ref()
+        .map(|package| format!(", package {}", package.name));
+    let detail = format!(
+        "size {}, image {}{}",
+        spec.size_name,
+        spec.image.name,
+        package.unwrap_or_default()
+    );
+    changes.push(Change::new(
+        Action::Create,
+        format!("role {}", role.name()),
+        detail,
+    ));
+    count(service, role, 0..role.instances, Action::Create, changes);
+}
+
+fn updated(service: &Namer<'_>, old: &ServiceRole, new: &ServiceRole, changes: &mut Vec<Change>) {
+    let mut details = differences(old, new);
+    let effect = old.spec.effect_of(&new.spec);
+    if effect != Effect::Nothing {
+        details.push(format!("its instances {}", effect.what()));
+    }
+    if !details.is_empty() {
+        let subject = format!("role {}", new.name());
+        changes.push(Change::new(Action::Update, subject, details.join("; ")));
+    }
+    count(
+        service,
+        new,
+        old.instances..new.instances,
+        Action::Create,
+        changes,
+    );
+    count(
+        service,
+        new,
+        new.instances..old.instances,
+        Action::Delete,
+        changes,
+    );
+}
+
+fn count(
+    service: &Namer<'_>,
+    role: &ServiceRole,
+    numbers: std::ops::Range<u32>,
+    action: Action,
+    changes: &mut Vec<Change>,
+) {
+    changes.extend(
+        numbers.map(|number| Change::new(action, service.instance(role.name(), number), "")),
+    );
+}
+
+/// One step of an update: what happens to the instances of an upgrade domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// The upgrade domain.
+    pub domain: u32,
+    /// The role.
+    pub role: RoleName,
+    /// Its instances in there.
+    pub instances: Vec<InstanceId>,
+    /// What happens to each of them.
+    pub effect: Effect,
+    /// Why: what differs.
+    pub why: String,
+}
+
+/// The steps by which the instances of a deployment are brought to another version,
+/// as long as all of them are Ready: one that is down already goes first.
+#[must_use]
+pub fn steps(name: &ServiceName, old: &Deployment, new: &Version) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for role in &new.roles {
+        let Some(was) = old.version.role(role.name()) else {
+            continue;
+        };
+        let effect = was.spec.effect_of(&role.spec);
+        if effect == Effect::Nothing {
+            continue;
+        }
+        let why = spec_differences(&was.spec, &role.spec).join("; ");
+        let mut domains: BTreeMap<u32, Vec<InstanceId>> = BTreeMap::new();
+        for number in 0..was.instances.min(role.instances) {
+            // Ids were checked when the service was applied.
+            if let Ok(id) = instance_id(name, role.name(), old.colour, number) {
+                let domain = role.upgrade_domain(number);
+                domains.entry(domain).or_default().push(id);
+            }
+        }
+        steps.extend(domains.into_iter().map(|(domain, instances)| Step {
+            domain,
+            role: role.name().clone(),
+            instances,
+            effect,
+            why: why.clone(),
+        }));
+    }
+    steps.sort_by_key(|step| step.domain);
+    steps
+}
+
+/// What differs between two versions of a role, each in a few words.
+fn differences(old: &ServiceRole, new: &ServiceRole) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut compare = |what: &str, old: &dyn fmt::Display, new: &dyn fmt::Display| {
+        compare(&mut found, what, old, new);
+    };
+    compare("instances", &old.instances, &new.instances);
+    compare(
+        "upgrade_domains",
+        &old.upgrade_domains,
+        &new.upgrade_domains,
+    );
+    compare("fault_domains", &old.fault_domains, &new.fault_domains);
+    if old.endpoints != new.endpoints {
+        found.push("endpoints changed".to_owned());
+    }
+    found.extend(spec_differences(&old.spec, &new.spec));
+    found
+}
+
+fn compare(found: &mut Vec<String>, what: &str, old: &dyn fmt::Display, new: &dyn fmt::Display) {
+    let (old, new) = (old.to_string(), new.to_string());
+    if old != new {
+        found.push(format!("{what}: {old} → {new}"));
+    }
+}
+
+/// The same for what an instance is.
+fn spec_differences(was: &InstanceSpec, is: &InstanceSpec) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut compare = |what: &str, old: &dyn fmt::Display, new: &dyn fmt::Display| {
+        compare(&mut found, what, old, new);
+    };
+    let size = |spec: &InstanceSpec| {
+        let mib = spec.size.memory_bytes >> 20;
+        format!("{} ({} vCPU, {mib} MiB)", spec.size_name, spec.size.vcpus)
+    };
+    let blob = |blob: &BlobRef| format!("{} ({:.19})", blob.name, blob.digest.as_str());
+    let package = |spec: &InstanceSpec| {
+        spec.package
+            .as_ref()
+            .map_or_else(|| "none".to_owned(), blob)
+    };
+    let command = |spec: &InstanceSpec| format!("{:?}", spec.role.command);
+    compare("size", &size(was), &size(is));
+    compare("image", &blob(&was.image), &blob(&is.image));
+    compare("package", &package(was), &package(is));
+    compare("command", &command(was), &command(is));
+    compare("user", &was.role.user, &is.role.user);
+    let settings = settings_that_differ(&was.role.settings, &is.role.settings);
+    if !settings.is_empty() {
+        found.push(format!("settings: {}", settings.join(", ")));
+    }
+    for (what, differ) in [
+        ("kind", was.role.kind != is.role.kind),
+        ("environment", was.role.environment != is.role.environment),
+        (
+            "settings_change",
+            was.role.deliver_settings != is.role.deliver_settings,
+        ),
+        ("liveness", was.role.liveness != is.role.liveness),
+        ("readiness", was.role.readiness != is.role.readiness),
+        ("restart", was.role.restart != is.role.restart),
+        (
+            "startup_grace",
+            was.role.startup_grace != is.role.startup_grace,
+        ),
+        ("stop_grace", was.role.stop_grace != is.role.stop_grace),
+        ("warm_start", was.role.warm_start != is.role.warm_start),
+    ] {
+        if differ {
+            found.push(format!("{what} changed"));
+        }
+    }
+    found
+}
+
+/// The settings that differ, by name: values can be secrets.
+fn settings_that_differ(
+    old: &BTreeMap<String, String>,
+    new: &BTreeMap<String, String>,
+) -> Vec<String> {
+    let gone = old.keys().filter(|key| !new.contains_key(*key));
+    let gone = gone.map(|key| format!("-{key}"));
+    let other = new.iter().filter_map(|(key, value)| match old.get(key) {
+        None => Some(format!("+{key}")),
+        Some(old) if old != value => Some(format!("~{key}")),
+        Some(_) => None,
+    });
+    gone.chain(other).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::instance::tests::spec;
+
+    fn role(instances: u32) -> ServiceRole {
+        ServiceRole::of(spec(), instances)
+    }
+
+    fn told(old: &[ServiceRole], new: &[ServiceRole]) -> Vec<String> {
+        changes(&"shop".parse().unwrap(), Colour::Plain, old, new)
+            .into_iter()
+            .map(|change| format!("{:?} {} {}", change.action, change.subject, change.detail))
+            .collect()
+    }
+
+    #[test]
+    fn a_new_role_comes_with_its_instances() {
+        assert_eq!(
+            told(&[], &[role(2)]),
+            [
+                "Create role web size tiny, image guest-os, package hello-web",
+                "Create instance shop-web-0 ",
+                "Create instance shop-web-1 ",
+            ]
+        );
+    }
+
+    #[test]
+    fn nothing_changes_between_equals() {
+        assert!(told(&[role(2)], &[role(2)]).is_empty());
+    }
+
+    #[test]
+    fn scaling_names_the_instances_that_come_or_go() {
+        assert_eq!(
+            told(&[role(1)], &[role(2)]),
+            [
+                "Update role web instances: 1 → 2",
+                "Create instance shop-web-1 "
+            ]
+        );
+        assert_eq!(
+            told(&[role(2)], &[role(1)]),
+            [
+                "Update role web instances: 2 → 1",
+                "Delete instance shop-web-1 "
+            ]
+        );
+    }
+
+    #[test]
+    fn a_changed_image_says_that_disks_are_made_anew() {
+        let mut new = role(1);
+        new.spec.package = None;
+        new.spec
+            .role
+            .settings
+            .insert("colour".to_owned(), "red".to_owned());
+        let told = told(&[role(1)], &[new]);
+        assert_eq!(told.len(), 1);
+        assert!(
+            told[0].starts_with("Update role web package: hello-web (sha256:020202020202) → none")
+        );
+        assert!(told[0].ends_with("settings: +colour; its instances start anew on fresh disks"));
+    }
+
+    #[test]
+    fn steps_go_by_upgrade_domain_and_say_what_happens_to_whom_and_why() {
+        let version = |roles| Version {
+            definition_toml: String::new(),
+            roles,
+            policy: crate::model::update::UpdatePolicy::default(),
+        };
+        let mut new = role(6);
+        new.spec.role.command.push("x".to_owned());
+        new.upgrade_domains = 2;
+        let old = Deployment::new(Colour::Plain, 1, version(vec![role(4)]));
+        let steps = steps(&"shop".parse().unwrap(), &old, &version(vec![new]));
+        let told: Vec<_> = steps
+            .iter()
+            .map(|step| {
+                let ids: Vec<_> = step.instances.iter().map(InstanceId::as_str).collect();
+                (step.domain, ids)
+            })
+            .collect();
+        assert_eq!(
+            told,
+            [
+                (0, vec!["shop-web-0", "shop-web-2"]),
+                (1, vec!["shop-web-1", "shop-web-3"]),
+            ]
+        );
+        assert_eq!(steps[0].effect, Effect::RestartRole);
+        assert!(steps[0].why.starts_with("command: "), "{}", steps[0].why);
+    }
+}
