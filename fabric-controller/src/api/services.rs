@@ -62,7 +62,7 @@ impl ServiceService for ServiceApi {
         &self,
         request: Request<ApplyServiceRequest>,
     ) -> Result<Response<ApplyServiceResponse>, Status> {
-        let who = Caller::of(&request)?.name;
+        let who = Caller::of(&request)?.to_string();
         Ok(Response::new(self.apply(request.into_inner(), who).await?))
     }
 
@@ -109,7 +109,7 @@ impl ServiceService for ServiceApi {
         &self,
         request: Request<DeleteServiceRequest>,
     ) -> Result<Response<DeleteServiceResponse>, Status> {
-        let who = Caller::of(&request)?.name;
+        let who = Caller::of(&request)?.to_string();
         Ok(Response::new(self.delete(request.into_inner(), who).await?))
     }
 
@@ -117,7 +117,7 @@ impl ServiceService for ServiceApi {
         &self,
         request: Request<SwapSlotsRequest>,
     ) -> Result<Response<SwapSlotsResponse>, Status> {
-        let who = Caller::of(&request)?.name;
+        let who = Caller::of(&request)?.to_string();
         Ok(Response::new(self.swap(request.into_inner(), who).await?))
     }
 
@@ -132,7 +132,7 @@ impl ServiceService for ServiceApi {
         &self,
         request: Request<RollbackServiceRequest>,
     ) -> Result<Response<RollbackServiceResponse>, Status> {
-        let who = Caller::of(&request)?.name;
+        let who = Caller::of(&request)?.to_string();
         Ok(Response::new(
             self.rollback(request.into_inner(), who).await?,
         ))
@@ -149,7 +149,7 @@ impl ServiceService for ServiceApi {
         &self,
         request: Request<ControlUpdateRequest>,
     ) -> Result<Response<ControlUpdateResponse>, Status> {
-        let who = Caller::of(&request)?.name;
+        let who = Caller::of(&request)?.to_string();
         Ok(Response::new(
             self.control(request.into_inner(), who).await?,
         ))

@@ -39,7 +39,14 @@ async fn what_was_done_and_by_whom_is_in_the_log_with_what_it_changed() {
     assert_eq!(entry.serial.len(), 32);
     assert!(entry.from.starts_with("127.0.0.1:") && entry.time.is_some());
     // The instances are the reconciler's doing, on behalf of the service.
-    assert_eq!(entry.changed, ["services/shop", "blobs/image/guest-os"]);
+    assert_eq!(
+        entry.changed,
+        [
+            "services/shop",
+            "revisions/shop/00000000000000000001",
+            "blobs/image/guest-os"
+        ]
+    );
 
     // The same call again changes nothing, and is in the log all the same.
     operator.apply_with_id(&shop(2), "my-id").await.unwrap();
