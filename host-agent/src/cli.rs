@@ -131,8 +131,9 @@ struct Join {
 
 /// Serves this node until SIGTERM or SIGINT.
 ///
-/// Virtual machines run on when it ends, whatever ends it: start it again with the
-/// same data directory to take them over. With --stop-vms-on-exit, SIGTERM and
+/// Virtual machines run on when it ends, whatever ends it, for as long as the node's
+/// lease does (see `fabric-controller serve --lease`): start it again with the same data
+/// directory to take them over. With --stop-vms-on-exit, SIGTERM and
 /// SIGINT stop them first; nothing else does.
 #[derive(Debug, Args)]
 struct Serve {

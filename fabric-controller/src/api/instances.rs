@@ -164,7 +164,7 @@ impl InstanceApi {
         let now = clock::now();
         once.commit(&*self.controller.store, now, || async move {
             let kept = self.find(id).await?;
-            if kept.value.phase == Phase::Removing {
+            if kept.value.phase != Phase::Wanted {
                 let why = format!("instance {id} is being removed; there is nothing to restart");
                 return Err(Error::Precondition(why));
             }

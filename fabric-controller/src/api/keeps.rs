@@ -168,7 +168,7 @@ impl InstanceApi {
         let (now, plan) = (clock::now(), &plan);
         once.commit(&*self.controller.store, now, || async move {
             let kept = self.find(id).await?;
-            if kept.value.phase == Phase::Removing {
+            if kept.value.phase != Phase::Wanted {
                 let why = format!("instance {id} is being removed; nothing can be done with it");
                 return Err(Error::Precondition(why));
             }

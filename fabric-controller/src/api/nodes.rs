@@ -4,16 +4,27 @@ use std::sync::Arc;
 
 use fabric_proto::{
     id::NodeId,
-    v1::{ListNodesRequest, ListNodesResponse, Node, node_service_server::NodeService},
+    v1::{
+        CordonNodeRequest, CordonNodeResponse, DrainNodeRequest, DrainNodeResponse,
+        ListNodesRequest, ListNodesResponse, Node, RemoveNodeRequest, RemoveNodeResponse,
+        UncordonNodeRequest, UncordonNodeResponse, node_service_server::NodeService,
+    },
 };
 use tonic::{Request, Response, Status};
 
 use super::convert;
 use crate::{
+    clock,
     controller::Controller,
-    error::Result as ControllerResult,
-    model::{instance::InstanceRecord, node::NodeRecord},
+    error::{Error, Result as ControllerResult},
+    idempotency::Once,
+    model::{
+        event::{EventRecord, Reason, SubjectKind},
+        instance::InstanceRecord,
+        node::NodeRecord,
+    },
     records::{self, Kept},
+    store::Txn,
 };
 
 /// See the [module](self).
@@ -32,9 +43,212 @@ impl NodeService for NodeApi {
             nodes: self.list().await?,
         }))
     }
+
+    async fn cordon_node(
+        &self,
+        request: Request<CordonNodeRequest>,
+    ) -> Result<Response<CordonNodeResponse>, Status> {
+        let request = request.into_inner();
+        let content = CordonNodeRequest {
+            request_id: String::new(),
+            ..request.clone()
+        };
+        let once = Once::new("CordonNode", &request.request_id, &content)?;
+        let node = self.change(once, &request.node_id, Intent::Cordon, |node| {
+            CordonNodeResponse { node: Some(node) }
+        });
+        Ok(Response::new(node.await?))
+    }
+
+    async fn uncordon_node(
+        &self,
+        request: Request<UncordonNodeRequest>,
+    ) -> Result<Response<UncordonNodeResponse>, Status> {
+        let request = request.into_inner();
+        let content = UncordonNodeRequest {
+            request_id: String::new(),
+            ..request.clone()
+        };
+        let once = Once::new("UncordonNode", &request.request_id, &content)?;
+        let node = self.change(once, &request.node_id, Intent::Uncordon, |node| {
+            UncordonNodeResponse { node: Some(node) }
+        });
+        Ok(Response::new(node.await?))
+    }
+
+    async fn drain_node(
+        &self,
+        request: Request<DrainNodeRequest>,
+    ) -> Result<Response<DrainNodeResponse>, Status> {
+        let request = request.into_inner();
+        let content = DrainNodeRequest {
+            request_id: String::new(),
+            ..request.clone()
+        };
+        let once = Once::new("DrainNode", &request.request_id, &content)?;
+        let node = self.change(once, &request.node_id, Intent::Drain, |node| {
+            DrainNodeResponse { node: Some(node) }
+        });
+        Ok(Response::new(node.await?))
+    }
+
+    async fn remove_node(
+        &self,
+        request: Request<RemoveNodeRequest>,
+    ) -> Result<Response<RemoveNodeResponse>, Status> {
+        Ok(Response::new(self.remove(request.into_inner()).await?))
+    }
+}
+
+/// What an operator wants of a node.
+#[derive(Debug, Clone, Copy)]
+enum Intent {
+    Cordon,
+    Uncordon,
+    Drain,
+}
+
+impl Intent {
+    /// The node as it is to be, and what is told of it.
+    fn apply(self, record: NodeRecord) -> (NodeRecord, Reason, &'static str) {
+        let (cordoned, draining, reason, what) = match self {
+            // One that is drained goes on being drained.
+            Self::Cordon => (
+                true,
+                record.draining,
+                Reason::NodeCordoned,
+                "nothing new is placed on it",
+            ),
+            Self::Uncordon => (
+                false,
+                false,
+                Reason::NodeUncordoned,
+                "it can have new instances",
+            ),
+            Self::Drain => (
+                true,
+                true,
+                Reason::NodeDraining,
+                "what it has is started on others",
+            ),
+        };
+        let record = NodeRecord {
+            cordoned,
+            draining,
+            ..record
+        };
+        (record, reason, what)
+    }
 }
 
 impl NodeApi {
+    async fn find(&self, id: &str) -> ControllerResult<Kept<NodeRecord>> {
+        let Ok(node) = id.parse::<NodeId>() else {
+            return Err(Error::no_node(id));
+        };
+        let key = records::node(&node);
+        let found = records::get(&*self.controller.store, &key).await?;
+        found.ok_or_else(|| Error::no_node(id))
+    }
+
+    /// Has a node be as it is meant to be; nothing happens if it is so already.
+    async fn change<R>(
+        &self,
+        once: Once,
+        id: &str,
+        intent: Intent,
+        answer: impl Fn(Node) -> R + Send + Sync,
+    ) -> ControllerResult<R>
+    where
+        R: prost::Message + Default,
+    {
+        let now = clock::now();
+        let answer = &answer;
+        let answered = once
+            .commit(&*self.controller.store, now, || async move {
+                let kept = self.find(id).await?;
+                let (record, reason, message) = intent.apply(kept.value.clone());
+                let placed = self.placed(&record.node_id).await?;
+                let shown = self.node(&record, &placed.iter().collect::<Vec<_>>());
+                let mut txn = Txn::new();
+                if record != kept.value {
+                    let key = records::node(&record.node_id);
+                    txn = records::replace(txn, &key, Some(kept.modified), &record)?;
+                    let event = EventRecord::new(now, reason, SubjectKind::Node, id, message);
+                    txn = records::add_event(txn, &event)?;
+                }
+                Ok((txn, answer(shown)))
+            })
+            .await?;
+        self.controller.waker.wake();
+        Ok(answered)
+    }
+
+    /// The instances on a node.
+    async fn placed(&self, id: &NodeId) -> ControllerResult<Vec<InstanceRecord>> {
+        let all: Vec<Kept<InstanceRecord>> =
+            records::list(&*self.controller.store, records::INSTANCES).await?;
+        let placed = all.into_iter().map(|kept| kept.value);
+        Ok(placed.filter(|one| one.node.as_ref() == Some(id)).collect())
+    }
+
+    async fn remove(&self, request: RemoveNodeRequest) -> ControllerResult<RemoveNodeResponse> {
+        let content = RemoveNodeRequest {
+            request_id: String::new(),
+            ..request.clone()
+        };
+        let once = Once::new("RemoveNode", &request.request_id, &content)?;
+        let id = &request.node_id;
+        let now = clock::now();
+        let answer = once
+            .commit(&*self.controller.store, now, || async move {
+                let kept = self.find(id).await?;
+                let node = &kept.value.node_id;
+                self.check_gone(node, self.placed(node).await?.len())?;
+                let key = records::node(node);
+                let txn = Txn::new()
+                    .when(&key, Some(kept.modified))
+                    .delete(key)
+                    .delete(records::goal(node))
+                    .delete(records::node_events(node));
+                let (reason, message) = (Reason::NodeRemoved, "an operator removes it");
+                let event = EventRecord::new(now, reason, SubjectKind::Node, id, message);
+                Ok((records::add_event(txn, &event)?, RemoveNodeResponse {}))
+            })
+            .await?;
+        self.controller.waker.wake();
+        Ok(answer)
+    }
+
+    /// Whether nothing can run on a node any more.
+    fn check_gone(&self, node: &NodeId, instances: usize) -> ControllerResult<()> {
+        let registry = &self.controller.registry;
+        if registry.sight(node).connected {
+            return Err(Error::Precondition(format!(
+                "node {node} is there; `fabctl node drain {node}` and stop its host agent first"
+            )));
+        }
+        let Some(lease) = &self.controller.config.lease else {
+            return match instances {
+                0 => Ok(()),
+                _ => Err(Error::Precondition(format!(
+                    "node {node} may still run its {instances} instances, for this controller \
+                     gives no leases; delete or drain them first"
+                ))),
+            };
+        };
+        // Barred, it has no lease from here on.
+        let silent = registry.silent_for(node);
+        if registry.bar(node, lease.replace_after()) {
+            return Ok(());
+        }
+        let left = lease.replace_after().saturating_sub(silent).as_secs() + 1;
+        Err(Error::Precondition(format!(
+            "node {node} may still run what it has: its lease has ended in {left} s; try again \
+             then"
+        )))
+    }
+
     async fn list(&self) -> ControllerResult<Vec<Node>> {
         let store = &*self.controller.store;
         let nodes: Vec<Kept<NodeRecord>> = records::list(store, records::NODES).await?;
@@ -68,6 +282,10 @@ impl NodeApi {
                 .sum(),
             goal_incarnation: sight.goal_incarnation,
             applied_incarnation: sight.report.map_or(0, |report| report.applied_incarnation),
+            fault_domain: record.fault_domain().to_owned(),
+            cordoned: record.cordoned,
+            draining: record.draining,
+            fenced: record.fenced,
         }
     }
 }

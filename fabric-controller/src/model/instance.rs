@@ -141,6 +141,9 @@ impl InstanceSpec {
 pub enum Phase {
     /// Its service wants it.
     Wanted,
+    /// Its service wants it, and not where it is: it is placed anew when its node says
+    /// that it is gone.
+    Moving,
     /// Its service wants it no more; it is kept until its node says that it is gone.
     Removing,
 }

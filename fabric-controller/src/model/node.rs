@@ -51,6 +51,9 @@ pub struct NodeRecord {
     /// True if an operator wants nothing new on it.
     #[serde(default)]
     pub cordoned: bool,
+    /// True if an operator wants what it has on others; it is cordoned then.
+    #[serde(default)]
+    pub draining: bool,
     /// How many unrelated instances have failed on it lately.
     #[serde(default)]
     pub blame: u32,

@@ -170,10 +170,14 @@ pub fn derive(record: &InstanceRecord, node: NodeView, observed: Option<&Observe
         )),
         NodeView::Lost(since) => Some((format!("node {name} is not heard"), since)),
     };
-    if record.phase == Phase::Removing {
+    if record.phase != Phase::Wanted {
+        let (what, done) = match record.phase {
+            Phase::Moving => ("being moved to another node", "moved"),
+            Phase::Removing | Phase::Wanted => ("being removed", "removed"),
+        };
         let reason = silent.map_or_else(
-            || "being removed".to_owned(),
-            |(silent, _)| format!("{silent}; removed once it is back and says so"),
+            || what.to_owned(),
+            |(silent, _)| format!("{silent}; {done} once it is back and says so"),
         );
         return say(InstanceState::Stopping, reason, record.changed);
     }

@@ -297,6 +297,7 @@ async fn store_registration(controller: &Controller, from: &Registration) -> Res
             fenced: false,
             fault_domain: old.as_ref().and_then(|old| old.value.fault_domain.clone()),
             cordoned: old.as_ref().is_some_and(|old| old.value.cordoned),
+            draining: old.as_ref().is_some_and(|old| old.value.draining),
             blame: old.as_ref().map_or(0, |old| old.value.blame),
         };
         let mut txn = Txn::new();

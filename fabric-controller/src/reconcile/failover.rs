@@ -108,6 +108,7 @@ pub(super) fn take_off(
             // The plan sees that it is gone.
             continue;
         }
+        record.phase = Phase::Wanted;
         record.node = None;
         record.epoch = input.next_epoch;
         // They are on that node's disk.

@@ -7,6 +7,7 @@
 //! their next step: whether an instance is well as what it is now can be told only
 //! of what its node was told. It keeps nothing from pass to pass.
 
+pub mod drain;
 pub mod failover;
 pub mod goal;
 pub mod health;
@@ -186,6 +187,9 @@ impl Reconciler {
                 plan = os_updates::begin(&input, &images, &health, clock::now());
             }
             if plan.is_empty() {
+                plan = drain::step(self.policy, &input, &health, clock::now());
+            }
+            if plan.is_empty() {
                 return Ok(again);
             }
             self.write(&seen, &BTreeSet::new(), plan).await?;
@@ -297,12 +301,7 @@ impl Reconciler {
             instances: values(&seen.instances),
             nodes: values(&seen.nodes),
             facts: facts.collect(),
-            fenced: seen
-                .nodes
-                .iter()
-                .filter(|node| node.value.fenced || fence.contains(&node.value.node_id))
-                .map(|node| node.value.node_id.clone())
-                .collect(),
+            fenced: fenced(seen, fence),
             // Revisions only grow, and every transaction has a new one.
             next_epoch: seen.revision + 1,
         }
@@ -405,6 +404,24 @@ impl Reconciler {
             }),
         );
     }
+}
+
+/// The nodes whose instances may be started elsewhere: those that are fenced, or were
+/// removed, which nobody can before their lease has ended.
+fn fenced(seen: &Seen, fence: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+    let nodes = seen.nodes.iter().map(|node| &node.value);
+    let there: BTreeSet<_> = nodes.clone().map(|node| &node.node_id).collect();
+    let removed = seen
+        .instances
+        .iter()
+        .filter_map(|one| one.value.node.as_ref())
+        .filter(|node| !there.contains(node));
+    nodes
+        .filter(|node| node.fenced || fence.contains(&node.node_id))
+        .map(|node| &node.node_id)
+        .chain(removed)
+        .cloned()
+        .collect()
 }
 
 /// A node's instances may be started elsewhere from here on.

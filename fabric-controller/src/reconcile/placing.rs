@@ -62,7 +62,7 @@ pub fn instance(record: &InstanceRecord, role: Option<&ServiceRole>) -> Instance
         spreading: Spreading::Preferred,
         needs: needs(&record.spec),
         node: record.node.clone(),
-        leaving: record.phase == Phase::Removing,
+        leaving: record.phase != Phase::Wanted,
     }
 }
 

@@ -12,6 +12,7 @@
 //!   it, and the record stays until the node has taken that up and reports it no
 //!   more. A node that is not there cannot say so, and the record waits for it, until
 //!   it is fenced: what may still run is not forgotten.
+//! - One that is moving goes the same way, and has no node then.
 //! - What a fenced node had is placed anew ([`failover`]).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -122,8 +123,17 @@ pub fn plan(policy: Policy, input: &Input, now: WallTime) -> Plan {
     failover::take_off(input, &mut instances, now, &mut plan);
     for record in instances.values_mut() {
         let unwanted = !wanted.contains_key(&record.id);
-        if unwanted && record.phase == Phase::Wanted {
+        if unwanted && record.phase != Phase::Removing {
             record.phase = Phase::Removing;
+            record.changed = now;
+            plan.put.insert(record.id.clone(), record.clone());
+        }
+        if record.phase == Phase::Moving && is_gone(record, input) {
+            record.phase = Phase::Wanted;
+            record.node = None;
+            record.epoch = input.next_epoch;
+            // They were on that node's disk.
+            record.keep = record.keep.forgotten();
             record.changed = now;
             plan.put.insert(record.id.clone(), record.clone());
         }
@@ -209,6 +219,9 @@ fn renewed(
             changed: now,
             ..there.clone()
         });
+    }
+    if there.phase == Phase::Moving {
+        return None;
     }
     let unnoticed = there.spec != *spec && there.spec.effect_of(spec) == Effect::Nothing;
     unnoticed.then(|| InstanceRecord {

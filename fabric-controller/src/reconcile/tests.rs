@@ -44,6 +44,7 @@ fn node_record(name: &str) -> NodeRecord {
         fenced: false,
         fault_domain: None,
         cordoned: false,
+        draining: false,
         blame: 0,
     }
 }

@@ -40,6 +40,10 @@ const fn rule(call: &'static str, roles: &'static [Role], changes: bool) -> Rule
 /// See the [module](self).
 pub const TABLE: &[Rule] = &[
     see("fabric.v1.NodeService/ListNodes"),
+    change("fabric.v1.NodeService/CordonNode"),
+    change("fabric.v1.NodeService/UncordonNode"),
+    change("fabric.v1.NodeService/DrainNode"),
+    rule("fabric.v1.NodeService/RemoveNode", &[Admin], true),
     change("fabric.v1.BlobService/BeginUpload"),
     change("fabric.v1.BlobService/Upload"),
     see("fabric.v1.BlobService/ListBlobs"),

@@ -5,6 +5,7 @@
 mod audit;
 mod commands;
 mod crash;
+mod drain;
 mod failover;
 mod framework;
 mod idempotency;

@@ -32,6 +32,20 @@ pub(super) fn text(table: &Table, nothing: &str) -> String {
     }
 }
 
+/// Whether a node is heard, and what an operator wants of it.
+fn node_state(node: &Node) -> String {
+    let heard = match (node.connected, node.fenced) {
+        (true, _) => "connected",
+        (false, false) => "not heard",
+        (false, true) => "fenced",
+    };
+    match (node.cordoned, node.draining) {
+        (_, true) => format!("{heard}, draining"),
+        (true, false) => format!("{heard}, cordoned"),
+        (false, false) => heard.to_owned(),
+    }
+}
+
 /// Nodes.
 #[must_use]
 pub fn nodes(nodes: &[Node]) -> String {
@@ -57,12 +71,7 @@ pub fn nodes(nodes: &[Node]) -> String {
         };
         table.add_row([
             node.node_id.clone(),
-            if node.connected {
-                "connected"
-            } else {
-                "not heard"
-            }
-            .to_owned(),
+            node_state(node),
             words::age(node.last_seen.as_ref(), now),
             inventory.cpus.to_string(),
             node.vcpus_used.to_string(),

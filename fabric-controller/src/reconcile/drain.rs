@@ -1,0 +1,132 @@
+//! Draining: what a node has is started on others, as far as nobody notices.
+//!
+//! Pure. Of each role at most one upgrade domain is moved at a time, and only while
+//! everything of it in other domains is well, as a rolling update would have it; what
+//! is down anyway may go at once. Nothing is taken from where it is unless there is a
+//! place for it elsewhere. What is moved is *moving* ([`Phase::Moving`]) until its node
+//! says that it is gone; then it is placed anew like any other.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fabric_proto::id::NodeId;
+
+use super::{
+    placing,
+    plan::{Input, Plan},
+    rollout::HealthOf,
+    update_walk::Health,
+};
+use crate::{
+    model::{
+        event::Reason,
+        instance::{InstanceRecord, Phase},
+        service::ServiceRecord,
+        time::WallTime,
+        update,
+    },
+    placement::{self, Policy},
+};
+
+/// What draining moves now.
+#[must_use]
+pub fn step(policy: Policy, input: &Input, health: &HealthOf<'_>, now: WallTime) -> Plan {
+    let mut plan = Plan::default();
+    let draining = input.nodes.iter().filter(|node| node.draining);
+    let draining: BTreeSet<_> = draining.map(|node| &node.node_id).collect();
+    if draining.is_empty() {
+        return plan;
+    }
+    let mut roles: BTreeMap<_, Vec<&InstanceRecord>> = BTreeMap::new();
+    for one in &input.instances {
+        let role = (&one.service, one.colour, &one.role);
+        roles.entry(role).or_default().push(one);
+    }
+    for instances in roles.into_values() {
+        let service = input
+            .services
+            .iter()
+            .find(|one| one.name == instances[0].service);
+        let taken = take(&instances, service, &draining, health);
+        for one in with_a_place(policy, input, taken) {
+            let node = one.node.as_ref().map_or("", NodeId::as_str);
+            let message = format!("node {node} is being drained: started on another");
+            plan.tell(now, Reason::InstanceMoving, &one.id, message);
+            let record = InstanceRecord {
+                phase: Phase::Moving,
+                changed: now,
+                ..one.clone()
+            };
+            plan.put.insert(one.id.clone(), record);
+        }
+    }
+    plan
+}
+
+/// Those of one role that may go now.
+fn take<'a>(
+    instances: &[&'a InstanceRecord],
+    service: Option<&ServiceRecord>,
+    draining: &BTreeSet<&NodeId>,
+    health: &HealthOf<'_>,
+) -> Vec<&'a InstanceRecord> {
+    let domain = |one: &InstanceRecord| {
+        let role = service.and_then(|service| service.role_of(one));
+        match role {
+            Some(role) => role.upgrade_domain(one.number),
+            None => one.number % update::UPGRADE_DOMAINS,
+        }
+    };
+    let leaves = |one: &&&InstanceRecord| {
+        let here = one
+            .node
+            .as_ref()
+            .is_some_and(|node| draining.contains(node));
+        here && one.phase == Phase::Wanted
+    };
+    let is_well =
+        |one: &InstanceRecord| one.phase == Phase::Wanted && matches!(health(one), Health::Ready);
+    let down: BTreeSet<u32> = instances
+        .iter()
+        .filter(|one| one.phase != Phase::Removing && !is_well(one))
+        .map(|one| domain(one))
+        .collect();
+    let leaving = || instances.iter().filter(leaves);
+    // The domain that is down already, if it is one; else the first that has to go.
+    let next = match down.len() {
+        0 => leaving().map(|one| domain(one)).min(),
+        1 => down.first().copied(),
+        _ => None,
+    };
+    leaving()
+        .filter(|one| Some(domain(one)) == next || !is_well(one) && down.contains(&domain(one)))
+        .copied()
+        .collect()
+}
+
+/// Those of them that would find a node.
+fn with_a_place<'a>(
+    policy: Policy,
+    input: &Input,
+    taken: Vec<&'a InstanceRecord>,
+) -> Vec<&'a InstanceRecord> {
+    if taken.is_empty() {
+        return taken;
+    }
+    let ids: BTreeSet<_> = taken.iter().map(|one| &one.id).collect();
+    let mut asked = placing::instances(input.instances.iter(), &input.services);
+    for one in &mut asked {
+        if ids.contains(&one.id) {
+            one.node = None;
+        }
+    }
+    let decisions = placement::place(policy, &placing::nodes(input), &asked);
+    let placed: BTreeSet<_> = decisions
+        .into_iter()
+        .filter(|one| one.outcome.is_ok())
+        .map(|one| one.instance)
+        .collect();
+    taken
+        .into_iter()
+        .filter(|one| placed.contains(&one.id))
+        .collect()
+}
