@@ -141,13 +141,15 @@ async fn a_full_node_disk_is_said_and_got_over() -> anyhow::Result<()> {
     let dir = tempfile::Builder::new().prefix("fabric-test-").tempdir()?;
     let node = dir.path().join("n");
     fs::create_dir(&node)?;
-    let size = fs::metadata(Place::find()?.guest_os)?.len() / 2 + (2 << 20);
     let cluster = Cluster::start_with(Options {
-        before_host_agent: with_small_disk(&node, &size.to_string()),
+        before_host_agent: with_small_disk(&node, "1g"),
         node_dir: Some(node.clone()),
         ..Options::default()
     })
     .await?;
+    // It had room when it said what it has; now there is little.
+    let little = fs::metadata(&cluster.place.guest_os)?.len() / 2 + (2 << 20);
+    resize(&cluster, &node, &little.to_string())?;
     cluster.upload_guest_os()?;
     cluster.apply(&ServiceFile::web("shop"))?;
     let stuck = cluster
@@ -158,20 +160,20 @@ async fn a_full_node_disk_is_said_and_got_over() -> anyhow::Result<()> {
     ensure!(stuck.state != "Ready", "{stuck:#?}");
 
     // The operator makes room; nobody tells the node.
-    let pid = cluster.host_agent.pid().unwrap_or(0).to_string();
-    let grown = Command::new("nsenter")
-        .args([
-            "--target",
-            &pid,
-            "--mount",
-            "mount",
-            "-o",
-            "remount,size=1g",
-        ])
-        .arg(&node)
-        .status()?;
-    ensure!(grown.success(), "the small disk does not grow");
+    resize(&cluster, &node, "1g")?;
     cluster.until_ready("shop-web-0").await?;
+    Ok(())
+}
+
+/// Gives the host agent's disk another size.
+fn resize(cluster: &Cluster, disk: &Path, size: &str) -> anyhow::Result<()> {
+    let pid = cluster.host_agent.pid().unwrap_or(0).to_string();
+    let size = format!("remount,size={size}");
+    let done = Command::new("nsenter")
+        .args(["--target", &pid, "--mount", "mount", "-o", &size])
+        .arg(disk)
+        .status()?;
+    ensure!(done.success(), "the disk cannot have another size");
     Ok(())
 }
 
