@@ -224,6 +224,7 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
         lease: Arc::clone(&lease),
         data: data.clone(),
     };
+    let kept = data.clone();
     let (renewed, server) = (data, controller.dial.server().clone());
     let link = tokio::spawn(link.run());
     let renewal = tokio::spawn(async move {
@@ -243,6 +244,7 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
         tracing::info!("stopping all virtual machines");
         if node.stop_all(STOP_PATIENCE).await {
             lease.forget();
+            lease::keeper::end(&kept).await;
         }
     } else {
         tracing::info!("going down; virtual machines run on");

@@ -2,7 +2,7 @@
 //!
 //! What a call changes and its entry are one transaction: while a call that the table
 //! says changes something is carried out, its [`Call`] goes with its task, and
-//! [`records::commit`](crate::records::commit) puts the entry into what it commits. A call
+//! [`records::commit`] puts the entry into what it commits. A call
 //! that fails, is denied or changes nothing gets its entry afterwards.
 
 use std::{

@@ -67,28 +67,40 @@ fn spawn(data: &Path) -> io::Result<tokio::process::Child> {
         .spawn()
 }
 
-/// Ends the one that an earlier host agent left.
-fn end_former(data: &Path) {
-    let Some(pid) = fs::read_to_string(data.join(LOCK))
-        .ok()
-        .and_then(|text| text.trim().parse::<u32>().ok())
-    else {
-        return;
+/// Ends the keeper of a data directory, if there is one, and sees it gone.
+pub async fn end(data: &Path) {
+    let Some(pid) = end_former(data) else { return };
+    let gone = async {
+        while is_keeper(pid, data) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     };
-    let Some(process) = i32::try_from(pid)
-        .ok()
-        .and_then(Pid::from_raw)
-        .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
-    else {
-        return;
-    };
-    // Whoever has this number now is still the one that is looked at.
-    let arguments = proc::arguments(pid);
-    let is_one = arguments.iter().any(|one| one == COMMAND)
-        && arguments.iter().any(|one| Path::new(one) == data);
-    if is_one && let Err(error) = pidfd_send_signal(process, Signal::KILL) {
-        tracing::warn!(pid, %error, "cannot end the lease's former keeper");
+    if tokio::time::timeout(AGAIN, gone).await.is_err() {
+        tracing::warn!(pid, "the lease's keeper does not end");
     }
+}
+
+/// Ends the one that there is, be it an earlier host agent's; which one that was.
+fn end_former(data: &Path) -> Option<u32> {
+    let text = fs::read_to_string(data.join(LOCK)).ok()?;
+    let pid = text.trim().parse::<u32>().ok()?;
+    let raw = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
+    let process = pidfd_open(raw, PidfdFlags::empty()).ok()?;
+    // Whoever has this number now is still the one that is looked at.
+    if !is_keeper(pid, data) {
+        return None;
+    }
+    if let Err(error) = pidfd_send_signal(process, Signal::KILL) {
+        tracing::warn!(pid, %error, "cannot end the lease's keeper");
+    }
+    Some(pid)
+}
+
+/// Whether a process is the keeper of that directory. One that has ended has no
+/// arguments.
+fn is_keeper(pid: u32, data: &Path) -> bool {
+    let arguments = proc::arguments(pid);
+    arguments.iter().any(|one| one == COMMAND) && arguments.iter().any(|one| Path::new(one) == data)
 }
 
 /// Runs the keeper of a data directory.
