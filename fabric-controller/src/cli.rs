@@ -69,6 +69,21 @@ when it is started again.
 SIGTERM and SIGINT end it within 5 s. The log goes to standard error; RUST_LOG
 sets how much, such as RUST_LOG=debug.";
 
+const BACKUP: &str = "\
+Examples:
+  fabric-controller backup --data-dir /var/lib/fabric-controller /backups/monday
+  fabric-controller check /backups/monday --digests
+
+The backup has the store at one moment, the images and packages that it names, and the
+CA with its private key: keep it where nobody else reads it.";
+
+const RESTORE: &str = "\
+Examples:
+  fabric-controller restore /backups/monday --data-dir /var/lib/fabric-controller
+
+The backup is checked whole before anything is touched. Nodes that have seen more since
+then follow what is restored: its numbers go on far beyond those of the backup.";
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -84,6 +99,14 @@ pub enum Command {
     /// Certificates: of operators, and of nodes that have joined.
     #[command(subcommand)]
     Certificate(CertificateCommand),
+    /// Copy everything that is kept to a new directory, while the controller runs or not.
+    #[command(after_help = BACKUP)]
+    Backup(Backup),
+    /// Look through a data directory or a backup for what is wrong.
+    Check(Check),
+    /// Put a backup into a data directory that no controller uses.
+    #[command(after_help = RESTORE)]
+    Restore(Restore),
     /// Print which call is for whom, and which ones are in the audit log, as Markdown.
     Permissions,
     /// Print a completion script for a shell.
@@ -91,6 +114,46 @@ pub enum Command {
         /// Which shell.
         shell: Shell,
     },
+}
+
+/// Settings of `backup`.
+#[derive(Debug, clap::Args)]
+pub struct Backup {
+    /// What is copied.
+    #[arg(long, value_name = "DIR", env = "FABRIC_CONTROLLER_DATA")]
+    pub data_dir: PathBuf,
+
+    /// The new directory.
+    #[arg(value_name = "BACKUP")]
+    pub to: PathBuf,
+}
+
+/// Settings of `check`.
+#[derive(Debug, clap::Args)]
+pub struct Check {
+    /// A data directory or a backup.
+    #[arg(value_name = "DIR", env = "FABRIC_CONTROLLER_DATA")]
+    pub directory: PathBuf,
+
+    /// Read every image and package, too.
+    #[arg(long)]
+    pub digests: bool,
+}
+
+/// Settings of `restore`.
+#[derive(Debug, clap::Args)]
+pub struct Restore {
+    /// The backup.
+    #[arg(value_name = "BACKUP")]
+    pub from: PathBuf,
+
+    /// Where it goes.
+    #[arg(long, value_name = "DIR", env = "FABRIC_CONTROLLER_DATA")]
+    pub data_dir: PathBuf,
+
+    /// Keep a store that is there as store.db.replaced, and take its place.
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// Settings of `init`.

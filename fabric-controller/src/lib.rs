@@ -15,6 +15,7 @@
 //! - [`blobs`] are images and packages, [`output`] relays logs and consoles,
 //!   [`events`] is what happened.
 //! - [`trust`] is who is who, and who may do what.
+//! - [`maintenance`] is what is done about a data directory as a whole.
 //! - [`api`] is what operators call; [`serve`] runs all of it.
 #![forbid(unsafe_code)]
 
@@ -27,6 +28,7 @@ pub mod error;
 pub mod events;
 pub mod idempotency;
 pub mod listen;
+pub mod maintenance;
 pub mod model;
 pub mod node_session;
 pub mod output;

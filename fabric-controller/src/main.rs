@@ -12,7 +12,12 @@ use std::{
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser as _};
 use fabric_controller::{
-    controller::Config, listen::Address, model::lease::LeasePolicy, placement::Policy, serve,
+    controller::Config,
+    listen::Address,
+    maintenance::{self, Found, MaintenanceError},
+    model::lease::LeasePolicy,
+    placement::Policy,
+    serve,
     trust::table,
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -31,6 +36,18 @@ fn main() -> ExitCode {
         Command::Init(settings) => admin::init(&settings),
         Command::Token(command) => ask(admin::token(command)),
         Command::Certificate(command) => ask(admin::certificate(command)),
+        Command::Backup(settings) => {
+            let made = maintenance::backup(&settings.data_dir, &settings.to);
+            told("backed up", made)
+        }
+        Command::Check(settings) => {
+            let found = maintenance::check(&settings.directory, settings.digests);
+            told("sound", found)
+        }
+        Command::Restore(settings) => {
+            let restored = maintenance::restore(&settings.from, &settings.data_dir, settings.force);
+            told("restored", restored)
+        }
         Command::Permissions => {
             print!("{}", table::markdown());
             Ok(())
@@ -49,6 +66,22 @@ fn main() -> ExitCode {
         eprintln!("  cause: {cause}");
     }
     ExitCode::FAILURE
+}
+
+/// Prints what is there, and fails if anything of it is wrong.
+fn told(done: &str, found: Result<Found, MaintenanceError>) -> anyhow::Result<()> {
+    let found = found?;
+    for (kind, count) in &found.records {
+        println!("{count:>8}  {kind}");
+    }
+    for problem in &found.problems {
+        println!("problem: {problem}");
+    }
+    match found.problems.len() {
+        0 => println!("{done}, at revision {}", found.revision),
+        problems => anyhow::bail!("{problems} problems were found"),
+    }
+    Ok(())
 }
 
 fn ask(question: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {

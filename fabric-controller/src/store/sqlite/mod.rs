@@ -5,6 +5,7 @@
 //! connection of their own and see what is committed. Watchers are served from
 //! memory ([`history`]).
 
+pub mod file;
 mod history;
 mod schema;
 mod writer;

@@ -32,31 +32,41 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
         source: Box::new(source),
     };
     let mut connection = Connection::open(path).map_err(failed)?;
-    let found = prepare(&mut connection).map_err(failed)?;
-    if found != FORMAT {
-        return Err(StoreError::Format {
-            path: path.to_owned(),
-            found,
-            known: FORMAT,
-        });
-    }
+    prepare(&mut connection).map_err(failed)?;
+    check_format(path, &connection)?;
     Ok(connection)
 }
 
-/// Sets up the connection and a new file; answers the file's format.
-fn prepare(connection: &mut Connection) -> rusqlite::Result<u32> {
+/// Whether the file is of the one format that is known.
+pub(super) fn check_format(path: &Path, connection: &Connection) -> Result<(), StoreError> {
+    let found = connection.pragma_query_value(None, "user_version", |row| row.get(0));
+    let found = found.map_err(|source| StoreError::Open {
+        path: path.to_owned(),
+        source: Box::new(source),
+    })?;
+    if found == FORMAT {
+        return Ok(());
+    }
+    Err(StoreError::Format {
+        path: path.to_owned(),
+        found,
+        known: FORMAT,
+    })
+}
+
+/// Sets up the connection, and a new file.
+fn prepare(connection: &mut Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
     // Every commit is on the disk before it is answered.
     connection.pragma_update(None, "synchronous", "FULL")?;
     let transaction = connection.transaction()?;
     let found: u32 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if found != 0 {
-        return Ok(found);
+        return Ok(());
     }
     transaction.execute_batch(TABLES)?;
     transaction.pragma_update(None, "user_version", FORMAT)?;
-    transaction.commit()?;
-    Ok(FORMAT)
+    transaction.commit()
 }
 
 /// Opens the file for reading.

@@ -1,0 +1,74 @@
+//! Backups: made while everything runs, checked, and gone back to.
+
+use std::fs;
+
+use fabric_controller::maintenance::{self, MaintenanceError};
+
+use crate::framework::*;
+
+#[tokio::test]
+async fn a_backup_is_made_while_the_controller_runs_and_gone_back_to() {
+    let (controller, client) = Controller::start().await;
+    client.upload_guest_os().await;
+    let mut node = Node::join(&client, "n1").await;
+    client.apply(&shop(1)).await.unwrap();
+    node.goal_with(&["shop-web-0"]).await;
+    let epoch = node.goal.instances[0].epoch;
+    let data = controller.data.path().join("d");
+    let backup = controller.data.path().join("backup");
+    let made = maintenance::backup(&data, &backup).unwrap();
+    assert_eq!(made.problems, Vec::<String>::new());
+    assert_eq!((made.records["services"], made.records["nodes"]), (1, 1));
+
+    // What is done after it is not in it.
+    client.apply(&shop(2)).await.unwrap();
+    node.goal_with(&["shop-web-0", "shop-web-1"]).await;
+    let seen = node.goal.incarnation;
+    let in_use = maintenance::restore(&backup, &data, true).unwrap_err();
+    assert!(matches!(in_use, MaintenanceError::DataDir(_)), "{in_use}");
+    drop(node);
+    let kept = controller.stop().await;
+    let there = maintenance::restore(&backup, &data, false).unwrap_err();
+    assert!(matches!(there, MaintenanceError::Replaces(_)), "{there}");
+    maintenance::restore(&backup, &data, true).unwrap();
+    assert!(data.join("store.db.replaced").exists());
+
+    let (_controller, client) = Controller::start_in(kept).await;
+    let mut node = Node::register(&client, register("n1", seen)).await.unwrap();
+    node.goal_with(&["shop-web-0"]).await;
+    assert!(node.goal.incarnation > seen, "the node would refuse it");
+    assert_eq!(node.goal.instances[0].epoch, epoch, "it runs on");
+    client.apply(&shop(2)).await.unwrap();
+    node.goal_with(&["shop-web-0", "shop-web-1"]).await;
+    assert!(
+        node.goal.instances[1].epoch > 1 << 32,
+        "an epoch is given twice"
+    );
+}
+
+#[tokio::test]
+async fn what_is_not_sound_is_named_and_not_restored() {
+    let (controller, client) = Controller::start().await;
+    client.upload_guest_os().await;
+    let data = controller.data.path().join("d");
+    let backup = controller.data.path().join("backup");
+    maintenance::backup(&data, &backup).unwrap();
+    let again = maintenance::backup(&data, &backup).unwrap_err();
+    assert!(matches!(again, MaintenanceError::Exists(_)), "{again}");
+
+    let image = fs::read_dir(backup.join("blobs")).unwrap().next().unwrap();
+    let image = image.unwrap().path();
+    let mut bytes = fs::read(&image).unwrap();
+    bytes[100] ^= 1;
+    fs::write(&image, bytes).unwrap();
+    let quick = maintenance::check(&backup, false).unwrap();
+    assert_eq!(quick.problems, Vec::<String>::new(), "not looked into");
+    let whole = maintenance::check(&backup, true).unwrap();
+    assert!(whole.problems[0].starts_with("image guest-os: its file is sha256:"));
+    let place = controller.data.path().join("new");
+    let refused = maintenance::restore(&backup, &place, false).unwrap_err();
+    assert!(refused.to_string().contains("is not sound"), "{refused}");
+    assert!(!place.exists(), "something was touched");
+    let nothing = maintenance::check(&place, false).unwrap_err();
+    assert!(matches!(nothing, MaintenanceError::NoStore(_)));
+}
