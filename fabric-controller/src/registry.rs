@@ -213,12 +213,7 @@ impl Registry {
     pub fn bar(&self, node: &NodeId, silent: Duration) -> bool {
         let mut nodes = self.lock();
         let live = nodes.entry(node.clone()).or_insert_with(Live::new);
-        if live
-            .heard
-            .map_or(self.started, |(heard, _)| heard)
-            .elapsed()
-            < silent
-        {
+        if self.silence(Some(live)) < silent {
             return false;
         }
         live.barred = true;
@@ -239,7 +234,11 @@ impl Registry {
     /// the earliest.
     #[must_use]
     pub fn silent_for(&self, node: &NodeId) -> Duration {
-        let heard = self.lock().get(node).and_then(|live| live.heard);
+        self.silence(self.lock().get(node))
+    }
+
+    fn silence(&self, live: Option<&Live>) -> Duration {
+        let heard = live.and_then(|live| live.heard);
         heard.map_or(self.started, |(heard, _)| heard).elapsed()
     }
 
@@ -267,7 +266,7 @@ impl Registry {
         let nodes = self.lock();
         let live = nodes.get(node);
         let heard = live.and_then(|live| live.heard);
-        let silent = heard.map_or(self.started, |(heard, _)| heard).elapsed() > self.lost_after;
+        let silent = self.silence(live) > self.lost_after;
         let report = live.and_then(|live| live.report.clone());
         let view = match (silent, &report, heard) {
             (false, Some(_), _) => NodeView::Heard,

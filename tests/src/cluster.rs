@@ -171,15 +171,26 @@ impl Cluster {
     ///
     /// It does not come to that.
     pub async fn until_node_is_connected(&self) -> anyhow::Result<()> {
-        eventually(SOON, "the node to be connected", || async {
+        self.until_connected(NODE).await
+    }
+
+    /// Waits until a node is connected.
+    ///
+    /// # Errors
+    ///
+    /// It does not come to that.
+    pub async fn until_connected(&self, node: &str) -> anyhow::Result<()> {
+        eventually(SOON, &format!("{node} to be connected"), || async {
             let mut nodes = NodeServiceClient::new(self.channel.clone());
             let answer = nodes
                 .list_nodes(ListNodesRequest {})
                 .await
                 .map_err(|e| e.to_string())?;
-            match &answer.get_ref().nodes[..] {
-                [node] if node.connected => Ok(()),
-                nodes => Err(format!("{nodes:?}")),
+            let nodes = &answer.get_ref().nodes;
+            if nodes.iter().any(|one| one.node_id == node && one.connected) {
+                Ok(())
+            } else {
+                Err(format!("{nodes:?}"))
             }
         })
         .await

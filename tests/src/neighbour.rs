@@ -3,13 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
-use fabric_proto::v1::{ListNodesRequest, node_service_client::NodeServiceClient};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 
-use crate::{Cluster, Program, SOON, eventually, vmms_in};
+use crate::{Cluster, Program, vmms_in};
 
 /// Users that a node's virtual machines can be.
 const USERS: u32 = 10_000;
@@ -52,21 +51,7 @@ impl Neighbour {
             host_agent: Program::start(command, &log)?,
             dir,
         };
-        let channel = cluster.channel();
-        eventually(SOON, &format!("{name} to be connected"), || async {
-            let mut nodes = NodeServiceClient::new(channel.clone());
-            let answer = nodes
-                .list_nodes(ListNodesRequest {})
-                .await
-                .map_err(|error| error.to_string())?;
-            let nodes = answer.into_inner().nodes;
-            if nodes.iter().any(|one| one.node_id == name && one.connected) {
-                Ok(())
-            } else {
-                Err(format!("{nodes:?}"))
-            }
-        })
-        .await?;
+        cluster.until_connected(&name).await?;
         Ok(neighbour)
     }
 

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, ensure};
 use fabric_tests::{
-    Cluster, Neighbour, Options, Program, SOON, ServiceFile, eventually, run, stand_still, status,
-    story, vmms_in,
+    Cluster, Identity, Neighbour, Options, Program, SOON, ServiceFile, eventually, run,
+    stand_still, status, story, vmms_in,
 };
 
 fn main() -> ExitCode {
@@ -100,16 +100,20 @@ async fn a_host_agent_that_is_stopped_has_its_guests_killed_and_started_elsewher
     Ok(())
 }
 
-async fn a_host_agent_that_is_killed_and_back_in_time_keeps_its_guests() -> anyhow::Result<()> {
-    let mut cluster = Cluster::start_with(Options {
-        lease: Some("30s"),
+/// A node with such leases and a guest that is ready, and which process that is.
+async fn one_guest(lease: &'static str) -> anyhow::Result<(Cluster, Identity)> {
+    let cluster = Cluster::start_with(Options {
+        lease: Some(lease),
         ..Options::default()
     })
     .await?;
-    cluster
-        .run(&ServiceFile::web("shop").instances(1), "shop-web-0")
-        .await?;
-    let before = cluster.vmm("shop-web-0")?;
+    cluster.run(&ServiceFile::web("shop"), "shop-web-0").await?;
+    let vmm = cluster.vmm("shop-web-0")?;
+    Ok((cluster, vmm))
+}
+
+async fn a_host_agent_that_is_killed_and_back_in_time_keeps_its_guests() -> anyhow::Result<()> {
+    let (mut cluster, before) = one_guest("30s").await?;
     cluster.host_agent.kill()?;
     cluster.host_agent.start_again()?;
     cluster.until_event("shop-web-0", "InstanceAdopted").await?;
@@ -119,15 +123,7 @@ async fn a_host_agent_that_is_killed_and_back_in_time_keeps_its_guests() -> anyh
 }
 
 async fn guests_run_on_while_the_controller_of_their_machine_is_down() -> anyhow::Result<()> {
-    let mut cluster = Cluster::start_with(Options {
-        lease: Some("2s"),
-        ..Options::default()
-    })
-    .await?;
-    cluster
-        .run(&ServiceFile::web("shop").instances(1), "shop-web-0")
-        .await?;
-    let before = cluster.vmm("shop-web-0")?;
+    let (mut cluster, before) = one_guest("2s").await?;
     let record = cluster.node_dir().join("lease");
     let lease = || -> anyhow::Result<u64> {
         let text = std::fs::read_to_string(&record)?;

@@ -188,6 +188,18 @@ pub struct InstanceRecord {
     pub changed: WallTime,
 }
 
+impl InstanceRecord {
+    /// It does not run on its node any more, and is to be placed anew.
+    pub fn leave_node(&mut self, epoch: u64, now: WallTime) {
+        self.phase = Phase::Wanted;
+        self.node = None;
+        self.epoch = epoch;
+        // They are on that node's disk.
+        self.keep = self.keep.forgotten();
+        self.changed = now;
+    }
+}
+
 /// Most instances of one role.
 pub const MOST_INSTANCES: u32 = 1000;
 

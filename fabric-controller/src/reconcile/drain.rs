@@ -98,7 +98,7 @@ fn take<'a>(
         _ => None,
     };
     leaving()
-        .filter(|one| Some(domain(one)) == next || !is_well(one) && down.contains(&domain(one)))
+        .filter(|one| Some(domain(one)) == next || !is_well(one))
         .copied()
         .collect()
 }

@@ -108,12 +108,7 @@ pub(super) fn take_off(
             // The plan sees that it is gone.
             continue;
         }
-        record.phase = Phase::Wanted;
-        record.node = None;
-        record.epoch = input.next_epoch;
-        // They are on that node's disk.
-        record.keep = record.keep.forgotten();
-        record.changed = now;
+        record.leave_node(input.next_epoch, now);
         plan.put.insert(record.id.clone(), record.clone());
         let message = format!(
             "node {node} is silent, and its lease has ended: started elsewhere, as epoch {}",

@@ -129,12 +129,7 @@ pub fn plan(policy: Policy, input: &Input, now: WallTime) -> Plan {
             plan.put.insert(record.id.clone(), record.clone());
         }
         if record.phase == Phase::Moving && is_gone(record, input) {
-            record.phase = Phase::Wanted;
-            record.node = None;
-            record.epoch = input.next_epoch;
-            // They were on that node's disk.
-            record.keep = record.keep.forgotten();
-            record.changed = now;
+            record.leave_node(input.next_epoch, now);
             plan.put.insert(record.id.clone(), record.clone());
         }
         if record.phase == Phase::Removing && is_gone(record, input) {

@@ -534,7 +534,8 @@ fn observe(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::new(pidfd)
 }
 
-fn open(pid: u32) -> Option<OwnedFd> {
+/// Holds a process: whoever has its number now is the one that is meant from here on.
+pub(crate) fn open(pid: u32) -> Option<OwnedFd> {
     let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
     pidfd_open(pid, PidfdFlags::NONBLOCK).ok()
 }

@@ -17,7 +17,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Signal, pidfd_send_signal};
 
 use super::{Lease, record::Record};
 use crate::{clock, hypervisor::proc, hypervisor::process};
@@ -84,8 +84,7 @@ pub async fn end(data: &Path) {
 fn end_former(data: &Path) -> Option<u32> {
     let text = fs::read_to_string(data.join(LOCK)).ok()?;
     let pid = text.trim().parse::<u32>().ok()?;
-    let raw = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
-    let process = pidfd_open(raw, PidfdFlags::empty()).ok()?;
+    let process = process::open(pid)?;
     // Whoever has this number now is still the one that is looked at.
     if !is_keeper(pid, data) {
         return None;
