@@ -96,6 +96,9 @@ async fn converse(
             .await;
         return Err(denied);
     }
+    // From here on the node counts as heard: it is not fenced between the commit of its
+    // registration, which says that it is not, and its first report.
+    let session = controller.registry.open(&node);
     let highest = match store_registration(controller, &registration).await {
         Ok(highest) => highest,
         Err(error) if error.is_full() => known(controller, &registration).await?.ok_or(error)?,
@@ -104,7 +107,7 @@ async fn converse(
     tracing::info!(%node, agent = registration.agent_version, "session opened");
     let mut talk = Talk {
         controller,
-        session: controller.registry.open(&node),
+        session,
         node,
         answers,
         sent: registration.seen_incarnation,
@@ -346,7 +349,8 @@ async fn known(controller: &Controller, from: &Registration) -> Result<Option<u6
     let goal = records::get::<GoalRecord>(store, &records::goal(id)).await?;
     let highest = records::get::<u64>(store, &records::node_events(id)).await?;
     let given = goal.map_or(0, |goal| goal.value.incarnation);
-    let same = node.is_some_and(|node| node.value.inventory == from.inventory)
+    let as_kept = |node: NodeRecord| node.inventory == from.inventory && !node.fenced;
+    let same = node.is_some_and(|node| as_kept(node.value))
         && from.seen_incarnation <= given
         && (from.seen_incarnation > 0 || given == 0);
     tracing::warn!(node = %id, same, "the disk is full while a node opens its session");
