@@ -10,12 +10,7 @@ use crate::{
     events::EventLog,
     goal::tests::instance,
     hypervisor::fake::FakeHypervisor,
-    instance::{
-        directory::OS_DISK,
-        disks::{self, Workshop},
-        machine::Limits,
-        status::Board,
-    },
+    instance::{directory::OS_DISK, disks::Workshop, machine::Limits, status::Board, turn::Turns},
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -130,7 +125,7 @@ fn open(data: &TempDir, hypervisor: &FakeHypervisor, shelf: &Arc<Shelf>) -> Node
         blobs: BlobCache::open(data.path().join("blobs"), Arc::clone(shelf) as _).unwrap(),
         events: Arc::new(EventLog::open(&data.path().join("journal")).unwrap()),
         templates: None,
-        starts: disks::starts(),
+        turns: Turns::of_this_machine(),
     };
     let lent = Lent {
         hypervisor: Arc::new(hypervisor.clone()),

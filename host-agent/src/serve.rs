@@ -26,10 +26,7 @@ use crate::{
     files,
     hypervisor::{jails::Jails, process::ProcessHypervisor},
     instance::{
-        disks::{self, Workshop},
-        machine::Limits,
-        status::Board,
-        supervisor::Node as Lent,
+        disks::Workshop, machine::Limits, status::Board, supervisor::Node as Lent, turn::Turns,
     },
     inventory,
     join::{self, Renewal},
@@ -170,7 +167,7 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
         blobs: BlobCache::open(data.join("blobs"), source)?,
         events: Arc::new(events),
         templates: usable.then(|| Arc::clone(&templates)),
-        starts: disks::starts(),
+        turns: Turns::of_this_machine(),
     });
     let board = Arc::new(Board::default());
     let lease = Lease::open(&data, &host_boot_id)

@@ -6,6 +6,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -50,6 +51,8 @@ pub struct FakeVm {
     end: watch::Sender<Option<Exit>>,
     /// Whether it stands still.
     pub paused: watch::Sender<bool>,
+    /// How long it had no processor.
+    pub waited: Arc<Mutex<Duration>>,
     table: Arc<Mutex<Table>>,
 }
 
@@ -157,6 +160,7 @@ impl Hypervisor for FakeHypervisor {
             spec: spec.clone(),
             end: watch::Sender::new(None),
             paused: watch::Sender::new(false),
+            waited: Arc::default(),
             table: Arc::clone(&self.table),
         };
         table
@@ -235,6 +239,10 @@ fn write_snapshot(directory: &Path) {
 impl Vm for FakeVm {
     fn record(&self) -> &VmRecord {
         &self.record
+    }
+
+    fn waited(&self) -> Duration {
+        *self.waited.lock().unwrap()
     }
 
     async fn exited(&self) -> Exit {

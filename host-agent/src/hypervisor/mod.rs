@@ -11,7 +11,7 @@ pub mod proc;
 pub mod process;
 pub mod trial;
 
-use std::{fmt, io, path::Path, path::PathBuf, sync::Arc};
+use std::{fmt, io, path::Path, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use fabric_vmm::control::Request;
@@ -186,6 +186,9 @@ pub trait Hypervisor: fmt::Debug + Send + Sync {
 pub trait Vm: fmt::Debug + Send + Sync {
     /// Which process it is.
     fn record(&self) -> &VmRecord;
+
+    /// How long it could have run and had no processor, since it was started.
+    fn waited(&self) -> Duration;
 
     /// Waits for its end. May be dropped and called again.
     async fn exited(&self) -> Exit;

@@ -3,6 +3,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use procfs::process::{Process, Stat};
@@ -12,6 +13,18 @@ use procfs::process::{Process, Stat};
 #[must_use]
 pub fn start_time(pid: u32) -> Option<u64> {
     Some(stat(pid)?.starttime)
+}
+
+/// How long that thread of a process which waited longest for processors did so, since
+/// it was started; nothing where the kernel does not count it
+/// (Documentation/scheduler/sched-stats.rst, "/proc/<pid>/schedstat").
+#[must_use]
+pub fn longest_wait(pid: u32) -> Duration {
+    let tasks = pid.try_into().ok().and_then(|pid| Process::new(pid).ok());
+    let tasks = tasks.and_then(|process| process.tasks().ok());
+    let delays = tasks.into_iter().flatten().flatten();
+    let delays = delays.filter_map(|task| Some(task.schedstat().ok()?.run_delay));
+    Duration::from_nanos(delays.max().unwrap_or(0))
 }
 
 /// The time that a process had of processors, in clock ticks.

@@ -470,6 +470,10 @@ impl Vm for Process {
         &self.record
     }
 
+    fn waited(&self) -> Duration {
+        proc::longest_wait(self.record.pid)
+    }
+
     async fn exited(&self) -> Exit {
         // A pidfd is readable once its process has ended.
         if let Err(error) = self.pidfd.readable().await {

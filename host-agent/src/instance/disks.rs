@@ -16,13 +16,13 @@ use std::{
 };
 
 use fabric_proto::{guest::v1::RoleKind, id::SnapshotName};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use vhd::BlockDevice as _;
 
 use super::{
     directory::{InstanceDirectory, OS_DISK, TEMPLATE_DISK},
     snapshots::{self, MadeOf, SnapshotError},
     state::Unprepared,
+    turn::{Turn, Turns},
 };
 use crate::{
     blobs::{BlobCache, BlobError},
@@ -126,20 +126,8 @@ pub struct Workshop {
     pub events: Arc<EventLog>,
     /// What instances are copied from, if they are.
     pub templates: Option<Arc<Templates>>,
-    /// Places for guests that go on from a template and have not said hello.
-    pub starts: Arc<Semaphore>,
-}
-
-/// So many copies at once for each processor of the node may be on their way to their
-/// hello. More would take the time from one another until all are late, and their
-/// template is taken for broken; like this they arrive in turn.
-const STARTS_PER_CPU: usize = 4;
-
-/// The places of this node.
-#[must_use]
-pub fn starts() -> Arc<Semaphore> {
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    Arc::new(Semaphore::new(cpus * STARTS_PER_CPU))
+    /// Where copies wait for their turn.
+    pub turns: Turns,
 }
 
 /// An instance that is ready to be started.
@@ -149,9 +137,8 @@ pub struct Prepared {
     pub spec: VmSpec,
     /// The template that it goes on from.
     pub template: Option<Key>,
-    /// Its place among the copies that are started, given up at its hello. What boots
-    /// has none: it takes long, and whoever never says hello would keep others waiting.
-    pub place: Option<OwnedSemaphorePermit>,
+    /// Its turn among the copies that are started.
+    pub turn: Turn,
 }
 
 /// How an instance is made ready.
@@ -238,10 +225,12 @@ pub async fn prepare(
         (Some(template), None) => Origin::Template(template.snapshot.clone()),
         (None, None) => Origin::Boot,
     };
-    let place = match &origin {
-        // There are always places: nobody closes them.
-        Origin::Template(_) => Arc::clone(&workshop.starts).acquire_owned().await.ok(),
-        _ => None,
+    let turn = match &origin {
+        Origin::Template(_) => {
+            let cold = goal.role.warm_start.is_none();
+            workshop.turns.arrive(cold).await
+        }
+        _ => Turn::Free,
     };
     let spec = VmSpec {
         name: goal.id.to_string(),
@@ -257,7 +246,7 @@ pub async fn prepare(
     Ok(Prepared {
         spec,
         template: template.map(|template| template.key),
-        place,
+        turn,
     })
 }
 

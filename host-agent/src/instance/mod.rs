@@ -19,3 +19,4 @@ pub mod snapshots;
 pub mod state;
 pub mod status;
 pub mod supervisor;
+pub mod turn;

@@ -276,7 +276,11 @@ pub enum Input {
     /// The guest agent said something.
     Guest(GuestSaid),
     /// A deadline has passed.
-    Tick,
+    Tick {
+        /// How long the machine could have run and had no processor, since it was last
+        /// heard or this was said last.
+        starved: Duration,
+    },
 }
 
 /// What a VMM that was spawned begins with.

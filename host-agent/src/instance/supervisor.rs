@@ -15,7 +15,7 @@ use std::{
 use fabric_proto::id::{InstanceId, SnapshotName};
 use fabric_vmm::control::Request;
 use tokio::{
-    sync::{OwnedSemaphorePermit, mpsc, watch},
+    sync::{mpsc, watch},
     task::JoinError,
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -28,6 +28,7 @@ use super::{
     snapshots::{self, MadeOf},
     state::{Action, Exit, GuestSaid, Handled, Input, Launch, Presence, Scope, State, Wanted},
     status::{self, Board},
+    turn::Turn,
 };
 use crate::{
     clock::Clock,
@@ -85,9 +86,11 @@ pub struct Supervisor {
     lease: lease::Watch,
     goal: Option<InstanceGoal>,
     spec: Option<VmSpec>,
-    /// Its place among the copies that are being started.
-    place: Option<OwnedSemaphorePermit>,
+    /// Its turn among the copies that are being started.
+    turn: Turn,
     vm: Option<Arc<dyn Vm>>,
+    /// What its virtual machine had waited for processors when it was last heard.
+    waited: Duration,
     preparing: Option<AbortOnDropHandle<Result<Prepared, PrepareError>>>,
     /// What is being done to a machine that runs or is paused.
     handling: Option<AbortOnDropHandle<Handled>>,
@@ -120,6 +123,8 @@ enum Happening {
     Exited(Exit),
     Heard(Heard),
     Deadline,
+    /// It is its turn, or has been for long enough.
+    Turn,
     /// Nobody is there any longer to give orders.
     Abandoned,
 }
@@ -156,8 +161,9 @@ impl Supervisor {
             lease,
             goal: None,
             spec: None,
-            place: None,
+            turn: Turn::Free,
             vm: None,
+            waited: Duration::ZERO,
             preparing: None,
             handling: None,
             server: None,
@@ -181,6 +187,7 @@ impl Supervisor {
                 Happening::Exited(exit) => self.exited(exit).await,
                 Happening::Heard(heard) => self.hear(heard).await,
                 Happening::Deadline => self.deadline().await,
+                Happening::Turn => self.settle(),
                 Happening::Abandoned => return,
             }
         }
@@ -206,6 +213,7 @@ impl Supervisor {
             result = finished(&mut self.preparing) => Happening::Prepared(result),
             handled = handled(&mut self.handling) => Happening::Handled(handled),
             () = until(deadline) => Happening::Deadline,
+            () = self.turn.change() => Happening::Turn,
             Some(heard) = self.heard.recv() => Happening::Heard(heard),
         }
     }
@@ -238,6 +246,7 @@ impl Supervisor {
         let (now, limits) = (self.node.clock.now(), Arc::clone(&self.node.limits));
         let there = self.vm.is_some();
         self.manifest.process = self.vm.as_ref().map(|vm| vm.record().clone());
+        self.starved();
         let actions = self.manifest.machine.resume(now, there, same_boot, &limits);
         self.carry_out(actions).await;
         if let Some(vm) = self.vm.as_ref().filter(|_| !self.machine().has_vm()) {
@@ -306,7 +315,7 @@ impl Supervisor {
         let result = result.map_err(Into::into).map(|prepared| {
             self.manifest.template = prepared.template;
             self.spec = Some(prepared.spec);
-            self.place = prepared.place;
+            self.turn = prepared.turn;
         });
         self.step(Input::Prepared(result)).await;
     }
@@ -340,6 +349,7 @@ impl Supervisor {
     async fn hear(&mut self, heard: Heard) {
         // What an earlier boot said is of no interest now.
         if heard.boot == self.machine().boots() && self.machine().has_vm() {
+            self.starved();
             self.step(Input::Guest(heard.said)).await;
         }
     }
@@ -356,7 +366,14 @@ impl Supervisor {
 
     async fn deadline(&mut self) {
         self.hear_all().await;
-        self.step(Input::Tick).await;
+        let starved = self.starved();
+        self.step(Input::Tick { starved }).await;
+    }
+
+    /// How long its virtual machine has waited for processors since this was asked last.
+    fn starved(&mut self) -> Duration {
+        let waited = self.vm.as_ref().map_or(Duration::ZERO, |vm| vm.waited());
+        waited.saturating_sub(std::mem::replace(&mut self.waited, waited))
     }
 
     /// Nothing is decided as if there were a lease when it has ended.
@@ -438,9 +455,7 @@ impl Supervisor {
         if !matches!(self.machine().state(), State::Handling { .. }) {
             self.handling = None;
         }
-        if !self.machine().is_being_started() {
-            self.place = None;
-        }
+        self.turn.follow(self.machine().progress());
         let goal = self.guest_goal();
         let told = self.guest_goal.borrow().clone();
         let tell = told.as_ref().is_none_or(|told| {
@@ -474,7 +489,10 @@ impl Supervisor {
             instance: Some(self.id.clone()),
             heartbeat: self.node.limits.heartbeat,
             off: self.machine().guest_should_be_off(),
-            role: self.goal.as_ref().map(|goal| self.role_of(goal)),
+            role: match &self.goal {
+                Some(goal) if !self.turn.withholds_role() => Some(self.role_of(goal)),
+                _ => None,
+            },
         }
     }
 
@@ -610,6 +628,7 @@ impl Supervisor {
         let result = result.map(|(vm, launch)| {
             self.manifest.process = Some(vm.record().clone());
             self.vm = Some(vm);
+            self.starved();
             launch
         });
         let (now, limits) = (self.node.clock.now(), Arc::clone(&self.node.limits));

@@ -8,7 +8,7 @@ use fabric_proto::{guest::v1 as wire, id::Digest, node::v1 as node_wire};
 use hyper_util::rt::TokioIo;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
-use tokio::{sync::Semaphore, task::JoinHandle};
+use tokio::task::JoinHandle;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use wire::{guest_service_client::GuestServiceClient, session_request::Report};
 
@@ -21,7 +21,7 @@ use crate::{
         PackageDisk,
         fake::{FakeHypervisor, FakeVm},
     },
-    instance::{directory::TEMPLATE_DISK, disks, state::ExitKind},
+    instance::{directory::TEMPLATE_DISK, state::ExitKind, turn::Turns},
     template::{self, Templates, host::Host, prune::Keep},
 };
 
@@ -59,7 +59,7 @@ impl Stage {
             blobs: BlobCache::open(data.path().join("blobs"), Arc::clone(&shelf) as _).unwrap(),
             events: Arc::new(EventLog::open(data.path()).unwrap()),
             templates: None,
-            starts: disks::starts(),
+            turns: Turns::of_this_machine(),
         };
         let node = Node {
             hypervisor: Arc::new(hypervisor.clone()),
@@ -103,7 +103,7 @@ impl Stage {
             blobs: BlobCache::open(path("blobs"), Arc::clone(&self.shelf) as _).unwrap(),
             events: Arc::clone(&self.node.workshop.events),
             templates: Some(Arc::new(templates.unwrap())),
-            starts: Arc::new(Semaphore::new(1)),
+            turns: Turns::new(1),
         });
         self.goal.role.as_mut().unwrap().kind = wire::RoleKind::Web.into();
         self
@@ -668,10 +668,10 @@ async fn an_instance_is_copied_restarted_on_its_disk_and_copied_again_when_reima
 }
 
 #[tokio::test]
-async fn a_copy_waits_for_its_place_and_gives_it_up_at_its_hello() {
+async fn a_copy_waits_for_its_turn_and_its_role_for_another() {
     let mut stage = Stage::new().with_templates();
-    let places = Arc::clone(&stage.node.workshop.starts);
-    let other = Arc::clone(&places).acquire_owned().await.unwrap();
+    let turns = stage.node.workshop.turns.clone();
+    let other = turns.arrive(true).await;
     stage.start();
     let preparing = node_wire::VmState::Preparing;
     stage
@@ -681,10 +681,47 @@ async fn a_copy_waits_for_its_place_and_gives_it_up_at_its_hello() {
         tokio::task::yield_now().await;
     }
     assert_eq!(stage.hypervisor.launched(), 0);
-    drop(other);
-    let _guest = stage.ready().await;
+    let next = tokio::spawn(async move {
+        drop(other);
+        turns.arrive(true).await
+    });
+    stage.until_state(node_wire::VmState::Booting).await;
     assert!(is_copy(&stage.vm()));
-    assert_eq!(places.available_permits(), 1);
+    let mut guest = stage.guest().await;
+    let goal = guest.hello().await;
+    assert_eq!(goal.instance_id, ID);
+    assert_eq!(goal.roles, [], "another guest is to arrive first");
+    let next = next.await.unwrap();
+    drop(next);
+    assert_eq!(guest.goal().await.roles.len(), 1);
+    guest.role(wire::RoleState::Ready, 0).await;
+    // Now others may have it.
+    stage.node.workshop.turns.arrive(true).await;
+}
+
+#[tokio::test]
+async fn a_guest_without_a_processor_is_waited_for() {
+    let mut stage = Stage::new();
+    stage.limits(|limits| limits.heartbeat = Duration::from_millis(20));
+    stage.limits(|limits| limits.starved = Duration::ZERO);
+    stage.start();
+    let _guest = stage.ready().await;
+    let vm = stage.vm();
+    let starving = tokio::spawn(async move {
+        loop {
+            *vm.waited.lock().unwrap() += Duration::from_millis(20);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    let silent = tokio::time::timeout(
+        Duration::from_millis(500),
+        stage.until("given up", |report| report.boots > 1),
+    );
+    assert!(silent.await.is_err(), "it starved all the time");
+    starving.abort();
+    stage
+        .until("started again", |report| report.boots > 1)
+        .await;
 }
 
 #[tokio::test]

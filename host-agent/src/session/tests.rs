@@ -24,10 +24,7 @@ use super::*;
 use crate::{
     blobs::{BlobCache, source::BlobSource as _},
     events::{EventLog, Reason},
-    instance::{
-        disks::{self, Workshop},
-        status::Board,
-    },
+    instance::{disks::Workshop, status::Board, turn::Turns},
     lease::Lease,
     node::View,
 };
@@ -152,7 +149,7 @@ impl Stage {
             blobs: BlobCache::open(data.path().join("blobs"), source).unwrap(),
             events: Arc::new(EventLog::open(data.path()).unwrap()),
             templates: None,
-            starts: disks::starts(),
+            turns: Turns::of_this_machine(),
         });
         let board = Arc::new(Board::default());
         let (applied, applied_view) = tokio::sync::watch::channel(7);

@@ -18,6 +18,8 @@ pub struct Limits {
     /// After its hello, a guest starts its roles, and may have no time for
     /// heartbeats on a node where many do; until a role is ready, or for so long.
     pub settle: Duration,
+    /// Waiting for a processor, if it is longer, is not held against a guest.
+    pub starved: Duration,
     /// Until a guest agent is back after a restart of the host agent.
     pub reconnect: Duration,
     /// For a guest to power off, beyond the role's own grace.
@@ -40,6 +42,7 @@ impl Default for Limits {
             heartbeat: Duration::from_secs(2),
             heartbeats_missed: 3,
             settle: Duration::from_secs(20),
+            starved: Duration::from_millis(500),
             reconnect: Duration::from_secs(30),
             power_off: Duration::from_secs(5),
             leave: Duration::from_secs(15),

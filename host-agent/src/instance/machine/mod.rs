@@ -57,9 +57,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     events::Reason,
-    guest::report::RoleReport,
-    instance::state::{
-        Action, End, Handling, Input, Launch, Note, Presence, Scope, Snapshot, Start, State, Wanted,
+    guest::report::{RoleCondition, RoleReport},
+    instance::{
+        state::{
+            Action, End, Handling, Input, Launch, Note, Presence, Scope, Snapshot, Start, State,
+            Wanted,
+        },
+        turn::Progress,
     },
     policy::ladder::Ladder,
 };
@@ -251,13 +255,17 @@ impl Machine {
         )
     }
 
-    /// Whether it is on its way to its guest agent's hello.
+    /// How far it has come, if it is being started.
     #[must_use]
-    pub fn is_being_started(&self) -> bool {
-        matches!(
-            self.state,
-            State::Preparing { .. } | State::Launching | State::Booting { .. }
-        )
+    pub fn progress(&self) -> Progress {
+        let starting = |role: &RoleReport| role.condition == RoleCondition::Starting;
+        match self.state {
+            State::Preparing { .. } | State::Launching | State::Booting { .. } => {
+                Progress::Arriving
+            }
+            State::Running { .. } if self.role.as_ref().is_none_or(starting) => Progress::Arrived,
+            _ => Progress::Settled,
+        }
     }
 
     /// Whether the guest should be told to power off.
@@ -297,7 +305,7 @@ impl Machine {
             Input::Exited(exit) => self.on_exit(now, &exit, limits, &mut actions),
             Input::Handled(handled) => self.on_handled(now, handled, limits, &mut actions),
             Input::Guest(said) => self.on_guest(now, said, limits, &mut actions),
-            Input::Tick => self.on_tick(now, limits, &mut actions),
+            Input::Tick { starved } => self.on_tick(now, starved, limits, &mut actions),
         }
         actions
     }

@@ -104,7 +104,7 @@ impl Story {
             .deadline(&self.limits)
             .expect("a deadline")
             .max(self.now);
-        self.happens(Input::Tick)
+        self.happens(TICK)
     }
 
     /// What was done since this was asked last, without what was told.
@@ -126,6 +126,9 @@ impl Story {
     }
 }
 
+const TICK: Input = Input::Tick {
+    starved: Duration::ZERO,
+};
 const KEEP: Action = Action::Prepare {
     fresh: false,
     cold: false,
@@ -310,13 +313,34 @@ fn a_guest_that_never_says_hello_is_killed_and_started_again() {
 }
 
 #[test]
+fn time_without_a_processor_is_not_held_against_a_guest() {
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready().told();
+    let starve = |story: &mut Story, starved| {
+        story.now = story.machine.deadline(&story.limits).unwrap();
+        story.happens(Input::Tick { starved }).told()
+    };
+    let second = Duration::from_secs(1);
+    let begun = story.now;
+    assert_eq!(starve(&mut story, 5 * second), []);
+    assert_eq!(starve(&mut story, 2 * second), []);
+    // It had its time; the little that it still lacks changes nothing.
+    let little = story.limits.starved;
+    assert_eq!(starve(&mut story, little), [Reason::HeartbeatsMissed]);
+    assert_eq!(story.now - begun, story.limits.silence() + 7 * second);
+
+    let mut story = Story::new();
+    story.goal(|_| {}).starts().told();
+    let begun = story.now;
+    assert_eq!(starve(&mut story, 30 * second), []);
+    assert_eq!(story.waits().told(), [Reason::HeartbeatsMissed]);
+    assert_eq!(story.now - begun, story.limits.boot + 30 * second);
+}
+
+#[test]
 fn a_host_agent_that_did_not_run_does_not_blame_the_guest() {
     let mut story = Story::new();
-    story
-        .goal(|_| {})
-        .becomes_ready()
-        .after(3600)
-        .happens(Input::Tick);
+    story.goal(|_| {}).becomes_ready().after(3600).happens(TICK);
     assert_eq!(
         *story.machine.state(),
         State::Running {
@@ -1249,7 +1273,7 @@ proptest! {
                 }
                 Move::Wait(milliseconds) => {
                     story.now += Duration::from_millis(milliseconds);
-                    story.happens(Input::Tick);
+                    story.happens(TICK);
                 }
                 Move::Resume(same_boot) if !world.launching && !world.removed => {
                     let record = serde_json::to_string(&story.machine).unwrap();

@@ -9,10 +9,19 @@ use crate::{
 };
 
 impl Machine {
-    pub(super) fn on_tick(&mut self, now: Duration, limits: &Limits, actions: &mut Actions) {
+    pub(super) fn on_tick(
+        &mut self,
+        now: Duration,
+        starved: Duration,
+        limits: &Limits,
+        actions: &mut Actions,
+    ) {
         let Some(deadline) = self.deadline(limits).filter(|deadline| *deadline <= now) else {
             return;
         };
+        if starved > limits.starved && self.is_owed(starved) {
+            return;
+        }
         match self.state.clone() {
             State::Booting { launched, .. } => {
                 let why = format!(
@@ -82,6 +91,16 @@ impl Machine {
             }
             _ => {}
         }
+    }
+
+    /// Time in which a guest had no processor is not held against it.
+    fn is_owed(&mut self, starved: Duration) -> bool {
+        match &mut self.state {
+            State::Booting { deadline, .. } => *deadline += starved,
+            State::Running { heard } => *heard += starved,
+            _ => return false,
+        }
+        true
     }
 
     /// Ends a machine that does not answer.

@@ -1,0 +1,207 @@
+//! Turns of the copies that are started on a node.
+//!
+//! So many at a time: more would take the processors from one another until all are
+//! late, and their template is taken for broken. A copy has its turn twice: on its way
+//! to its guest agent's hello, and again, behind all that wait by then, for the start of
+//! its role. So guests arrive first, and their roles after them.
+//!
+//! What boots has no turn: it takes long, and whoever never says hello would keep
+//! others waiting. A role that is in a template already runs when its copy arrives.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
+use tokio_util::task::AbortOnDropHandle;
+
+/// So many copies at once for each processor of the node.
+const PER_CPU: usize = 4;
+/// How long the start of a role keeps others waiting at the most.
+const LONGEST: Duration = Duration::from_secs(20);
+
+type Place = OwnedSemaphorePermit;
+
+/// The places of a node.
+#[derive(Debug, Clone)]
+pub struct Turns(Arc<Semaphore>);
+
+impl Turns {
+    /// So many places.
+    #[must_use]
+    pub fn new(places: usize) -> Self {
+        Self(Arc::new(Semaphore::new(places)))
+    }
+
+    /// Those of this machine.
+    #[must_use]
+    pub fn of_this_machine() -> Self {
+        Self::new(std::thread::available_parallelism().map_or(1, usize::from) * PER_CPU)
+    }
+
+    /// Waits for the turn of a copy.
+    pub async fn arrive(&self, role_too: bool) -> Turn {
+        match self.next().await {
+            Some(place) => Turn::Arriving {
+                _place: place,
+                turns: role_too.then(|| self.clone()),
+            },
+            None => Turn::Free,
+        }
+    }
+
+    /// In the order in which they ask; nobody closes the places.
+    async fn next(&self) -> Option<Place> {
+        Arc::clone(&self.0).acquire_owned().await.ok()
+    }
+
+    fn role(self) -> Turn {
+        // None is free while anyone waits.
+        match Arc::clone(&self.0).try_acquire_owned() {
+            Ok(place) => Turn::starting(Some(place)),
+            Err(_) => Turn::Waiting(AbortOnDropHandle::new(tokio::spawn(async move {
+                self.next().await
+            }))),
+        }
+    }
+}
+
+/// An instance's turn.
+#[derive(Debug, Default)]
+pub enum Turn {
+    /// It waits for nothing, and keeps nobody waiting.
+    #[default]
+    Free,
+    /// Its guest is on its way to its hello.
+    Arriving {
+        /// Until then.
+        _place: Place,
+        /// Where its role waits for its own turn.
+        turns: Option<Turns>,
+    },
+    /// Its guest is there; its role waits.
+    Waiting(AbortOnDropHandle<Option<Place>>),
+    /// Its role is being started.
+    Starting {
+        /// Until it has been.
+        _place: Place,
+        /// When others need not wait for it any longer.
+        until: Instant,
+    },
+}
+
+/// How far an instance has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Its guest is not there yet.
+    Arriving,
+    /// Its guest is there, its role is not started.
+    Arrived,
+    /// There is nothing that others need to wait for.
+    Settled,
+}
+
+impl Turn {
+    fn starting(place: Option<Place>) -> Self {
+        place.map_or(Self::Free, |place| Self::Starting {
+            _place: place,
+            until: Instant::now() + LONGEST,
+        })
+    }
+
+    /// Brings it in line with how far its instance has come.
+    pub fn follow(&mut self, progress: Progress) {
+        *self = match (std::mem::take(self), progress) {
+            (turn @ Self::Arriving { .. }, Progress::Arriving) => turn,
+            (Self::Arriving { _place, turns }, Progress::Arrived) => {
+                // Before it asks again: it goes to the next that arrives.
+                drop(_place);
+                turns.map_or(Self::Free, Turns::role)
+            }
+            (turn @ (Self::Waiting(_) | Self::Starting { .. }), Progress::Arrived) => turn,
+            _ => Self::Free,
+        };
+    }
+
+    /// Whether the guest is not given its role yet.
+    #[must_use]
+    pub fn withholds_role(&self) -> bool {
+        match self {
+            Self::Arriving { turns, .. } => turns.is_some(),
+            Self::Waiting(_) => true,
+            Self::Free | Self::Starting { .. } => false,
+        }
+    }
+
+    /// Waits until time changes it. May be dropped and called again.
+    pub async fn change(&mut self) {
+        match self {
+            Self::Waiting(place) => *self = Self::starting(place.await.ok().flatten()),
+            Self::Starting { until, .. } => {
+                tokio::time::sleep_until(*until).await;
+                *self = Self::Free;
+            }
+            Self::Free | Self::Arriving { .. } => std::future::pending().await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn guests_arrive_first_and_their_roles_after_them() {
+        let turns = Turns::new(1);
+        let mut first = turns.arrive(true).await;
+        let second = tokio::spawn({
+            let turns = turns.clone();
+            async move { turns.arrive(true).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(first.withholds_role());
+
+        first.follow(Progress::Arrived);
+        assert!(first.withholds_role(), "another guest waits to arrive");
+        let mut second = second.await.unwrap();
+        second.follow(Progress::Arrived);
+        first.change().await;
+        assert!(!first.withholds_role());
+        assert!(second.withholds_role(), "the role of another is starting");
+
+        first.follow(Progress::Settled);
+        second.change().await;
+        assert!(!second.withholds_role());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_without_end_for_a_role_that_does_not_start() {
+        let turns = Turns::new(1);
+        let mut slow = turns.arrive(true).await;
+        slow.follow(Progress::Arrived);
+        assert!(!slow.withholds_role(), "nobody else is there");
+        let begun = Instant::now();
+        let next = turns.arrive(true);
+        tokio::join!(slow.change(), next);
+        assert_eq!(begun.elapsed(), LONGEST);
+    }
+
+    #[tokio::test]
+    async fn what_is_stopped_on_its_way_keeps_nobody_waiting() {
+        let turns = Turns::new(1);
+        let mut stopped = turns.arrive(true).await;
+        stopped.follow(Progress::Settled);
+        assert!(!stopped.withholds_role());
+        turns.arrive(true).await;
+    }
+
+    #[tokio::test]
+    async fn a_role_that_runs_already_has_no_turn_of_its_own() {
+        let turns = Turns::new(1);
+        let mut warm = turns.arrive(false).await;
+        assert!(!warm.withholds_role());
+        warm.follow(Progress::Arrived);
+        assert!(matches!(warm, Turn::Free));
+    }
+}
