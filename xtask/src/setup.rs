@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// What is needed, and for what.
-const PACKAGES: [(&str, &str); 13] = [
+const PACKAGES: [(&str, &str); 14] = [
     ("gcc", "to link Rust programs and to build the guest kernel"),
     ("libc6-dev", "to link Rust programs"),
     ("g++", "to build libFuzzer"),
@@ -23,6 +23,7 @@ const PACKAGES: [(&str, &str); 13] = [
     ("libssl-dev", "to build the guest kernel"),
     ("xz-utils", "to unpack the guest kernel's source"),
     ("e2fsprogs", "to make file systems for guests"),
+    ("iproute2", "to give nodes networks of their own"),
     ("qemu-utils", "to test VHDs against another implementation"),
     (
         "libvhdi-utils",

@@ -33,7 +33,7 @@ pub enum Failure {
     },
     /// The controller says no.
     #[error("{}", .0.message())]
-    Call(#[from] Status),
+    Call(Status),
     /// A file cannot be read or written.
     #[error("cannot {what} {}", .path.display())]
     File {
@@ -80,6 +80,20 @@ pub enum Failure {
     /// The controller's answer lacks something.
     #[error("the controller's answer has no {0}; is it of another version?")]
     Answer(&'static str),
+}
+
+impl From<Status> for Failure {
+    /// A connection that broke off has many codes; whoever asks again looks for one.
+    fn from(status: Status) -> Self {
+        let codes = [Code::Unknown, Code::Internal, Code::Cancelled];
+        // What the controller itself says has no source.
+        let broken = status.source().is_some() && codes.contains(&status.code());
+        Self::Call(if broken {
+            Status::unavailable(status.message())
+        } else {
+            status
+        })
+    }
 }
 
 /// What tonic says before it says what happened.
@@ -199,5 +213,18 @@ mod tests {
             format!("{:?}", ExitCode::from(3))
         );
         assert_eq!(failure.report(), "error: there is no service \"x\"");
+    }
+
+    #[test]
+    fn a_connection_that_breaks_off_is_told_from_what_the_controller_says() {
+        let cut = Status::from_error(io::Error::other("error reading a body").into());
+        let said = Status::internal("its disk is broken");
+        for (status, code) in [(cut, Code::Unavailable), (said, Code::Internal)] {
+            let failure = Failure::from(status);
+            assert!(
+                matches!(&failure, Failure::Call(status) if status.code() == code),
+                "{failure:?}"
+            );
+        }
     }
 }

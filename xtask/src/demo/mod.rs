@@ -1,6 +1,8 @@
 //! `cargo xtask demo`: the whole system at work. A role gets Ready; then it, its
-//! guest's agent, its guest's kernel and its VMM fail, and it comes back each time.
+//! guest's agent, its guest's kernel and its VMM fail, and it comes back each time. With
+//! `--nodes`, a cluster of several nodes ([`cluster`]).
 
+mod cluster;
 pub mod service;
 
 use std::{
@@ -31,11 +33,20 @@ const PATIENCE: Duration = Duration::from_secs(180);
 ///
 /// Installs what is missing, builds everything, and leaves nothing behind outside
 /// the cache. The last line is JSON with the figures.
+///
+/// With --nodes, a cluster instead: host agents that have networks of their own and have
+/// joined with tokens, over mTLS. A service is applied, scaled, updated and swapped, a bad
+/// version rolls back, a node is drained, one is cut off and one killed, and in the middle
+/// of each the controller is killed and started again.
 #[derive(Debug, clap::Args)]
 pub struct Options {
     /// Leave it running, and print how to talk to it and how to end it
     #[arg(long)]
     keep: bool,
+    /// A cluster of so many nodes on this machine; needs root, for network namespaces
+    #[arg(long, value_name = "N", conflicts_with = "keep",
+          value_parser = clap::value_parser!(u8).range(3..=9))]
+    nodes: Option<u8>,
     #[command(flatten)]
     size: Size,
     #[command(flatten)]
@@ -83,6 +94,11 @@ pub fn run(project: &Project, options: &Options) -> Result<()> {
     preflight::before_building(project)?;
     let images = options.prepare.run(project)?;
     let kvm = preflight::with_programs(project)?;
+    if let Some(nodes) = options.nodes {
+        let figures = cluster::run(project, &images, &options.size, nodes, kvm)?;
+        println!("{}", serde_json::to_string(&figures)?);
+        return Ok(());
+    }
 
     let work = Work::begin("Starting controller and host agent");
     let templates = project.cache_dir("templates")?;
@@ -233,7 +249,8 @@ fn show(figures: &Figures) {
 
 fn keep(project: &Project, fabric: Fabric) {
     let (server, dir) = (fabric.server().to_owned(), fabric.dir().to_owned());
-    let (host_agent, controller) = fabric.keep();
+    let (host_agents, controller) = fabric.keep();
+    let host_agent = host_agents[0];
     let fabctl = project.bin("fabctl");
     let fabctl = fabctl.display();
     println!(

@@ -1,6 +1,10 @@
 //! What the demo and the benchmark run: one web role in one small guest.
 
-use std::{fs, path::Path};
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+};
 
 use anyhow::{Context, Result};
 
@@ -26,24 +30,29 @@ pub struct Size {
 
 /// Uploads the guest OS image and the role's package.
 pub fn upload(project: &Project, fabric: &Fabric, guest_os: &Path) -> Result<()> {
-    let path = |path: &Path| {
-        path.to_str()
-            .map(str::to_owned)
-            .context("a path that is not UTF-8")
-    };
-    fabric.fabctl(&["image", "upload", "guest-os", &path(guest_os)?])?;
-    let contents = fabric.dir().join("hello-web");
+    fabric.fabctl(&["image", "upload", "guest-os", utf8(guest_os)?])?;
+    let program = fs::read(project.guest_program("hello-web"))
+        .context("reading the role's program; if it is not there, leave out --no-build")?;
+    upload_package(fabric, "hello-web", &program)
+}
+
+/// Uploads a package with nothing but a program, which is called hello-web in it.
+pub fn upload_package(fabric: &Fabric, name: &str, program: &[u8]) -> Result<()> {
+    let contents = fabric.dir().join(name);
     fs::create_dir(&contents).context("making the folder of the package")?;
-    fs::copy(
-        project.guest_program("hello-web"),
-        contents.join("hello-web"),
-    )
-    .context("copying the role's program; if it is not there, leave out --no-build")?;
-    let contents = path(&contents)?;
-    let package = path(&fabric.dir().join("hello-web.vhd"))?;
-    fabric.fabctl(&["package", "build", &contents, "-o", &package])?;
-    fabric.fabctl(&["package", "upload", "hello-web", &package])?;
+    let file = contents.join("hello-web");
+    fs::write(&file, program).context("writing the role's program")?;
+    fs::set_permissions(&file, Permissions::from_mode(0o755))
+        .context("making the role's program executable")?;
+    let package = contents.with_extension("vhd");
+    let (contents, package) = (utf8(&contents)?, utf8(&package)?);
+    fabric.fabctl(&["package", "build", contents, "-o", package])?;
+    fabric.fabctl(&["package", "upload", name, package])?;
     Ok(())
+}
+
+fn utf8(path: &Path) -> Result<&str> {
+    path.to_str().context("a path that is not UTF-8")
 }
 
 /// Applies the service with one instance.
@@ -67,9 +76,14 @@ fn apply_text(fabric: &Fabric, size: &Size, text: &str) -> Result<()> {
     let definition = text
         .replace("vcpus = 1", &format!("vcpus = {}", size.vcpus))
         .replace("128MiB", &size.memory);
+    apply_file(fabric, &definition, &[])
+}
+
+/// Applies a service file.
+pub fn apply_file(fabric: &Fabric, definition: &str, more: &[&str]) -> Result<()> {
     let file = fabric.dir().join("demo.toml");
     fs::write(&file, definition).context("writing the service file")?;
-    let file = file.to_str().context("a path that is not UTF-8")?;
-    fabric.fabctl(&["service", "apply", "--file", file])?;
+    let apply = ["service", "apply", "--file", utf8(&file)?];
+    fabric.fabctl(&[&apply, more].concat())?;
     Ok(())
 }

@@ -1,18 +1,23 @@
-//! A whole fabric on this machine: a controller, a host agent and the guests they
+//! A whole fabric on this machine: a controller, host agents and the guests they
 //! run, in a temporary folder. Dropped, all of it is ended and gone.
+//!
+//! With one node, it and the controller talk over a unix socket. With several, each has
+//! a [`network`] of its own, and has joined with a token, over mTLS.
 //!
 //! It is talked to as any user would: through `fabctl`, and through the fault port
 //! of the guests.
 
 pub mod fault;
+mod network;
 mod watch;
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     mem,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -20,8 +25,9 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use self::network::{HUB, Network, node_name};
 use self::watch::Watch;
-pub use self::watch::{Instance, Seen};
+pub use self::watch::{Event, Instance, Seen};
 use crate::{interrupt, leftovers, process, process::Process, project::Project};
 
 /// Guests that mostly wait share processors.
@@ -35,16 +41,36 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Bytes of each log that an error repeats.
 const LOG_TAIL: usize = 4000;
 /// Longest path of a unix socket (unix(7)), less what an instance adds to a folder.
-const LONGEST_DIR: usize = 107 - "/node/instances//jail/vsock.sock".len() - 20;
+const LONGEST_DIR: usize = 107 - "/node-1/instances//jail/vsock.sock".len() - 20;
+/// Where the controller listens to nodes that have networks of their own.
+const PORT: u16 = 7070;
+/// Users that a node's virtual machines can be.
+const USERS: u32 = 10_000;
+/// First of those of the first node: beyond those of a host agent by itself.
+const FIRST_USER: u32 = 0x7200_0000;
 
 /// A running fabric. The order of the fields is the order in which they end.
 pub struct Fabric {
     watch: Watch,
-    host_agent: Process,
+    host_agents: BTreeMap<u8, Process>,
     controller: Process,
-    bin_dir: PathBuf,
+    network: Option<Network>,
+    programs: Programs,
     server: String,
     run: Run,
+}
+
+/// What everything is started with.
+struct Programs {
+    bin_dir: PathBuf,
+    kernel: PathBuf,
+    templates: Option<PathBuf>,
+}
+
+impl Programs {
+    fn bin(&self, name: &str) -> PathBuf {
+        self.bin_dir.join(name)
+    }
 }
 
 /// The folder of a run. Dropped, whatever still works in it is killed, and it goes.
@@ -69,6 +95,40 @@ impl Fabric {
         kernel: &Path,
         templates: Option<&Path>,
     ) -> Result<Self> {
+        let mut fabric = Self::begin(project, purpose, kernel, templates, None)?;
+        let server = fabric.server.clone();
+        let program = fabric.programs.bin("host-agent");
+        let mut command = process::command(program, ["serve", "--node-id", &node_name(1)]);
+        command.args(["--controller", &server]);
+        fabric.start_host_agent(1, command)?;
+        Ok(fabric)
+    }
+
+    /// The same with several nodes, each a machine as far as the network goes, in a
+    /// fault domain of its own.
+    pub fn start_apart(
+        project: &Project,
+        purpose: &str,
+        kernel: &Path,
+        templates: &Path,
+        nodes: u8,
+    ) -> Result<Self> {
+        let network = Network::make(nodes)?;
+        let mut fabric = Self::begin(project, purpose, kernel, Some(templates), Some(network))?;
+        for node in 1..=nodes {
+            fabric.join(node)?;
+            fabric.serve_node(node)?;
+        }
+        Ok(fabric)
+    }
+
+    fn begin(
+        project: &Project,
+        purpose: &str,
+        kernel: &Path,
+        templates: Option<&Path>,
+        network: Option<Network>,
+    ) -> Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix(&format!("fabric-{purpose}-"))
             .tempdir()
@@ -83,57 +143,113 @@ impl Fabric {
             "{} is too long for sockets in it: set TMPDIR to a shorter one",
             path.display()
         );
-        let bin = |name| project.bin(name);
-        let socket = path.join("api.sock");
-        let server = format!("unix:{}", socket.display());
-
-        let mut command = process::command(bin("fabric-controller"), ["serve"]);
-        command
-            .arg("--data-dir")
-            .arg(path.join("controller"))
-            .args(["--listen", &server])
-            .args(["--vcpus-per-cpu", VCPUS_PER_CPU]);
-        let mut controller = start_server(&mut command, &path.join("controller.log"))?;
-        wait_for_socket(&mut controller, &socket, &path)?;
-
+        let programs = Programs {
+            bin_dir: project.bin_dir(),
+            kernel: kernel.to_owned(),
+            templates: templates.map(Path::to_owned),
+        };
+        let server = format!("unix:{}", path.join("api.sock").display());
+        let controller = start_controller(&programs, network.as_ref(), &path)?;
         let fabctl = Fabctl {
-            program: bin("fabctl"),
+            program: programs.bin("fabctl"),
             server: server.clone(),
         };
         let watch = Watch::start(fabctl.command(&["watch"]))?;
+        Ok(Self {
+            watch,
+            host_agents: BTreeMap::new(),
+            controller,
+            network,
+            programs,
+            server,
+            run,
+        })
+    }
 
-        let mut command = process::command(bin("host-agent"), ["serve", "--fault-injection"]);
-        command.args([
-            "--stop-vms-on-exit",
-            "--node-id",
-            "node-1",
-            "--controller",
-            &server,
-        ]);
+    /// Gives a node its identity.
+    fn join(&self, node: u8) -> Result<()> {
+        let name = node_name(node);
+        let data_dir = self.dir().join("controller");
+        let mut command = process::command(
+            self.programs.bin("fabric-controller"),
+            ["token", "create", "--node", &name, "--data-dir"],
+        );
+        // What it says to people is not for the demo's.
+        command.arg(data_dir).stderr(Stdio::null());
+        let token =
+            process::output(&mut command).with_context(|| format!("making a token for {name}"))?;
+        let mut command = self.on_node(node, "host-agent")?;
         command
-            .arg("--data-dir")
-            .arg(path.join("node"))
+            .args(["join", &format!("{HUB}:{PORT}"), "--data-dir"])
+            .arg(self.dir().join(&name))
+            .env("FABRIC_JOIN_TOKEN", token.trim());
+        process::run_quietly(&mut command, |_| ()).with_context(|| format!("{name} joins"))
+    }
+
+    /// Starts the host agent of a node that has joined, and waits until it is there.
+    pub fn serve_node(&mut self, node: u8) -> Result<()> {
+        let mut command = self.on_node(node, "host-agent")?;
+        let first = FIRST_USER + u32::from(node) * USERS;
+        command
+            .args(["serve", "--label", &format!("fault-domain=rack-{node}")])
+            .args(["--uid-range", &format!("{first}-{}", first + USERS - 1)]);
+        self.start_host_agent(node, command)
+    }
+
+    fn on_node(&self, node: u8, program: &str) -> Result<Command> {
+        let network = self.network()?;
+        Ok(network.on_node(node, self.programs.bin(program)))
+    }
+
+    fn network(&self) -> Result<&Network> {
+        self.network
+            .as_ref()
+            .context("the nodes have no network of their own")
+    }
+
+    fn start_host_agent(&mut self, node: u8, mut command: Command) -> Result<()> {
+        let name = node_name(node);
+        command
+            .args(["--fault-injection", "--stop-vms-on-exit", "--data-dir"])
+            .arg(self.dir().join(&name))
             .arg("--kernel")
-            .arg(kernel);
-        match templates {
+            .arg(&self.programs.kernel);
+        match &self.programs.templates {
             Some(folder) => command.arg("--template-dir").arg(folder),
             None => command.args(["--templates", "off"]),
         };
-        let host_agent = start_server(&mut command, &path.join("host-agent.log"))?;
-        let bin_dir = project.bin_dir();
-        let mut fabric = Self {
-            watch,
-            host_agent: host_agent.with_grace(STOP),
-            controller,
-            bin_dir,
-            server,
-            run,
-        };
-        fabric.wait("the node to connect", START, |seen| match seen {
-            Seen::Event(event) if event.reason == "NodeConnected" => Some(()),
+        let log = self.dir().join(format!("{name}.log"));
+        let host_agent = start_server(&mut command, &log)?.with_grace(STOP);
+        self.host_agents.insert(node, host_agent);
+        self.wait("the node to connect", START, |seen| match seen {
+            Seen::Event(event) if event.reason == "NodeConnected" && event.subject == name => {
+                Some(())
+            }
             _ => None,
-        })?;
-        Ok(fabric)
+        })
+    }
+
+    /// Cuts a node off from the network, or mends its link.
+    pub fn cut_off(&self, node: u8, cut: bool) -> Result<()> {
+        self.network()?.cut(node, cut)
+    }
+
+    /// Kills all that a node runs, as if its machine had died.
+    pub fn kill_node(&mut self, node: u8) -> Result<()> {
+        let mut host_agent = self
+            .host_agents
+            .remove(&node)
+            .with_context(|| format!("node {node} does not run"))?;
+        host_agent.kill()?;
+        leftovers::kill_processes_of(&self.dir().join(node_name(node)));
+        Ok(())
+    }
+
+    /// Kills the controller and starts it again.
+    pub fn restart_controller(&mut self) -> Result<()> {
+        self.controller.kill()?;
+        self.controller = start_controller(&self.programs, self.network.as_ref(), &self.run.1)?;
+        Ok(())
     }
 
     /// The folder with everything in it.
@@ -146,15 +262,20 @@ impl Fabric {
         &self.server
     }
 
-    /// Folder of an instance on the node.
+    /// Folder of an instance on the first node.
     pub fn instance_dir(&self, instance: &str) -> PathBuf {
-        self.dir().join("node/instances").join(instance)
+        self.instance_dir_on(&node_name(1), instance)
+    }
+
+    /// Folder of an instance on a node.
+    pub fn instance_dir_on(&self, node: &str, instance: &str) -> PathBuf {
+        self.dir().join(node).join("instances").join(instance)
     }
 
     /// Runs `fabctl` and returns what it says, in JSON.
     pub fn fabctl(&self, args: &[&str]) -> Result<Value> {
         let fabctl = Fabctl {
-            program: self.bin_dir.join("fabctl"),
+            program: self.programs.bin("fabctl"),
             server: self.server.clone(),
         };
         let text = process::output(&mut fabctl.command(args))
@@ -176,25 +297,32 @@ impl Fabric {
     ) -> Result<T> {
         let deadline = Instant::now() + time;
         loop {
-            interrupt::check()?;
-            if let Some(seen) = self.watch.next(deadline)? {
+            if let Some(seen) = self.next(deadline)? {
                 if let Some(found) = wanted(&seen) {
                     return Ok(found);
                 }
             } else if Instant::now() >= deadline {
-                bail!(
-                    "waited {} s for {what}\n{}",
-                    time.as_secs(),
-                    logs(self.dir())
-                );
-            }
-            for server in [&mut self.controller, &mut self.host_agent] {
-                if let Some(status) = server.wait_within(Duration::ZERO)? {
-                    let name = server.name().to_owned();
-                    bail!("{name} has ended: {status}\n{}", logs(&self.run.1));
-                }
+                bail!("waited {} s for {what}\n{}", time.as_secs(), self.logs());
             }
         }
+    }
+
+    /// What is seen next; `None` if nothing is for a while or until the deadline. Fails
+    /// when a server has ended.
+    pub fn next(&mut self, deadline: Instant) -> Result<Option<Seen>> {
+        interrupt::check()?;
+        for server in self.host_agents.values_mut().chain([&mut self.controller]) {
+            if let Some(status) = server.wait_within(Duration::ZERO)? {
+                let name = server.name().to_owned();
+                bail!("{name} has ended: {status}\n{}", logs(&self.run.1));
+            }
+        }
+        self.watch.next(deadline)
+    }
+
+    /// The ends of all logs.
+    pub fn logs(&self) -> String {
+        logs(self.dir())
     }
 
     /// Ends it, and fails if anything of it is left.
@@ -202,20 +330,22 @@ impl Fabric {
         let dir = self.dir().to_owned();
         let Self {
             watch,
-            mut host_agent,
+            mut host_agents,
             mut controller,
+            network,
             run,
             ..
         } = self;
         drop(watch);
         // Asked for by name, so that one that fails at its end is noticed.
-        for server in [&mut host_agent, &mut controller] {
+        for server in host_agents.values_mut().chain([&mut controller]) {
             let status = server.stop()?;
             if !status.success() {
                 eprintln!("{} ended badly: {status}\n{}", server.name(), logs(&dir));
             }
         }
         let strays = leftovers::of(&dir);
+        drop(network);
         drop(run);
         ensure!(
             strays.is_empty(),
@@ -225,15 +355,17 @@ impl Fabric {
         leftovers::none_of(&dir)
     }
 
-    /// Leaves it running for good; returns the process ids of host agent and
+    /// Leaves it running for good; returns the process ids of the host agents and of the
     /// controller.
-    pub fn keep(mut self) -> (u32, u32) {
-        let pids = (self.host_agent.pid(), self.controller.pid());
+    pub fn keep(mut self) -> (Vec<u32>, u32) {
+        let host_agents = self.host_agents.values().map(Process::pid).collect();
+        let pids = (host_agents, self.controller.pid());
         if let Some(dir) = self.run.0.take() {
             let _ = dir.keep();
         }
-        mem::forget(self.host_agent);
+        mem::forget(self.host_agents);
         mem::forget(self.controller);
+        mem::forget(self.network);
         pids
     }
 }
@@ -252,8 +384,29 @@ impl Fabctl {
     }
 }
 
+fn start_controller(programs: &Programs, network: Option<&Network>, dir: &Path) -> Result<Process> {
+    let program = programs.bin("fabric-controller");
+    let socket = dir.join("api.sock");
+    let mut command = match network {
+        Some(network) => network.in_hub(program),
+        None => Command::new(program),
+    };
+    command
+        .args(["serve", "--vcpus-per-cpu", VCPUS_PER_CPU])
+        .args(["--listen", &format!("unix:{}", socket.display())]);
+    if network.is_some() {
+        command.args(["--listen", &format!("{HUB}:{PORT}"), "--name", HUB]);
+    }
+    command.arg("--data-dir").arg(dir.join("controller"));
+    let mut controller = start_server(&mut command, &dir.join("controller.log"))?;
+    wait_for_socket(&mut controller, &socket, dir)?;
+    Ok(controller)
+}
+
 fn start_server(command: &mut Command, log: &Path) -> Result<Process> {
-    let file = File::create(log).with_context(|| format!("making {}", log.display()))?;
+    let mut options = File::options();
+    let file = options.append(true).create(true).open(log);
+    let file = file.with_context(|| format!("making {}", log.display()))?;
     let second = file
         .try_clone()
         .with_context(|| format!("opening {}", log.display()))?;
@@ -285,14 +438,14 @@ fn wait_for_socket(server: &mut Process, socket: &Path, dir: &Path) -> Result<()
 /// The ends of all logs of a run.
 fn logs(dir: &Path) -> String {
     let mut text = String::new();
-    let mut files = vec![dir.join("controller.log"), dir.join("host-agent.log")];
-    for instance in fs::read_dir(dir.join("node/instances"))
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
-        files.push(instance.path().join("vmm.err"));
-        files.push(instance.path().join("vmm.out"));
+    let inside = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut files = vec![dir.join("controller.log")];
+    for node in inside(dir).filter(|entry| entry.path().join("instances").is_dir()) {
+        files.push(node.path().with_extension("log"));
+        for instance in inside(&node.path().join("instances")) {
+            files.push(instance.path().join("vmm.err"));
+            files.push(instance.path().join("vmm.out"));
+        }
     }
     for file in files {
         let Ok(bytes) = fs::read(&file) else { continue };

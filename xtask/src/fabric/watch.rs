@@ -43,6 +43,9 @@ pub struct Event {
 pub struct Instance {
     /// Its id.
     pub instance_id: String,
+    /// The node that it is on; empty if none.
+    #[serde(default)]
+    pub node_id: String,
     /// What users care about, in one word.
     pub state: String,
     /// Process id of its VMM.

@@ -13,9 +13,11 @@ use super::report::panic_text;
 use crate::jail::{CallLists, ThreadKind};
 use crate::vcpu::{Board, Outcome, Vcpu};
 
-/// How long virtual CPUs may take to leave the guest when the machine has ended
-/// or is paused.
+/// How long virtual CPUs may take to leave the guest when the machine has ended.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long when it is paused: on a node where many want the processors, each gets there
+/// when it is given one.
+const PARK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often they are interrupted meanwhile.
 const LEAVE_INTERVAL: Duration = Duration::from_millis(2);
 /// What a virtual CPU's thread may use as its stack.
@@ -81,7 +83,7 @@ impl Threads {
     pub fn park(&self) -> bool {
         let gate = &self.board.gate;
         gate.close();
-        let until = Instant::now() + LEAVE_TIMEOUT;
+        let until = Instant::now() + PARK_TIMEOUT;
         while !self.board.ending.has_ended() && Instant::now() < until {
             self.kick();
             if gate.wait_until_all_parked(LEAVE_INTERVAL) {
@@ -97,7 +99,7 @@ impl Threads {
     pub fn restart(&self, entry: u64) -> bool {
         let gate = &self.board.gate;
         gate.restart(entry);
-        let until = Instant::now() + LEAVE_TIMEOUT;
+        let until = Instant::now() + PARK_TIMEOUT;
         while !self.board.ending.has_ended() && Instant::now() < until {
             if gate.wait_until_all_parked(LEAVE_INTERVAL) {
                 return true;

@@ -1,8 +1,11 @@
 //! A web role for demos and measurements: says hello over HTTP.
 //!
-//! One process, one thread, no library: where KVM interprets guest kernels a fork
+//! One process, no library: where KVM interprets guest kernels a fork
 //! takes 0.3 s, so a server that forks for each request (busybox's does) is slower
 //! than the probes that ask whether it lives.
+//!
+//! With `DIARY` in its environment, a time in milliseconds, it also says so often what
+//! time it is, on its standard output: `diary 1700000000000`, in milliseconds since 1970.
 //!
 //! It knows nothing of the fabric but the environment that every role is given.
 
@@ -13,7 +16,8 @@ use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{Ipv4Addr, TcpListener, TcpStream},
     process::ExitCode,
-    time::Duration,
+    thread,
+    time::{Duration, SystemTime},
 };
 
 /// Where it listens, unless the environment says otherwise in `PORT`.
@@ -36,6 +40,9 @@ fn main() -> ExitCode {
         }
     };
     println!("hello-web: listening on port {port}");
+    if let Some(interval) = env::var("DIARY").ok().and_then(|text| text.parse().ok()) {
+        thread::spawn(move || keep_diary(Duration::from_millis(interval)));
+    }
     let page = page(
         &env::var("FABRIC_INSTANCE").unwrap_or_default(),
         &env::var("GREETING").unwrap_or_else(|_| "Hello".to_owned()),
@@ -45,6 +52,14 @@ fn main() -> ExitCode {
         let _ = client.and_then(|client| answer(&client, &page));
     }
     ExitCode::SUCCESS
+}
+
+fn keep_diary(interval: Duration) {
+    loop {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        println!("diary {}", now.unwrap_or_default().as_millis());
+        thread::sleep(interval);
+    }
 }
 
 fn page(instance: &str, greeting: &str) -> String {
