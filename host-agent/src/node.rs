@@ -201,7 +201,7 @@ impl Node {
             instances = goal.instances.len(),
             "goal"
         );
-        self.applied.send_replace(goal.incarnation);
+        let incarnation = goal.incarnation;
         if let Some(period) = goal.heartbeat_period {
             self.heartbeat
                 .send_replace(period.max(Duration::from_millis(100)));
@@ -217,6 +217,10 @@ impl Node {
         }
         self.goal = Some(goal);
         self.reconcile();
+        // Only now that every supervisor has its orders: a lease that is granted for this
+        // goal lets them go on, and one that has those of before would start what runs
+        // elsewhere by now.
+        self.applied.send_replace(incarnation);
     }
 
     /// Brings supervisors in line with the goal.
