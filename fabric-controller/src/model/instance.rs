@@ -148,6 +148,15 @@ pub enum Phase {
     Removing,
 }
 
+/// Its moves away from nodes that had given it up.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GivenUp {
+    /// The last of them: it is placed there again only where there is no other.
+    pub by: Option<NodeId>,
+    /// When it was moved, lately.
+    pub moved: Vec<WallTime>,
+}
+
 /// An instance as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceRecord {
@@ -182,6 +191,9 @@ pub struct InstanceRecord {
     pub keep: Keep,
     /// Whether it is to be.
     pub phase: Phase,
+    /// Its moves away from nodes that had given it up.
+    #[serde(default)]
+    pub given_up: GivenUp,
     /// Why no node can take it; empty when one has or none was looked for.
     pub unplaceable: String,
     /// When it came to be, was placed or began to go.
@@ -243,6 +255,7 @@ pub(crate) mod tests {
             restart: Restart::default(),
             keep: Keep::default(),
             phase: Phase::Wanted,
+            given_up: GivenUp::default(),
             unplaceable: String::new(),
             changed: WallTime::EPOCH,
         }

@@ -13,6 +13,8 @@ pub enum Refusal {
     Lost,
     /// An operator wants nothing new on it.
     Cordoned,
+    /// It has given the instance up.
+    GaveUp,
     /// Its processors are others than the image is for.
     Architecture {
         /// What it has.
@@ -87,6 +89,7 @@ impl Refusal {
             Self::NotConnected => "NotConnected",
             Self::Lost => "Lost",
             Self::Cordoned => "Cordoned",
+            Self::GaveUp => "GaveUp",
             Self::Architecture { .. } => "Architecture",
             Self::Kvm { .. } => "Kvm",
             Self::Label { .. } => "Label",
@@ -104,6 +107,7 @@ impl Refusal {
             Self::NotConnected => "not connected",
             Self::Lost => "lost",
             Self::Cordoned => "cordoned",
+            Self::GaveUp => "that gave it up",
             Self::Architecture { .. } => "of another architecture",
             Self::Kvm { .. } => "of another KVM kind",
             Self::Label { .. } => "without the labels",
@@ -122,6 +126,7 @@ impl fmt::Display for Refusal {
             Self::NotConnected => f.write_str("it is not connected"),
             Self::Lost => f.write_str("it is lost"),
             Self::Cordoned => f.write_str("it is cordoned"),
+            Self::GaveUp => f.write_str("it has given the instance up"),
             Self::Architecture { has, needed } => {
                 write!(f, "its processors are {has}, the image is for {needed}")
             }
@@ -188,6 +193,9 @@ pub(super) fn standing(node: &Node, needs: &Needs) -> Vec<Refusal> {
     }
     if node.cordoned {
         why.push(Refusal::Cordoned);
+    }
+    if needs.avoid.contains(&node.id) {
+        why.push(Refusal::GaveUp);
     }
     if node.architecture != needs.architecture {
         why.push(Refusal::Architecture {

@@ -277,6 +277,8 @@ pub struct Needs {
     pub kvm: Option<Kvm>,
     /// Its image.
     pub image: Option<Digest>,
+    /// Nodes that have given it up.
+    pub avoid: BTreeSet<NodeId>,
 }
 
 /// An instance that has a node, or wants one.

@@ -8,6 +8,7 @@
 //! of what its node was told. It keeps nothing from pass to pass.
 
 pub mod drain;
+pub mod escalate;
 pub mod failover;
 pub mod goal;
 pub mod health;
@@ -188,6 +189,9 @@ impl Reconciler {
             }
             if plan.is_empty() {
                 plan = drain::step(self.policy, &input, &health, clock::now());
+            }
+            if plan.is_empty() {
+                plan = escalate::step(self.policy, &input, &health, clock::now());
             }
             if plan.is_empty() {
                 return Ok(again);

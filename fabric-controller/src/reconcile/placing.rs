@@ -1,6 +1,6 @@
 //! The border between what is kept and [`placement`]: records in, decisions out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use fabric_proto::id::{InstanceId, NodeId, RoleName, ServiceName};
 
@@ -60,7 +60,10 @@ pub fn instance(record: &InstanceRecord, role: Option<&ServiceRole>) -> Instance
         number: record.number,
         upgrade_domains: role.map_or(update::UPGRADE_DOMAINS, |role| role.upgrade_domains),
         spreading: Spreading::Preferred,
-        needs: needs(&record.spec),
+        needs: Needs {
+            avoid: record.given_up.by.iter().cloned().collect(),
+            ..needs(&record.spec)
+        },
         node: record.node.clone(),
         leaving: record.phase != Phase::Wanted,
     }
@@ -138,6 +141,25 @@ pub fn nodes(input: &Input) -> Vec<Node> {
         .collect()
 }
 
+/// Decides. What finds no node but those that have given it up may go back there.
+fn decide(policy: Policy, nodes: &[Node], mut asked: Vec<Instance>) -> Vec<Decision> {
+    let decisions = placement::place(policy, nodes, &asked);
+    let unplaced = decisions.iter().filter(|one| one.outcome.is_err());
+    let unplaced: BTreeSet<_> = unplaced.map(|one| one.instance.clone()).collect();
+    let mut is_other = false;
+    for one in &mut asked {
+        if unplaced.contains(&one.id) && !one.needs.avoid.is_empty() {
+            one.needs.avoid.clear();
+            is_other = true;
+        }
+    }
+    if is_other {
+        placement::place(policy, nodes, &asked)
+    } else {
+        decisions
+    }
+}
+
 /// Gives a node to every instance that has none, or says why there is none for it.
 pub(super) fn place(
     policy: Policy,
@@ -150,7 +172,7 @@ pub(super) fn place(
         return;
     }
     let asked = self::instances(instances.values(), &input.services);
-    for Decision { instance, outcome } in placement::place(policy, &nodes(input), &asked) {
+    for Decision { instance, outcome } in decide(policy, &nodes(input), asked) {
         let Some(record) = instances.get(&instance) else {
             continue;
         };

@@ -24,7 +24,7 @@ use crate::{
     model::{
         deployment::Deployment,
         event::{EventRecord, Reason, SubjectKind},
-        instance::{Effect, InstanceRecord, Phase, Restart, RestartScope},
+        instance::{Effect, GivenUp, InstanceRecord, Phase, Restart, RestartScope},
         keep::Keep,
         node::NodeRecord,
         revision::Revision,
@@ -182,6 +182,7 @@ fn new_instance(id: &InstanceId, want: &Want<'_>, epoch: u64, now: WallTime) -> 
         restart: Restart::default(),
         keep: Keep::default(),
         phase: Phase::Wanted,
+        given_up: GivenUp::default(),
         unplaceable: String::new(),
         changed: now,
     }

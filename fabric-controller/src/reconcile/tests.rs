@@ -29,7 +29,7 @@ const POLICY: Policy = Policy {
     ..Policy::DEFAULT
 };
 
-fn node_record(name: &str) -> NodeRecord {
+pub(super) fn node_record(name: &str) -> NodeRecord {
     NodeRecord {
         node_id: name.parse().unwrap(),
         inventory: Inventory {

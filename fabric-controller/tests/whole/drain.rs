@@ -1,8 +1,11 @@
-//! Nodes that operators take out of service: cordoned, drained, removed.
+//! Nodes that instances leave: cordoned, drained, removed by operators, or tried in vain.
 
-use fabric_proto::v1::{
-    CordonNodeRequest, DrainNodeRequest, Node as NodeMessage, RemoveNodeRequest,
-    UncordonNodeRequest,
+use fabric_proto::{
+    node::v1::VmState,
+    v1::{
+        CordonNodeRequest, DrainNodeRequest, Node as NodeMessage, RemoveNodeRequest,
+        UncordonNodeRequest,
+    },
 };
 use tonic::{Code, Status};
 
@@ -161,4 +164,32 @@ async fn a_node_is_removed_once_it_can_run_nothing_any_more() {
     client.wait_for_words(&[("shop-web-0", "Pending")]).await;
     let mut other = Node::join(&client, "n2").await;
     other.goal_with(&["shop-web-0"]).await;
+}
+
+#[tokio::test]
+async fn what_its_node_has_given_up_is_started_on_another_twice_an_hour() {
+    let (_controller, client) = Controller::start().await;
+    client.upload_guest_os().await;
+    let mut first = Node::join(&client, "n1").await;
+    client.apply(&shop(1)).await.unwrap();
+    first.goal_with(&["shop-web-0"]).await;
+    let given_up = [("shop-web-0", VmState::Failed)];
+    first.all_ready_but(&given_up).await;
+    client.wait_for_words(&[("shop-web-0", "Failed")]).await;
+
+    let mut second = Node::join(&client, "n2").await;
+    first.goal_with(&[]).await;
+    first.all_ready().await;
+    second.goal_with(&["shop-web-0"]).await;
+    second.all_ready_but(&given_up).await;
+    // Back to where it was: it may be better there by now.
+    second.goal_with(&[]).await;
+    second.all_ready().await;
+    first.goal_with(&["shop-web-0"]).await;
+    first.all_ready_but(&given_up).await;
+    client.wait_for_words(&[("shop-web-0", "Failed")]).await;
+    let reasons = client.reasons("shop-web-0").await;
+    let moved = reasons.iter().filter(|one| *one == "InstanceMoving");
+    assert_eq!(moved.count(), 2, "{reasons:?}");
+    assert_eq!(client.places().await, ["n1"]);
 }

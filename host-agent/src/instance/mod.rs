@@ -9,6 +9,7 @@
 //! | [`manifest`] | the record that survives the host agent |
 //! | [`directory`] | names of files, ways to sockets |
 //! | [`disks`] | image, package, differencing disk |
+//! | [`turn`] | how many copies are started at a time |
 //! | [`snapshots`] | memory, devices and disk as they were once |
 
 pub mod directory;

@@ -45,7 +45,7 @@ pub struct Figures {
     nodes: u8,
     /// Milliseconds until all was well again.
     steps: BTreeMap<String, u64>,
-    /// Most instances that were not Ready at a time while one version took the place of
+    /// Most instances that were known not to be Ready at a time while one version took the place of
     /// another.
     most_down_in_update: usize,
     /// Milliseconds between the last that an instance said on a node that was cut off,
@@ -128,7 +128,7 @@ struct Story {
     instances: BTreeMap<String, Instance>,
     /// What has happened in this step.
     events: Vec<Event>,
-    /// Most instances that were not Ready at a time in this step.
+    /// Most instances that were known not to be Ready at a time in this step.
     most_down: usize,
     steps: Vec<(&'static str, u64)>,
 }
@@ -221,10 +221,13 @@ impl Story {
             |story| story.all_ready(INSTANCES) && story.none_on(&from),
         )?;
         let to = self.node_of(INSTANCE)?;
-        let there = diary(&self.fabric.instance_dir_on(&from, INSTANCE))?;
-        let here = diary(&self.fabric.instance_dir_on(&to, INSTANCE))?;
+        let old = self.fabric.instance_dir_on(&from, INSTANCE);
+        let new = self.fabric.instance_dir_on(&to, INSTANCE);
+        let has_begun = |_: &Self| diary(&new).is_ok_and(|entries| !entries.is_empty());
+        self.see("its first words there", has_begun)?;
+        let (there, here) = (diary(&old)?, diary(&new)?);
         let (last, first) = (there.last(), here.first());
-        let (last, first) = last.zip(first).context("an instance kept no diary")?;
+        let (last, first) = last.zip(first).context("it kept no diary")?;
         let gap = first.checked_sub(*last).with_context(|| {
             format!("{INSTANCE} ran twice: until {last} on {from}, from {first} on {to}")
         })?;
@@ -306,7 +309,9 @@ impl Story {
     fn list(&mut self) -> Result<()> {
         let list = self.fabric.fabctl(&["instance", "list"])?;
         let list: Vec<Instance> = serde_json::from_value(list).context("the list of instances")?;
-        let down = list.iter().filter(|one| !one.is_ready()).count();
+        // A controller that was just started has not heard of all yet.
+        let down = |one: &&Instance| !one.is_ready() && !one.is_unknown();
+        let down = list.iter().filter(down).count();
         self.most_down = self.most_down.max(down);
         let named = |one: Instance| (one.instance_id.clone(), one);
         self.instances = list.into_iter().map(named).collect();

@@ -63,6 +63,11 @@ impl Instance {
     pub fn is_ready(&self) -> bool {
         self.state.eq_ignore_ascii_case("ready")
     }
+
+    /// Whether the controller has not heard of it yet.
+    pub fn is_unknown(&self) -> bool {
+        self.state.eq_ignore_ascii_case("unknown")
+    }
 }
 
 #[derive(Debug, Deserialize)]
