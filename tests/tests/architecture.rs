@@ -33,7 +33,11 @@ const MAY_USE: [(&str, &[&str]); 13] = [
         "fabric-controller",
         &["fabric-metrics", "fabric-proto", "fabric-trust", "vhd"],
     ),
-    ("fabctl", &["fabric-proto", "fabric-trust", "vhd"]),
+    (
+        "fabctl",
+        // Its tests ask a real controller.
+        &["fabric-controller", "fabric-proto", "fabric-trust", "vhd"],
+    ),
     ("fabric-tests", &["fabric-proto", "fabric-vmm", "vhd"]),
     ("bus-peer", &[]),
     ("hello-web", &[]),
