@@ -74,11 +74,14 @@ impl Row {
     }
 }
 
+/// The values of labels, each with its name.
+type Labels<const N: usize> = [(&'static str, String); N];
+
 /// A metric for every combination of values of its labels.
 #[derive(Debug)]
 pub struct Labelled<const N: usize, M> {
     names: [&'static str; N],
-    family: Family<[(&'static str, String); N], M, fn() -> M>,
+    family: Family<Labels<N>, M, fn() -> M>,
 }
 
 impl<const N: usize, M: Clone> Labelled<N, M>

@@ -5,7 +5,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::Read as _,
+    io::{Read as _, Write as _},
     path::{Path, PathBuf},
     process::{Output, Stdio},
     time::Duration,
@@ -25,6 +25,14 @@ use fabric_trust::{
     dial::Dial,
 };
 use flate2::read::GzDecoder;
+use nix::{
+    pty::{Winsize, openpty},
+    sys::{
+        signal::{Signal, kill},
+        termios::tcgetattr,
+    },
+    unistd::Pid,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
@@ -488,4 +496,74 @@ async fn watch_prints_lines_where_there_is_no_terminal() {
     node.tell(1, "VmmExited", "").await;
     wait_for("about VmmExited").await;
     watch.kill().await.unwrap();
+}
+
+/// What `watch` writes to a terminal until `end` has ended it; the terminal must be as
+/// it was before.
+async fn watched_until(fabric: &Fabric, end: impl FnOnce(&fs::File, u32)) -> String {
+    let size = Winsize {
+        ws_row: 30,
+        ws_col: 120,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    let pty = openpty(&size, None).unwrap();
+    let before = tcgetattr(&pty.slave).unwrap();
+    let end_of_it = || Stdio::from(pty.slave.try_clone().unwrap());
+    let mut command = fabric.command(&["watch"]);
+    command.env("TERM", "xterm-256color");
+    command.stdin(end_of_it()).stdout(end_of_it());
+    let mut watch = command.spawn().unwrap();
+    drop(command);
+    let master = fs::File::from(pty.master);
+    let mut reader = master.try_clone().unwrap();
+    let (pieces, mut received) = mpsc::channel(64);
+    // Ends when nobody has the terminal any more.
+    std::thread::spawn(move || {
+        let mut piece = [0; 4096];
+        while let Ok(length @ 1..) = reader.read(&mut piece) {
+            let text = String::from_utf8_lossy(&piece[..length]).into_owned();
+            if pieces.blocking_send(text).is_err() {
+                return;
+            }
+        }
+    });
+    let mut written = String::new();
+    while !(written.contains("q quit") && written.contains("shop-web-0")) {
+        written += &timeout(SOON, received.recv()).await.unwrap().unwrap();
+    }
+    end(&master, watch.id().unwrap());
+    let status = timeout(SOON, watch.wait()).await.unwrap().unwrap();
+    assert!(status.success(), "{status}");
+    assert_eq!(tcgetattr(&pty.slave).unwrap(), before);
+    drop(pty.slave);
+    while let Some(piece) = timeout(SOON, received.recv()).await.unwrap() {
+        written += &piece;
+    }
+    let count = |sign: &str| written.matches(sign).count();
+    assert_eq!(count("\u{1b}[?1049h"), 1, "another screen is taken");
+    assert_eq!(count("\u{1b}[?1049l"), 1, "and is given back");
+    assert!(written.rfind("\u{1b}[?25h") > written.rfind("\u{1b}[?25l"));
+    written
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watch_gives_the_terminal_back_whatever_ends_it() {
+    let fabric = Fabric::start().await;
+    fabric.apply_shop().await;
+    let key =
+        |key: &'static [u8]| move |mut terminal: &fs::File, _| terminal.write_all(key).unwrap();
+    let written = watched_until(&fabric, key(b"q")).await;
+    assert!(written.contains("Nodes by fault domain") && written.contains("Pending"));
+    // As Ctrl-C comes from a terminal in this mode.
+    watched_until(&fabric, key(b"\x03")).await;
+    let process = |pid: u32| Pid::from_raw(pid.try_into().unwrap());
+    watched_until(&fabric, |_, pid| {
+        kill(process(pid), Signal::SIGTERM).unwrap();
+    })
+    .await;
+    watched_until(&fabric, |_, pid| {
+        kill(process(pid), Signal::SIGHUP).unwrap();
+    })
+    .await;
 }

@@ -136,7 +136,11 @@ fn states_have_their_colours() {
     let buffer = picture(&fabric(), 140, 36);
     let colour = |word: &str| {
         let width = usize::from(buffer.area.width);
-        let text: Vec<_> = buffer.content.iter().map(|cell| cell.symbol()).collect();
+        let text: Vec<_> = buffer
+            .content
+            .iter()
+            .map(ratatui::buffer::Cell::symbol)
+            .collect();
         let starts = |at: &usize| text[*at..].concat().starts_with(word);
         let at = (0..text.len() - width).find(starts).unwrap();
         buffer.content[at].fg
