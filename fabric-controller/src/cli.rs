@@ -330,9 +330,9 @@ pub struct Serve {
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(100..))]
     pub events_kept: u64,
 
-    /// Where to serve metrics for Prometheus, by HTTP at /metrics: 127.0.0.1:PORT,
-    /// [::1]:PORT or unix:PATH. Whoever can reach it can read them, without being asked
-    /// who they are; nothing can be changed there [default: nowhere].
+    /// Where to serve metrics for Prometheus, by HTTP at /metrics: a port of loopback,
+    /// such as 127.0.0.1:9470, or unix:PATH. Whoever can reach it can read them, without
+    /// being asked who they are; nothing can be changed there [default: nowhere].
     #[arg(long, value_name = "ADDRESS")]
     pub metrics_listen: Option<Metrics>,
 }

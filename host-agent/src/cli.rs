@@ -169,9 +169,9 @@ struct Serve {
     /// [default: unix:DATA_DIR/host-agent.sock].
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<Listen>,
-    /// Where to serve metrics for Prometheus, by HTTP at /metrics: 127.0.0.1:PORT,
-    /// [::1]:PORT or unix:PATH. Whoever can reach it can read them, without being asked
-    /// who they are; nothing can be changed there [default: nowhere].
+    /// Where to serve metrics for Prometheus, by HTTP at /metrics: a port of loopback,
+    /// such as 127.0.0.1:9470, or unix:PATH. Whoever can reach it can read them, without
+    /// being asked who they are; nothing can be changed there [default: nowhere].
     #[arg(long, value_name = "ADDRESS")]
     metrics_listen: Option<MetricsAddress>,
     /// Whether web and worker instances are copied from templates: guests that were
