@@ -77,6 +77,7 @@ pub(super) async fn run(chosen: &Trusted, settings: SupportBundle, format: Forma
             let missing = written["missing"].as_array().map_or(0, Vec::len);
             let rest = match missing {
                 0 => String::new(),
+                1 => ", but for one thing that could not be had (missing.json)".to_owned(),
                 _ => format!(", but for {missing} things that could not be had (missing.json)"),
             };
             let bytes = words::bytes(written["bytes"].as_u64().unwrap_or(0));
