@@ -5,6 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use fabric_controller::{listen::Address, trust::setup::check_name};
+use fabric_metrics::serve::Address as Metrics;
 use fabric_proto::id::NodeId;
 use fabric_trust::address::Address as Server;
 
@@ -109,6 +110,8 @@ pub enum Command {
     Restore(Restore),
     /// Print which call is for whom, and which ones are in the audit log, as Markdown.
     Permissions,
+    /// Print what `serve --metrics-listen` counts and measures, as Markdown.
+    Metrics,
     /// Print a completion script for a shell.
     Completions {
         /// Which shell.
@@ -326,6 +329,12 @@ pub struct Serve {
     /// How many of the newest events to keep, and of the audit log's entries.
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(100..))]
     pub events_kept: u64,
+
+    /// Where to serve metrics for Prometheus, by HTTP at /metrics: a port of loopback,
+    /// such as 127.0.0.1:9470, or unix:PATH. Whoever can reach it can read them, without
+    /// being asked who they are; nothing can be changed there [default: nowhere].
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics_listen: Option<Metrics>,
 }
 
 /// How long leases are.

@@ -6,8 +6,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     blobs::Blobs,
+    clock,
     data_dir::DataDir,
-    model::lease::LeasePolicy,
+    metrics::{Metrics, store::Counted},
+    model::{lease::LeasePolicy, time::WallTime},
     output::Outputs,
     placement::Policy,
     reconcile::Waker,
@@ -34,6 +36,8 @@ pub struct Config {
     pub names: Vec<String>,
     /// How long nodes' certificates last.
     pub node_certificates: Duration,
+    /// Where metrics are served; nowhere unless somebody wants them.
+    pub metrics_listen: Option<fabric_metrics::serve::Address>,
 }
 
 impl Default for Config {
@@ -46,6 +50,7 @@ impl Default for Config {
             events_kept: 100_000,
             names: Vec::new(),
             node_certificates: Duration::from_secs(30 * 24 * 3600),
+            metrics_listen: None,
         }
     }
 }
@@ -77,13 +82,26 @@ pub struct Controller {
     pub trust: Trust,
     /// What was set.
     pub config: Config,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Since when this runs.
+    pub started: WallTime,
     /// Cancelled when everything is to end.
     pub end: CancellationToken,
     /// The tasks of open streams; all have ended before the data directory is
     /// given back.
     pub tasks: TaskTracker,
     /// Holds the lock on the directory until everything has ended.
-    _data_dir: DataDir,
+    data_dir: DataDir,
+}
+
+/// A file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Disk {
+    /// Its size, in bytes.
+    pub bytes: u64,
+    /// Room left on it, in bytes.
+    pub free_bytes: u64,
 }
 
 impl Controller {
@@ -93,7 +111,11 @@ impl Controller {
     ///
     /// The store or the CA cannot be opened.
     pub async fn open(data_dir: DataDir, config: Config) -> Result<Arc<Self>, OpenError> {
-        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&data_dir.store_file())?);
+        let metrics = Arc::new(Metrics::default());
+        let store: Arc<dyn Store> = Arc::new(Counted {
+            store: Arc::new(SqliteStore::open(&data_dir.store_file())?),
+            metrics: Arc::clone(&metrics),
+        });
         let trust = Trust::open(
             data_dir.path(),
             &*store,
@@ -110,9 +132,23 @@ impl Controller {
             waker,
             trust,
             config,
+            metrics,
+            started: clock::now(),
             end: CancellationToken::new(),
             tasks: TaskTracker::new(),
-            _data_dir: data_dir,
+            data_dir,
         }))
+    }
+
+    /// What the data directory is on, if that can be found out.
+    #[must_use]
+    pub fn disk(&self) -> Option<Disk> {
+        let facts = nix::sys::statvfs::statvfs(self.data_dir.path()).ok()?;
+        Some(Disk {
+            bytes: facts.blocks().saturating_mul(facts.fragment_size()),
+            free_bytes: facts
+                .blocks_available()
+                .saturating_mul(facts.fragment_size()),
+        })
     }
 }

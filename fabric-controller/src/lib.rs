@@ -16,6 +16,7 @@
 //!   [`events`] is what happened.
 //! - [`trust`] is who is who, and who may do what.
 //! - [`maintenance`] is what is done about a data directory as a whole.
+//! - [`metrics`] is what is counted and measured.
 //! - [`api`] is what operators call; [`serve`] runs all of it.
 #![forbid(unsafe_code)]
 
@@ -29,6 +30,7 @@ pub mod events;
 pub mod idempotency;
 pub mod listen;
 pub mod maintenance;
+pub mod metrics;
 pub mod model;
 pub mod node_session;
 pub mod output;

@@ -15,6 +15,7 @@ use fabric_controller::{
     controller::Config,
     listen::Address,
     maintenance::{self, Found, MaintenanceError},
+    metrics::Metrics,
     model::lease::LeasePolicy,
     placement::Policy,
     serve,
@@ -50,6 +51,10 @@ fn main() -> ExitCode {
         }
         Command::Permissions => {
             print!("{}", table::markdown());
+            Ok(())
+        }
+        Command::Metrics => {
+            print!("{}", Metrics::default().list().markdown());
             Ok(())
         }
         Command::Completions { shell } => {
@@ -110,6 +115,7 @@ fn run(mut settings: cli::Serve) -> anyhow::Result<()> {
         events_kept: settings.events_kept,
         names: settings.name,
         node_certificates: settings.node_certificates.into(),
+        metrics_listen: settings.metrics_listen,
     };
     allow_many_files();
     let own = format!("unix:{}", settings.data_dir.join(admin::SOCKET).display());

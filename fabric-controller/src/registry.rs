@@ -43,6 +43,8 @@ pub struct NodeSight {
     pub view: NodeView,
     /// Incarnation of the goal that it is given.
     pub goal_incarnation: u64,
+    /// Room left on its disk, in bytes, as it said last.
+    pub disk_free_bytes: Option<u64>,
 }
 
 /// A node, live.
@@ -54,6 +56,7 @@ struct Live {
     barred: bool,
     heard: Option<(Instant, WallTime)>,
     report: Option<Arc<Report>>,
+    disk_free_bytes: Option<u64>,
     goal: watch::Sender<Option<Arc<NodeGoal>>>,
 }
 
@@ -64,6 +67,7 @@ impl Live {
             barred: false,
             heard: None,
             report: None,
+            disk_free_bytes: None,
             goal: watch::Sender::new(None),
         }
     }
@@ -101,6 +105,14 @@ impl Session {
         });
         let goal = live?.goal.borrow();
         goal.as_ref().map(|goal| goal.incarnation)
+    }
+
+    /// The node has said what room is left on its disk. Nobody waits for that.
+    pub fn has_disk(&self, free_bytes: u64) {
+        self.registry.update(&self.node, self.number, |live| {
+            live.disk_free_bytes = Some(free_bytes);
+            false
+        });
     }
 
     /// The node has reported.
@@ -278,6 +290,7 @@ impl Registry {
             last_seen: heard.map(|(_, seen)| seen),
             report,
             view,
+            disk_free_bytes: live.and_then(|live| live.disk_free_bytes),
             goal_incarnation: live
                 .and_then(|live| live.goal.borrow().as_ref().map(|goal| goal.incarnation))
                 .unwrap_or(0),

@@ -6,11 +6,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use fabric_metrics::serve::Listener as MetricsListener;
 use fabric_proto::{
     FILE_DESCRIPTOR_SET,
     node::v1::node_service_server::NodeServiceServer as HostAgentServer,
     v1::{
         audit_service_server::AuditServiceServer, blob_service_server::BlobServiceServer,
+        controller_service_server::ControllerServiceServer,
         event_service_server::EventServiceServer, instance_service_server::InstanceServiceServer,
         node_service_server::NodeServiceServer, placement_service_server::PlacementServiceServer,
         service_service_server::ServiceServiceServer, trust_service_server::TrustServiceServer,
@@ -21,13 +23,17 @@ use tokio_util::sync::CancellationToken;
 use tonic::{service::Routes, transport::Server};
 
 use crate::{
-    api::{AuditApi, BlobApi, EventApi, InstanceApi, NodeApi, PlacementApi, ServiceApi, TrustApi},
+    api::{
+        AuditApi, BlobApi, ControllerApi, EventApi, InstanceApi, NodeApi, PlacementApi, ServiceApi,
+        TrustApi,
+    },
     clock,
     controller::{Config, Controller, OpenError},
     data_dir::{DataDir, DataDirError},
     error::Result as ControllerResult,
     events, idempotency,
     listen::{Address, ListenError, Listener},
+    metrics,
     model::definition::LONGEST_FILE,
     node_session::{self, NodeSessions},
     reconcile::{self, Reconciler, chain, goal::Terms},
@@ -69,6 +75,9 @@ pub enum ServeError {
     /// It cannot listen.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// It cannot serve metrics.
+    #[error(transparent)]
+    Metrics(#[from] fabric_metrics::serve::ListenError),
     /// A listener failed.
     #[error("a listener failed")]
     Transport(#[source] tonic::transport::Error),
@@ -81,6 +90,7 @@ pub enum ServeError {
 pub struct Serve {
     controller: Arc<Controller>,
     listeners: Vec<Listener>,
+    metrics: Option<MetricsListener>,
 }
 
 impl Serve {
@@ -99,6 +109,10 @@ impl Serve {
         for address in addresses {
             listeners.push(Listener::bind(address).await?);
         }
+        let metrics = match &config.metrics_listen {
+            Some(address) => Some(MetricsListener::bind(address).await?),
+            None => None,
+        };
         // With the ports that were given.
         let addresses: Vec<_> = listeners.iter().map(Listener::address).cloned().collect();
         let server = setup::server(&addresses).unwrap_or_else(setup::local);
@@ -110,6 +124,7 @@ impl Serve {
         Ok(Self {
             controller,
             listeners,
+            metrics,
         })
     }
 
@@ -127,9 +142,13 @@ impl Serve {
         let Self {
             controller,
             listeners,
+            metrics,
         } = self;
         let end = controller.end.clone();
         let mut tasks = background(&controller);
+        if let Some(listener) = metrics {
+            tasks.spawn(serve_metrics(Arc::clone(&controller), listener));
+        }
         let routes = routes(&controller).await?;
         let guard = Guard::new(&controller);
         let mut servers = JoinSet::new();
@@ -193,6 +212,7 @@ fn background(controller: &Arc<Controller>) -> JoinSet<()> {
             heartbeat_period: controller.config.heartbeat_period,
             lease: controller.config.lease.map(|policy| policy.length),
         },
+        metrics: Arc::clone(&controller.metrics),
         told_held: AtomicBool::new(false),
     };
     let mut tasks = JoinSet::new();
@@ -212,6 +232,22 @@ fn background(controller: &Arc<Controller>) -> JoinSet<()> {
         }
     });
     tasks
+}
+
+/// Answers with metrics, to whoever can reach the listener, until the controller ends.
+async fn serve_metrics(controller: Arc<Controller>, listener: MetricsListener) {
+    let end = controller.end.clone();
+    let look = move || {
+        let controller = Arc::clone(&controller);
+        async move {
+            let text = metrics::look::text(&controller).await;
+            text.map_err(|error| chain(&error))
+        }
+    };
+    tokio::select! {
+        () = end.cancelled() => {}
+        () = listener.serve(look) => {}
+    }
 }
 
 /// Keeps within bounds what would otherwise grow for ever.
@@ -246,6 +282,10 @@ async fn tidy(controller: Arc<Controller>) {
 /// All services, with health and reflection.
 async fn routes(controller: &Arc<Controller>) -> Result<Routes, ServeError> {
     let shared = || Arc::clone(controller);
+    let own = ControllerServiceServer::new(ControllerApi {
+        controller: shared(),
+    })
+    .max_decoding_message_size(AROUND);
     let nodes = NodeServiceServer::new(NodeApi {
         controller: shared(),
     });
@@ -285,6 +325,9 @@ async fn routes(controller: &Arc<Controller>) -> Result<Routes, ServeError> {
         .max_decoding_message_size(FROM_NODE)
         .max_encoding_message_size(FROM_NODE);
     let (health, health_service) = tonic_health::server::health_reporter();
+    health
+        .set_serving::<ControllerServiceServer<ControllerApi>>()
+        .await;
     health.set_serving::<NodeServiceServer<NodeApi>>().await;
     health.set_serving::<BlobServiceServer<BlobApi>>().await;
     health
@@ -307,6 +350,7 @@ async fn routes(controller: &Arc<Controller>) -> Result<Routes, ServeError> {
         .map_err(ServeError::Description)?;
     Ok(Routes::new(health_service)
         .add_service(reflection)
+        .add_service(own)
         .add_service(nodes)
         .add_service(blobs)
         .add_service(services)

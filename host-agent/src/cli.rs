@@ -11,6 +11,7 @@ use std::{
 use anyhow::Context as _;
 use bytesize::ByteSize;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use fabric_metrics::serve::Address as MetricsAddress;
 use fabric_proto::id::NodeId;
 use fabric_trust::{address::Address, token::JoinToken};
 use fabric_vmm::jail::Isolation;
@@ -18,6 +19,7 @@ use fabric_vmm::jail::Isolation;
 use crate::{
     hypervisor::jails::{Jails, UserRange},
     lease,
+    metrics::Metrics,
     preflight::{self, Finding, Preflight},
     privileges,
     serve::{self, Listen, Options},
@@ -53,6 +55,8 @@ enum Command {
     Serve(Box<Serve>),
     Join(Join),
     Check(Check),
+    /// Prints what `serve --metrics-listen` counts and measures, as Markdown.
+    Metrics,
     /// Kills what runs in a data directory while its lease is over; `serve` starts it.
     #[command(name = lease::keeper::COMMAND, hide = true)]
     KeepLease {
@@ -165,6 +169,11 @@ struct Serve {
     /// [default: unix:DATA_DIR/host-agent.sock].
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<Listen>,
+    /// Where to serve metrics for Prometheus, by HTTP at /metrics: a port of loopback,
+    /// such as 127.0.0.1:9470, or unix:PATH. Whoever can reach it can read them, without
+    /// being asked who they are; nothing can be changed there [default: nowhere].
+    #[arg(long, value_name = "ADDRESS")]
+    metrics_listen: Option<MetricsAddress>,
     /// Whether web and worker instances are copied from templates: guests that were
     /// booted once, and wait where their agent first calls. Off, each instance boots.
     #[arg(long, value_enum, value_name = "WHETHER", default_value = "on")]
@@ -231,6 +240,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "host-agent", &mut io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Metrics => {
+            print!("{}", Metrics::default().list().markdown());
             Ok(ExitCode::SUCCESS)
         }
         #[cfg(feature = "fail-points")]
@@ -315,6 +328,7 @@ impl Serve {
             fault_injection: self.fault_injection,
             labels: self.labels.into_iter().collect::<BTreeMap<_, _>>(),
             listen: self.listen,
+            metrics_listen: self.metrics_listen,
             stop_vms_on_exit: self.stop_vms_on_exit,
             jails: self.isolation.into_jails(),
             templates: self.templates == Switch::On,

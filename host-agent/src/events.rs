@@ -11,7 +11,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
 
@@ -19,7 +19,7 @@ use fabric_proto::node::v1 as wire;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::files;
+use crate::{files, metrics::Metrics};
 
 /// Events that are kept for a controller that is away.
 const MOST_KEPT: usize = 1024;
@@ -79,6 +79,9 @@ pub struct Event {
     pub message: String,
     /// Whether something failed.
     pub warning: bool,
+    /// Reason of the event about the same instance that led to it, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub because: Option<String>,
 }
 
 impl Event {
@@ -92,6 +95,7 @@ impl Event {
             reason: format!("{:?}", self.reason),
             message: self.message.clone(),
             warning: self.warning,
+            cause: self.because.clone().unwrap_or_default(),
         }
     }
 }
@@ -110,6 +114,7 @@ enum Line {
 #[derive(Debug)]
 pub struct EventLog {
     kept: Mutex<Kept>,
+    metrics: Arc<Metrics>,
     newest: watch::Sender<u64>,
 }
 
@@ -161,17 +166,37 @@ impl EventLog {
         };
         Ok(Self {
             kept: Mutex::new(kept),
+            metrics: Arc::default(),
             newest: watch::Sender::new(newest),
         })
     }
 
-    /// Notes that something happened. What cannot be written is still sent.
+    /// Where what happens is counted.
+    #[must_use]
+    pub const fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Notes that something happened by itself. What cannot be written is still sent.
     pub fn tell(&self, instance: &str, reason: Reason, message: &str, warning: bool) {
+        self.tell_because(instance, reason, None, message, warning);
+    }
+
+    /// Notes that something happened, and the reason of what led to it.
+    pub fn tell_because(
+        &self,
+        instance: &str,
+        reason: Reason,
+        because: Option<String>,
+        message: &str,
+        warning: bool,
+    ) {
         if warning {
             tracing::warn!(instance, ?reason, "{message}");
         } else {
             tracing::info!(instance, ?reason, "{message}");
         }
+        self.metrics.told(reason, warning);
         let mut kept = self.lock();
         let event = Event {
             sequence: kept.newest + 1,
@@ -180,6 +205,7 @@ impl EventLog {
             reason,
             message: crate::guest::report::cut(message),
             warning,
+            because,
         };
         kept.newest = event.sequence;
         if let Err(error) = kept.append(&event) {

@@ -213,6 +213,16 @@ pub fn link_or_copy(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
+/// Bytes of the file system of a path.
+///
+/// # Errors
+///
+/// What the file system says.
+pub fn total_bytes(path: &Path) -> io::Result<u64> {
+    let facts = rustix::fs::statvfs(path)?;
+    Ok(facts.f_blocks.saturating_mul(facts.f_frsize))
+}
+
 /// Bytes that are free for us on the file system of a path.
 ///
 /// # Errors

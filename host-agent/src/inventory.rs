@@ -4,6 +4,8 @@ use std::{fs, path::Path};
 
 use fabric_proto::node::v1::Inventory;
 
+use crate::files;
+
 /// Memory that is left to the node itself, in bytes.
 const OWN_MEMORY: u64 = 512 * 1024 * 1024;
 
@@ -16,8 +18,7 @@ pub fn take(data: &Path, kvm_kind: &str) -> Inventory {
         cpus: std::thread::available_parallelism()
             .map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX)),
         memory_bytes: memory().saturating_sub(OWN_MEMORY),
-        disk_bytes: rustix::fs::statvfs(data)
-            .map_or(0, |facts| facts.f_blocks.saturating_mul(facts.f_frsize)),
+        disk_bytes: files::total_bytes(data).unwrap_or(0),
         kvm_kind: kvm_kind.to_owned(),
         kernel_release: text(names.release()),
         cpu_model: cpu_model().unwrap_or_default(),

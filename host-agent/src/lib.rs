@@ -22,6 +22,7 @@
 //! | [`template`] | guests that were booted once, for instances to be copied from |
 //! | [`events`] | what happened, until the controller has it |
 //! | [`lease`] | for how long the node may run anything |
+//! | [`metrics`] | what is counted and measured |
 //! | [`output`] | role logs and consoles |
 //! | [`fail_point`] | steps at which tests end the process |
 
@@ -40,6 +41,7 @@ pub mod instance;
 pub mod inventory;
 pub mod join;
 pub mod lease;
+pub mod metrics;
 pub mod node;
 pub mod output;
 pub mod policy;

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use fabric_metrics::serve::{Address as MetricsAddress, Listener as MetricsListener};
 use fabric_proto::id::NodeId;
 use fabric_trust::{address::Address, context::Context, dial::Dial, token::JoinToken};
 use tokio::{
@@ -31,6 +32,7 @@ use crate::{
     inventory,
     join::{self, Renewal},
     lease::{self, Lease},
+    metrics::look::Places,
     node::Node,
     output::stream::send_outputs,
     preflight,
@@ -74,6 +76,8 @@ pub struct Options {
     pub labels: BTreeMap<String, String>,
     /// Where health and reflection are served.
     pub listen: Option<Listen>,
+    /// Where metrics are served; nowhere unless somebody wants them.
+    pub metrics_listen: Option<MetricsAddress>,
     /// Whether to stop the virtual machines on the way out.
     pub stop_vms_on_exit: bool,
     /// How virtual machines are jailed.
@@ -195,6 +199,20 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
     let keeping = tokio::spawn(lease::keeper::keep(Arc::clone(&lease), data.clone()));
     let socket = data.join(SOCKET);
     let served = tokio::spawn(serve_health(listener(&options, &data)?));
+    let metrics = match &options.metrics_listen {
+        Some(address) => {
+            let places = Places {
+                data: data.clone(),
+                events: Arc::clone(&workshop.events),
+                board: Arc::clone(&board),
+                lease: Arc::clone(&lease),
+                shown: node.view().shown,
+            };
+            let listener = MetricsListener::bind(address).await?;
+            Some(tokio::spawn(listener.serve(move || places.clone().text())))
+        }
+        None => None,
+    };
     let tidying = tokio::spawn(async move {
         let mut times = tokio::time::interval(TIDY);
         loop {
@@ -250,6 +268,9 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
     renewal.abort();
     outputs.abort();
     tidying.abort();
+    if let Some(metrics) = metrics {
+        metrics.abort();
+    }
     keeping.abort();
     served.abort();
     if options.listen.is_none() {

@@ -12,21 +12,32 @@ use std::{
 use serde_json::Value;
 
 /// Each crate of ours, and those of ours that it may use.
-const MAY_USE: [(&str, &[&str]); 12] = [
+const MAY_USE: [(&str, &[&str]); 13] = [
     ("vhd", &[]),
     ("fabric-vmm", &["vhd"]),
     ("fabric-proto", &[]),
     ("fabric-trust", &[]),
+    ("fabric-metrics", &[]),
     ("guest-agent", &["fabric-proto"]),
     (
         "host-agent",
-        &["fabric-proto", "fabric-trust", "fabric-vmm", "vhd"],
+        &[
+            "fabric-metrics",
+            "fabric-proto",
+            "fabric-trust",
+            "fabric-vmm",
+            "vhd",
+        ],
     ),
     (
         "fabric-controller",
-        &["fabric-proto", "fabric-trust", "vhd"],
+        &["fabric-metrics", "fabric-proto", "fabric-trust", "vhd"],
     ),
-    ("fabctl", &["fabric-proto", "fabric-trust", "vhd"]),
+    (
+        "fabctl",
+        // Its tests ask a real controller.
+        &["fabric-controller", "fabric-proto", "fabric-trust", "vhd"],
+    ),
     ("fabric-tests", &["fabric-proto", "fabric-vmm", "vhd"]),
     ("bus-peer", &[]),
     ("hello-web", &[]),

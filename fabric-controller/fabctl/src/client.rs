@@ -2,9 +2,9 @@
 
 use fabric_proto::v1::{
     audit_service_client::AuditServiceClient, blob_service_client::BlobServiceClient,
-    event_service_client::EventServiceClient, instance_service_client::InstanceServiceClient,
-    node_service_client::NodeServiceClient, placement_service_client::PlacementServiceClient,
-    service_service_client::ServiceServiceClient,
+    controller_service_client::ControllerServiceClient, event_service_client::EventServiceClient,
+    instance_service_client::InstanceServiceClient, node_service_client::NodeServiceClient,
+    placement_service_client::PlacementServiceClient, service_service_client::ServiceServiceClient,
 };
 use fabric_trust::{context::Context, dial::Dial};
 use tonic::transport::Channel;
@@ -33,6 +33,12 @@ impl Client {
             source,
         })?;
         Ok(Self { channel })
+    }
+
+    /// The controller itself.
+    #[must_use]
+    pub fn controller(&self) -> ControllerServiceClient<Channel> {
+        ControllerServiceClient::new(self.channel.clone()).max_decoding_message_size(BIGGEST)
     }
 
     /// The machines.

@@ -45,6 +45,9 @@ pub enum Failure {
         #[source]
         source: io::Error,
     },
+    /// The terminal cannot be used.
+    #[error("cannot use the terminal")]
+    Terminal(#[source] io::Error),
     /// Standard output is gone.
     #[error("cannot write to standard output")]
     Stdout(#[source] io::Error),
@@ -77,6 +80,9 @@ pub enum Failure {
     /// A VHD cannot be made.
     #[error("cannot make the disk image")]
     Vhd(#[source] vhd::Error),
+    /// `doctor` has found something.
+    #[error("{0}")]
+    Found(String),
     /// The controller's answer lacks something.
     #[error("the controller's answer has no {0}; is it of another version?")]
     Answer(&'static str),
@@ -116,7 +122,8 @@ impl Failure {
     }
 
     /// What to do about it, where that is known.
-    fn hint(&self) -> Option<String> {
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
         match self {
             Self::Connect { server, source } if !is_explained(source) => Some(format!(
                 "is it running? `fabric-controller serve --data-dir DIR --listen {server}` \
@@ -142,28 +149,36 @@ impl Failure {
             },
             Self::Address(_) => 2,
             Self::TimedOut(_) => 4,
+            Self::Found(_) => 5,
             _ => 1,
         })
     }
 
-    /// The whole of it, for people.
+    /// What happened, and what led to it, each in a line.
     #[must_use]
-    pub fn report(&self) -> String {
-        let mut text = format!("error: {self}");
+    pub fn causes(&self) -> Vec<String> {
         // A status carries its causes in its message.
         let mut cause = match self {
             Self::Call(_) => None,
             other => other.source(),
         };
         let mut last = self.to_string();
+        let mut causes = vec![last.clone()];
         while let Some(error) = cause {
             let said = error.to_string();
             if said != TRANSPORT && !last.contains(&said) {
-                text.push_str(&format!("\n  cause: {said}"));
+                causes.push(said.clone());
             }
             last = said;
             cause = error.source();
         }
+        causes
+    }
+
+    /// The whole of it, for people.
+    #[must_use]
+    pub fn report(&self) -> String {
+        let mut text = format!("error: {}", self.causes().join("\n  cause: "));
         if let Some(hint) = self.hint() {
             text.push_str(&format!("\n  hint: {hint}"));
         }

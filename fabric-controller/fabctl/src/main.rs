@@ -1,13 +1,16 @@
 //! `fabctl`: the operator's command line. Only wires; [`commands`] do.
 #![forbid(unsafe_code)]
 
+mod bundle;
 mod cli;
 mod client;
 mod commands;
 mod context;
+mod doctor;
 mod error;
 mod package;
 mod show;
+mod story;
 
 use std::process::ExitCode;
 

@@ -4,9 +4,10 @@ use fabric_proto::{
     node::v1::{Inventory, RestartScope as RestartScopeMessage, SnapshotState, SnapshotStatus},
     v1::{
         Blob, BlobKind as BlobKindMessage, Change, ChangeAction, Deployment as DeploymentMessage,
-        Effect as EffectMessage, Event, Instance, PlannedStep, Revision as RevisionMessage,
-        Service, ServiceRole as ServiceRoleMessage, Slot as SlotMessage, Update as UpdateMessage,
-        UpdateDomain, UpdateState as UpdateStateMessage,
+        Effect as EffectMessage, Event, EventCause, Instance, PlannedStep,
+        Revision as RevisionMessage, Service, ServiceRole as ServiceRoleMessage,
+        Slot as SlotMessage, Update as UpdateMessage, UpdateDomain,
+        UpdateState as UpdateStateMessage,
     },
 };
 use prost_types::Timestamp;
@@ -392,5 +393,10 @@ pub(super) fn event(numbered: Numbered) -> Event {
         subject_kind: event.subject_kind.word().to_owned(),
         subject: event.subject,
         source: event.source,
+        cause: event.because.map(|cause| EventCause {
+            reason: cause.reason,
+            subject_kind: cause.subject_kind.word().to_owned(),
+            subject: cause.subject,
+        }),
     }
 }

@@ -2,6 +2,7 @@
 
 mod audit;
 mod blobs;
+mod controller;
 mod convert;
 mod events;
 mod instances;
@@ -21,8 +22,9 @@ use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Response, Status};
 
 pub use self::{
-    audit::AuditApi, blobs::BlobApi, events::EventApi, instances::InstanceApi, nodes::NodeApi,
-    placement::PlacementApi, services::ServiceApi, trust::TrustApi,
+    audit::AuditApi, blobs::BlobApi, controller::ControllerApi, events::EventApi,
+    instances::InstanceApi, nodes::NodeApi, placement::PlacementApi, services::ServiceApi,
+    trust::TrustApi,
 };
 use crate::{controller::Controller, error::Result as ControllerResult};
 

@@ -286,6 +286,8 @@ impl NodeApi {
             cordoned: record.cordoned,
             draining: record.draining,
             fenced: record.fenced,
+            disk_free_bytes: sight.disk_free_bytes.unwrap_or(0),
+            blame: record.blame,
         }
     }
 }

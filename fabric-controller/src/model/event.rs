@@ -81,6 +81,7 @@ pub enum Reason {
     InstanceUnplaceable,
     InstanceFailedOver,
     InstanceMoving,
+    InstanceGivenUp,
     InstanceRemoved,
     RestartRequested,
     PauseRequested,
@@ -100,6 +101,20 @@ impl fmt::Display for Reason {
 /// Who says so when the controller does.
 pub const CONTROLLER: &str = "controller";
 
+/// What led to an event: the newest one before it that has this reason and is about this.
+///
+/// A name for it rather than its cursor: who tells of an effect need not know where in
+/// the log its cause stands, and host agents tell of both before either is in there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Because {
+    /// Its reason.
+    pub reason: String,
+    /// What kind of thing that is about.
+    pub subject_kind: SubjectKind,
+    /// Name or id of the thing.
+    pub subject: String,
+}
+
 /// Something that happened. Its cursor is where it stands in the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventRecord {
@@ -118,6 +133,9 @@ pub struct EventRecord {
     pub subject: String,
     /// Who said so: [`CONTROLLER`] or a node's name.
     pub source: String,
+    /// What led to it; none if nothing that is known did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub because: Option<Because>,
 }
 
 impl EventRecord {
@@ -141,12 +159,33 @@ impl EventRecord {
                     | Reason::FailoverHeld
                     | Reason::InstanceUnplaceable
                     | Reason::InstanceFailedOver
+                    | Reason::InstanceGivenUp
                     | Reason::UpdateStopped
                     | Reason::UpdateRolledBack
             ),
             subject_kind,
             subject: subject.to_string(),
             source: CONTROLLER.to_owned(),
+            because: None,
+        }
+    }
+
+    /// With what led to it.
+    #[must_use]
+    pub fn because(
+        self,
+        reason: Reason,
+        subject_kind: SubjectKind,
+        subject: impl fmt::Display,
+    ) -> Self {
+        let because = Because {
+            reason: reason.to_string(),
+            subject_kind,
+            subject: subject.to_string(),
+        };
+        Self {
+            because: Some(because),
+            ..self
         }
     }
 }

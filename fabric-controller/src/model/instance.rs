@@ -201,6 +201,12 @@ pub struct InstanceRecord {
 }
 
 impl InstanceRecord {
+    /// Whether it is moving because its node has given it up.
+    #[must_use]
+    pub fn was_given_up(&self) -> bool {
+        self.phase == Phase::Moving && self.given_up.moved.last() == Some(&self.changed)
+    }
+
     /// It does not run on its node any more, and is to be placed anew.
     pub fn leave_node(&mut self, epoch: u64, now: WallTime) {
         self.phase = Phase::Wanted;

@@ -51,6 +51,23 @@ pub enum InstanceState {
 }
 
 impl InstanceState {
+    /// All of them.
+    pub const ALL: [Self; 13] = [
+        Self::Pending,
+        Self::Preparing,
+        Self::Booting,
+        Self::Starting,
+        Self::Ready,
+        Self::Busy,
+        Self::Unhealthy,
+        Self::Recovering,
+        Self::Paused,
+        Self::Stopping,
+        Self::Stopped,
+        Self::Failed,
+        Self::Unknown,
+    ];
+
     /// Whether its guest is there, as far as is known.
     #[must_use]
     pub const fn has_guest(self) -> bool {

@@ -15,7 +15,7 @@ use crate::{
     clock,
     error::{Error, Result},
     model::{
-        event::{EventRecord, SubjectKind},
+        event::{Because, EventRecord, SubjectKind},
         node::Inventory,
         time::WallTime,
     },
@@ -153,12 +153,21 @@ pub(super) fn event(node: &NodeId, message: &NodeEvent) -> EventRecord {
         || (SubjectKind::Node, node.to_string()),
         |instance| (SubjectKind::Instance, instance.to_string()),
     );
-    let word = |char: &char| char.is_ascii_alphanumeric();
+    let word = |text: &str| -> String {
+        let letters = text.chars().filter(char::is_ascii_alphanumeric);
+        letters.take(REASON).collect()
+    };
+    let because = Some(word(&message.cause)).filter(|reason| !reason.is_empty());
     EventRecord {
         time: message.time.as_ref().map_or_else(clock::now, time),
-        reason: message.reason.chars().filter(word).take(REASON).collect(),
+        reason: word(&message.reason),
         message: line(&message.message),
         warning: message.warning,
+        because: because.map(|reason| Because {
+            reason,
+            subject_kind,
+            subject: subject.clone(),
+        }),
         subject_kind,
         subject,
         source: node.to_string(),

@@ -221,6 +221,7 @@ impl Talk<'_> {
             match message.map(|message| message.report) {
                 Ok(Some(Message::Status(status))) => {
                     asked = status.lease_request;
+                    self.session.has_disk(status.disk_free_bytes);
                     self.session.report(intake::status(status)?);
                 }
                 Ok(Some(Message::Event(event))) => self.unstored.push(event),
@@ -251,7 +252,9 @@ impl Talk<'_> {
                     request,
                     incarnation,
                 };
-                self.send(session_response::Message::Lease(grant)).await
+                self.send(session_response::Message::Lease(grant)).await?;
+                self.controller.metrics.leases.inc();
+                Ok(())
             }
             None => Ok(()),
         }

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     model::{
-        event::Reason,
+        event::{Reason, SubjectKind},
         instance::{InstanceRecord, Phase},
         service::ServiceRecord,
         time::WallTime,
@@ -51,6 +51,7 @@ pub fn step(policy: Policy, input: &Input, health: &HealthOf<'_>, now: WallTime)
             let node = one.node.as_ref().map_or("", NodeId::as_str);
             let message = format!("node {node} is being drained: started on another");
             plan.tell(now, Reason::InstanceMoving, &one.id, message);
+            plan.because(Reason::NodeDraining, SubjectKind::Node, node);
             let record = InstanceRecord {
                 phase: Phase::Moving,
                 changed: now,

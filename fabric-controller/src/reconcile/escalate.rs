@@ -51,7 +51,7 @@ pub fn step(policy: Policy, input: &Input, health: &HealthOf<'_>, now: WallTime)
              {}",
             humantime::format_duration(WINDOW)
         );
-        plan.tell(now, Reason::InstanceMoving, &one.id, message);
+        plan.tell(now, Reason::InstanceGivenUp, &one.id, message);
         let record = InstanceRecord {
             phase: Phase::Moving,
             given_up,

@@ -18,7 +18,7 @@ use fabric_proto::id::{InstanceId, NodeId};
 
 use super::plan::{Input, Plan};
 use crate::model::{
-    event::Reason,
+    event::{Reason, SubjectKind},
     instance::{InstanceRecord, Phase},
     lease::LeasePolicy,
     time::WallTime,
@@ -115,6 +115,13 @@ pub(super) fn take_off(
             record.epoch
         );
         plan.tell(now, Reason::InstanceFailedOver, &record.id, message);
+        let is_there = input.nodes.iter().any(|one| one.node_id == node);
+        let reason = if is_there {
+            Reason::NodeFenced
+        } else {
+            Reason::NodeRemoved
+        };
+        plan.because(reason, SubjectKind::Node, node);
     }
 }
 

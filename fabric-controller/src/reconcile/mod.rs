@@ -41,6 +41,7 @@ use self::{
 use crate::{
     clock,
     error::Result,
+    metrics::Metrics,
     model::{
         event::{EventRecord, Reason, SubjectKind},
         instance::InstanceRecord,
@@ -115,6 +116,8 @@ pub struct Reconciler {
     pub lease: Option<LeasePolicy>,
     /// What every node is held to.
     pub terms: Terms,
+    /// What it takes is counted.
+    pub metrics: Arc<Metrics>,
     /// Whether it has been told that nothing is started elsewhere.
     pub told_held: AtomicBool,
 }
@@ -143,7 +146,11 @@ impl Reconciler {
             }
             nodes.mark_unchanged();
             let number = *asked.borrow_and_update();
-            match self.pass().await {
+            let begun = time::Instant::now();
+            let done = self.pass().await;
+            let took = begun.elapsed().as_secs_f64();
+            self.metrics.reconcile_seconds.observe(took);
+            match done {
                 Ok(again) => {
                     self.waker.done.send_replace(number);
                     if let Some(again) = again {
@@ -151,6 +158,7 @@ impl Reconciler {
                     }
                 }
                 Err(error) => {
+                    self.metrics.reconcile_failures.inc();
                     tracing::error!(error = %chain(&error), "reconciling failed; trying again");
                     timer.reset_after(RETRY);
                 }
@@ -439,6 +447,7 @@ fn note_fenced(txn: Txn, node: &Kept<NodeRecord>) -> Result<Txn> {
     let message = "its lease has ended: its instances are started elsewhere";
     let (reason, kind) = (Reason::NodeFenced, SubjectKind::Node);
     let event = EventRecord::new(clock::now(), reason, kind, id, message);
+    let event = event.because(Reason::NodeLost, kind, id);
     let txn = records::replace(txn, &records::node(id), Some(node.modified), &record)?;
     records::add_event(txn, &event)
 }

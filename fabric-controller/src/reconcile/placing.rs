@@ -8,7 +8,7 @@ use super::plan::{Input, Plan};
 use crate::{
     model::{
         deployment::Colour,
-        event::Reason,
+        event::{Reason, SubjectKind},
         instance::{InstanceRecord, InstanceSpec, Phase},
         node::NodeRecord,
         service::{ServiceRecord, ServiceRole},
@@ -171,6 +171,8 @@ pub(super) fn place(
     if instances.values().all(|record| record.node.is_some()) {
         return;
     }
+    let before = input.instances.iter().map(|one| (&one.id, one));
+    let before: BTreeMap<_, _> = before.collect();
     let asked = self::instances(instances.values(), &input.services);
     for Decision { instance, outcome } in decide(policy, &nodes(input), asked) {
         let Some(record) = instances.get(&instance) else {
@@ -184,6 +186,7 @@ pub(super) fn place(
                     message = format!("{message}, not spread: {relaxed}");
                 }
                 plan.tell(now, Reason::InstancePlaced, &instance, message);
+                say_why_homeless(before.get(&instance).copied(), &record, plan);
                 record.node = Some(placed.node);
                 record.unplaceable = String::new();
                 record.changed = now;
@@ -196,10 +199,27 @@ pub(super) fn place(
                 // Told once, not with every figure that changes.
                 if record.unplaceable.is_empty() {
                     plan.tell(now, Reason::InstanceUnplaceable, &instance, why.clone());
+                    say_why_homeless(before.get(&instance).copied(), &record, plan);
                 }
                 record.unplaceable = why;
             }
         }
         plan.put.insert(instance, record);
     }
+}
+
+/// Why it has no node: what it was before this plan tells.
+fn say_why_homeless(before: Option<&InstanceRecord>, record: &InstanceRecord, plan: &mut Plan) {
+    let reason = match before {
+        Some(before) if before.was_given_up() => Reason::InstanceGivenUp,
+        Some(before) if before.phase == Phase::Moving => Reason::InstanceMoving,
+        Some(before) if before.node.is_some() => Reason::InstanceFailedOver,
+        Some(before) if !before.unplaceable.is_empty() => Reason::InstanceUnplaceable,
+        Some(_) => return,
+        None => {
+            let applied = Reason::ServiceApplied;
+            return plan.because(applied, SubjectKind::Service, &record.service);
+        }
+    };
+    plan.because(reason, SubjectKind::Instance, &record.id);
 }

@@ -15,7 +15,10 @@
 //! - One that is moving goes the same way, and has no node then.
 //! - What a fenced node had is placed anew ([`failover`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use fabric_proto::id::{InstanceId, NodeId, RoleName, ServiceName};
 
@@ -97,6 +100,13 @@ impl Plan {
             id,
             message,
         ));
+    }
+
+    /// What led to what was told last.
+    pub(super) fn because(&mut self, reason: Reason, kind: SubjectKind, of: impl fmt::Display) {
+        if let Some(event) = self.events.pop() {
+            self.events.push(event.because(reason, kind, of));
+        }
     }
 }
 

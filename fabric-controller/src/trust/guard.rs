@@ -12,6 +12,7 @@ use std::{
     time::SystemTime,
 };
 
+use tokio::time::Instant;
 use tonic::{
     Code, Status,
     body::Body,
@@ -25,7 +26,7 @@ use super::{
     table::Rule,
     tls::Revoked,
 };
-use crate::{controller::Controller, listen::Peer, store::Store};
+use crate::{controller::Controller, listen::Peer, metrics::Metrics, store::Store};
 
 /// See the [module](self).
 #[derive(Clone)]
@@ -35,6 +36,7 @@ struct Shared {
     store: Arc<dyn Store>,
     revoked: Arc<Revoked>,
     denials: Arc<Denials>,
+    metrics: Arc<Metrics>,
 }
 
 impl Guard {
@@ -45,6 +47,7 @@ impl Guard {
             store: Arc::clone(&controller.store),
             revoked: Arc::clone(&controller.trust.revoked),
             denials: Arc::clone(&controller.trust.denials),
+            metrics: Arc::clone(&controller.metrics),
         }))
     }
 }
@@ -96,9 +99,17 @@ where
                 return Ok(unknown.into_http());
             };
             let caller = Caller::new(peer);
+            let begun = Instant::now();
+            let counted = |status: &Status| {
+                let method = Rule::of(&path).map(|rule| rule.call);
+                let code = format!("{:?}", status.code());
+                let took = begun.elapsed().as_secs_f64();
+                guard.metrics.call(method, &code, took);
+            };
             let rule = match guard.decide(&caller, &path) {
                 Ok(rule) => rule,
                 Err(denied) => {
+                    counted(&denied);
                     guard
                         .denials
                         .write(&*guard.store, &caller, &path, &denied)
@@ -114,6 +125,7 @@ where
             };
             let status = Status::from_header_map(answer.headers());
             let status = status.unwrap_or_else(|| Status::ok(""));
+            counted(&status);
             let denied = status.code() == Code::PermissionDenied
                 || (status.code() != Code::Ok && caller.kind == Kind::Joining);
             match call {

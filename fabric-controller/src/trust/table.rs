@@ -39,6 +39,7 @@ const fn rule(call: &'static str, roles: &'static [Role], changes: bool) -> Rule
 
 /// See the [module](self).
 pub const TABLE: &[Rule] = &[
+    see("fabric.v1.ControllerService/GetController"),
     see("fabric.v1.NodeService/ListNodes"),
     change("fabric.v1.NodeService/CordonNode"),
     change("fabric.v1.NodeService/UncordonNode"),

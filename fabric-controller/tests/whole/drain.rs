@@ -189,7 +189,7 @@ async fn what_its_node_has_given_up_is_started_on_another_twice_an_hour() {
     first.all_ready_but(&given_up).await;
     client.wait_for_words(&[("shop-web-0", "Failed")]).await;
     let reasons = client.reasons("shop-web-0").await;
-    let moved = reasons.iter().filter(|one| *one == "InstanceMoving");
+    let moved = reasons.iter().filter(|one| *one == "InstanceGivenUp");
     assert_eq!(moved.count(), 2, "{reasons:?}");
     assert_eq!(client.places().await, ["n1"]);
 }

@@ -1,7 +1,13 @@
 //! A controller in this process, a node that does what the test says, and waits
 //! that have an end.
 
-use std::{collections::BTreeMap, fmt::Debug, net::SocketAddr, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::Debug,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use fabric_controller::{
@@ -333,6 +339,7 @@ impl Controller {
             heartbeat_period: Duration::from_millis(50),
             lost_after: LOST,
             lease: Some(LEASE),
+            metrics_listen: Some(fabric_metrics::serve::Address::Unix(metrics_of(&data))),
             ..Config::default()
         };
         let socket = data.path().join("s");
@@ -357,6 +364,11 @@ impl Controller {
             },
             client,
         )
+    }
+
+    /// The socket where its metrics are.
+    pub fn metrics(&self) -> PathBuf {
+        metrics_of(&self.data)
     }
 
     /// The CA, as the controller has it.
@@ -391,6 +403,10 @@ impl Controller {
     pub async fn restart(self) -> (Self, Client) {
         Self::start_in(self.stop().await).await
     }
+}
+
+fn metrics_of(data: &TempDir) -> PathBuf {
+    data.path().join("m")
 }
 
 /// A context for a controller, with a certificate of some CA.

@@ -4,6 +4,7 @@
 
 mod audit;
 mod backups;
+mod causes;
 mod commands;
 mod crash;
 mod drain;
@@ -12,6 +13,7 @@ mod framework;
 mod idempotency;
 mod keeps;
 mod links;
+mod metrics;
 mod nodes;
 mod output;
 mod placement;

@@ -524,8 +524,21 @@ pub enum Action {
 pub struct Note {
     /// What, as a stable word.
     pub reason: Reason,
+    /// What led to it.
+    pub because: Because,
     /// One line for people.
     pub message: String,
     /// Whether something failed.
     pub warning: bool,
+}
+
+/// What led to something that is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Because {
+    /// Nothing that is known: it happened by itself.
+    Nothing,
+    /// What was told last of the same instance.
+    Before,
+    /// What has this reason, of the same instance: the controller may have told it.
+    Event(String),
 }

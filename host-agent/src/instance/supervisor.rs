@@ -26,7 +26,9 @@ use super::{
     machine::{Limits, Machine},
     manifest::Manifest,
     snapshots::{self, MadeOf},
-    state::{Action, Exit, GuestSaid, Handled, Input, Launch, Presence, Scope, State, Wanted},
+    state::{
+        Action, Because, Exit, GuestSaid, Handled, Input, Launch, Presence, Scope, State, Wanted,
+    },
     status::{self, Board},
     turn::Turn,
 };
@@ -344,6 +346,9 @@ impl Supervisor {
         self.manifest.last_exit.clone_from(&exit.json);
         self.manifest.ended = Some(SystemTime::now());
         self.step(Input::Exited(exit)).await;
+        if let Some(end) = self.machine().end() {
+            self.node.workshop.events.metrics().ended(end.cause);
+        }
     }
 
     async fn hear(&mut self, heard: Heard) {
@@ -411,8 +416,17 @@ impl Supervisor {
         while let Some(action) = todo.pop_front() {
             match action {
                 Action::Tell(note) => {
-                    let events = &self.node.workshop.events;
-                    events.tell(self.id.as_str(), note.reason, &note.message, note.warning);
+                    let because = match note.because {
+                        Because::Event(reason) => Some(reason),
+                        Because::Nothing | Because::Before => None,
+                    };
+                    self.node.workshop.events.tell_because(
+                        self.id.as_str(),
+                        note.reason,
+                        because,
+                        &note.message,
+                        note.warning,
+                    );
                 }
                 Action::Prepare {
                     fresh,
@@ -629,6 +643,7 @@ impl Supervisor {
             self.manifest.process = Some(vm.record().clone());
             self.vm = Some(vm);
             self.starved();
+            self.node.workshop.events.metrics().started(launch);
             launch
         });
         let (now, limits) = (self.node.clock.now(), Arc::clone(&self.node.limits));

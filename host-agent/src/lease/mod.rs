@@ -171,6 +171,15 @@ impl Lease {
         self.until.borrow().is_over((self.now)())
     }
 
+    /// How long it lasts if it is not prolonged; none if none is needed.
+    #[must_use]
+    pub fn remaining(&self) -> Option<Duration> {
+        match *self.until.borrow() {
+            Until::Ever => None,
+            Until::Time(end) => Some(end.saturating_sub((self.now)())),
+        }
+    }
+
     /// Word of its end, and of its return.
     #[must_use]
     pub fn watch(self: &Arc<Self>) -> Watch {

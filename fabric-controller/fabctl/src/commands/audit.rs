@@ -84,7 +84,7 @@ fn line(entry: &AuditEntry) -> String {
     show::clean(&text)
 }
 
-fn object(entry: &AuditEntry) -> Value {
+pub(super) fn object(entry: &AuditEntry) -> Value {
     json!({
         "cursor": entry.cursor,
         "time": words::rfc3339(entry.time.as_ref()),

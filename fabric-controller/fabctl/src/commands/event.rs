@@ -19,40 +19,47 @@ pub(super) async fn run(context: &Context, settings: Events) -> Result<()> {
 
 async fn list(context: &Context, settings: Events) -> Result<()> {
     let subject = settings.about.unwrap_or_default();
-    let mut after_cursor = settings.after;
     let mut all: Vec<Event> = Vec::new();
-    loop {
-        let request = ListEventsRequest {
-            after_cursor,
-            limit: 0,
-            subject: subject.clone(),
-        };
-        let page = context
-            .client
-            .events()
-            .list_events(request)
-            .await?
-            .into_inner();
-        let Some(last) = page.events.last() else {
-            break;
-        };
-        after_cursor = last.cursor;
+    let mut after = settings.after;
+    while let Some(page) = page(context, &mut after, &subject).await? {
         match context.format {
             Format::Table => {
-                for event in &page.events {
+                for event in &page {
                     show::print_line(&table::event(event))?;
                 }
             }
-            Format::Json => all.extend(page.events),
-        }
-        if after_cursor >= page.last_cursor {
-            break;
+            Format::Json => all.extend(page),
         }
     }
     match context.format {
         Format::Table => Ok(()),
         Format::Json => show::print_json(&all.iter().map(json::event).collect()),
     }
+}
+
+/// The events after a cursor, those about one subject unless it is empty.
+pub(super) async fn all(context: &Context, mut after: u64, subject: &str) -> Result<Vec<Event>> {
+    let mut all = Vec::new();
+    while let Some(page) = page(context, &mut after, subject).await? {
+        all.extend(page);
+    }
+    Ok(all)
+}
+
+/// The next of them, and on to where they end; none if there are no more.
+async fn page(context: &Context, after: &mut u64, subject: &str) -> Result<Option<Vec<Event>>> {
+    let request = ListEventsRequest {
+        after_cursor: *after,
+        limit: 0,
+        subject: subject.to_owned(),
+    };
+    let mut client = context.client.events();
+    let page = client.list_events(request).await?.into_inner();
+    let Some(last) = page.events.last() else {
+        return Ok(None);
+    };
+    *after = last.cursor;
+    Ok(Some(page.events))
 }
 
 async fn follow(context: &Context, settings: Events) -> Result<()> {

@@ -3,6 +3,7 @@
 mod audit;
 mod blob;
 mod context;
+mod doctor;
 mod event;
 mod instance;
 mod keep;
@@ -10,10 +11,12 @@ mod node;
 mod placement;
 mod revision;
 mod service;
+mod support;
 mod update;
 mod upload;
 mod wait;
 mod watch;
+mod why;
 
 use std::io;
 
@@ -69,6 +72,15 @@ pub async fn run(cli: Cli) -> Result<()> {
         Command::Instance(command) => instance::run(&context().await?, command).await,
         Command::Explain(explain) => placement::explain(&context().await?, explain).await,
         Command::Simulate(simulate) => placement::simulate(&context().await?, simulate).await,
+        Command::Doctor(settings) => {
+            let chosen = choose(server.as_deref(), name.as_deref());
+            doctor::run(chosen, settings, format).await
+        }
+        Command::SupportBundle(settings) => {
+            let chosen = choose(server.as_deref(), name.as_deref())?;
+            support::run(&chosen, settings, format).await
+        }
+        Command::Why(settings) => why::run(&context().await?, settings).await,
         Command::Events(events) => event::run(&context().await?, events).await,
         Command::Audit(settings) => audit::run(&context().await?, settings).await,
         Command::Context(command) => context::run(command, format),

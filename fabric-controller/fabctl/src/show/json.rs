@@ -4,11 +4,30 @@
 use fabric_proto::{
     guest::v1::{RoleExit, role_exit::How},
     node::v1::SnapshotStatus,
-    v1::{Blob, Change, Deployment, Event, Instance, Node, PlannedStep, Revision, Service, Update},
+    v1::{
+        Blob, Change, Deployment, Event, GetControllerResponse, Instance, Node, PlannedStep,
+        Revision, Service, Update,
+    },
 };
 use serde_json::{Value, json};
 
 use super::words;
+
+/// The controller.
+#[must_use]
+pub fn controller(controller: &GetControllerResponse) -> Value {
+    json!({
+        "version": controller.version,
+        "now": words::rfc3339(controller.now.as_ref()),
+        "started": words::rfc3339(controller.started.as_ref()),
+        "disk_bytes": controller.disk_bytes,
+        "disk_free_bytes": controller.disk_free_bytes,
+        "heartbeat_period_ms": words::millis(controller.heartbeat_period.as_ref()),
+        "lost_after_ms": words::millis(controller.lost_after.as_ref()),
+        "lease_ms": words::millis(controller.lease.as_ref()),
+        "events_kept": controller.events_kept,
+    })
+}
 
 /// A node.
 #[must_use]
@@ -32,6 +51,8 @@ pub fn node(node: &Node) -> Value {
         "cordoned": node.cordoned,
         "draining": node.draining,
         "fenced": node.fenced,
+        "blame": node.blame,
+        "disk_free_bytes": node.disk_free_bytes,
         "agent_version": node.agent_version,
         "instances": node.instances,
         "vcpus_used": node.vcpus_used,
@@ -246,6 +267,11 @@ pub fn event(event: &Event) -> Value {
         "subject_kind": event.subject_kind,
         "subject": event.subject,
         "source": event.source,
+        "cause": event.cause.as_ref().map(|cause| json!({
+            "reason": cause.reason,
+            "subject_kind": cause.subject_kind,
+            "subject": cause.subject,
+        })),
     })
 }
 

@@ -1,8 +1,10 @@
 //! How things are shown: tables for people ([`table`]), JSON for programs
-//! ([`json`]), and both of [`placement`]. [`words`] are what both have in common.
+//! ([`json`]), and both of [`placement`] and of a [`story`]. [`words`] are what both have in common.
 
+pub mod doctor;
 pub mod json;
 pub mod placement;
+pub mod story;
 pub mod table;
 pub mod words;
 

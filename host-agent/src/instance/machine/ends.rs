@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::{Actions, Limits, Machine, tell};
+use super::{Actions, Limits, Machine, tell, tell_anew, tell_because};
 use crate::{
     events::Reason,
     instance::state::{
-        Action, Cause, End, Exit, ExitKind, Handling, Launch, Presence, Start, State, StoppedBy,
-        Stopping, Then, Unprepared,
+        Action, Because, Cause, End, Exit, ExitKind, Handling, Launch, Presence, Start, State,
+        StoppedBy, Stopping, Then, Unprepared,
     },
     policy::ladder::Decision,
 };
@@ -98,7 +98,11 @@ impl Machine {
         match self.state.clone() {
             State::Stopping { how, then, .. } => {
                 let end = end_of_stopped(how, &then, exit);
-                tell(actions, Reason::VmmExited, &end.detail, false);
+                let because = match then {
+                    Then::Goal | Then::Ended { .. } => Because::Nothing,
+                    Then::Start(_) | Then::Recover { .. } => Because::Before,
+                };
+                tell_because(actions, Reason::VmmExited, because, &end.detail, false);
                 self.ended(end, actions);
                 match then {
                     _ if self.wants() != Presence::Run => self.rest(actions),
@@ -116,7 +120,7 @@ impl Machine {
             | State::Paused
             | State::Leaving { .. } => {
                 let expected = exit.kind == ExitKind::GuestPowerOff;
-                tell(actions, Reason::VmmExited, &describe(exit), !expected);
+                tell_anew(actions, Reason::VmmExited, &describe(exit), !expected);
                 let end = End {
                     cause: exit.kind.into(),
                     detail: describe(exit),

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::{Actions, Limits, Machine, tell};
+use super::{Actions, Limits, Machine, tell, tell_because};
 use crate::{
     events::Reason,
     guest::report::{RoleCondition, RoleReport},
-    instance::state::{Cause, GuestSaid, Launch, Presence, State, Then},
+    instance::state::{Because, Cause, GuestSaid, Launch, Presence, State, Then},
 };
 
 impl Machine {
@@ -130,7 +130,13 @@ fn tell_of_role(before: Option<&RoleReport>, report: &RoleReport, actions: &mut 
             Some(exit) => format!("the role was restarted: {exit}"),
             None => "the role was restarted".to_owned(),
         };
-        tell(actions, Reason::RoleRestarted, &message, true);
+        let was_unwell = before.is_some_and(|one| one.condition == RoleCondition::Unhealthy);
+        let because = if was_unwell {
+            Because::Before
+        } else {
+            Because::Nothing
+        };
+        tell_because(actions, Reason::RoleRestarted, because, &message, true);
     }
     if before.is_some_and(|before| before.condition == report.condition) {
         return;
@@ -142,14 +148,13 @@ fn tell_of_role(before: Option<&RoleReport>, report: &RoleReport, actions: &mut 
         RoleCondition::Unhealthy => (Reason::RoleUnhealthy, "the role is unhealthy", true),
         RoleCondition::Stopped => (Reason::RoleStopped, "the role is stopped", false),
     };
-    if report.reason.is_empty() {
-        tell(actions, reason, text, warning);
-    } else {
-        tell(
-            actions,
-            reason,
-            &format!("{text}: {}", report.reason),
-            warning,
-        );
-    }
+    let message = match report.reason.as_str() {
+        "" => text.to_owned(),
+        why => format!("{text}: {why}"),
+    };
+    let because = match report.condition {
+        RoleCondition::Starting | RoleCondition::Ready => Because::Before,
+        RoleCondition::Busy | RoleCondition::Unhealthy | RoleCondition::Stopped => Because::Nothing,
+    };
+    tell_because(actions, reason, because, &message, warning);
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fabric_proto::id::SnapshotName;
 
-use super::{Actions, Limits, Machine, Restored, tell};
+use super::{Actions, Limits, Machine, Restored, tell, tell_asked};
 use crate::{
     events::Reason,
     instance::state::{
@@ -69,9 +69,10 @@ impl Machine {
             cause: Cause::Reset,
             detail: "an operator asked for it; its process went on".to_owned(),
         };
-        tell(
+        tell_asked(
             actions,
             Reason::VmReset,
+            "RestartRequested",
             "reset in place, as an operator asked",
             false,
         );
@@ -165,7 +166,13 @@ impl Machine {
         actions: &mut Actions,
     ) {
         let why = format!("it goes back to snapshot {name}, as an operator asked");
-        tell(actions, Reason::InstanceRestoring, &why, false);
+        tell_asked(
+            actions,
+            Reason::InstanceRestoring,
+            "RestoreRequested",
+            &why,
+            false,
+        );
         let start = Start {
             restore: true,
             ..Start::default()
@@ -188,12 +195,18 @@ impl Machine {
                 "an operator asked for it".clone_into(&mut self.why);
                 self.state = State::Paused;
                 let message = "paused, as an operator asked; no sign of life is expected";
-                tell(actions, Reason::InstancePaused, message, false);
+                tell_asked(
+                    actions,
+                    Reason::InstancePaused,
+                    "PauseRequested",
+                    message,
+                    false,
+                );
             }
             (Handling::Pausing, Handled::Paused(Err(why))) => {
                 let why = format!("it cannot be paused: {why}");
                 if self.why != why {
-                    tell(actions, Reason::PauseFailed, &why, true);
+                    tell_asked(actions, Reason::PauseFailed, "PauseRequested", &why, true);
                 }
                 self.why = why;
                 // Tried again with its next sign of life.
@@ -204,7 +217,13 @@ impl Machine {
                 self.go_on(now, limits);
                 self.resumes = self.resumes.wrapping_add(1);
                 if asked {
-                    tell(actions, Reason::InstanceResumed, "it goes on", false);
+                    tell_asked(
+                        actions,
+                        Reason::InstanceResumed,
+                        "ResumeRequested",
+                        "it goes on",
+                        false,
+                    );
                 }
             }
             (Handling::Resuming { .. }, Handled::Resumed(Err(why))) => {
@@ -220,7 +239,13 @@ impl Machine {
             }
             (Handling::Resetting, Handled::Reset(Err(why))) => {
                 let why = format!("it cannot be reset in place: {why}");
-                tell(actions, Reason::VmRestarting, &why, false);
+                tell_asked(
+                    actions,
+                    Reason::VmRestarting,
+                    "RestartRequested",
+                    &why,
+                    false,
+                );
                 let then = Then::Start(Start::default());
                 return self.put_down(now, &why, then, limits, actions);
             }
@@ -262,11 +287,23 @@ impl Machine {
             Ok(facts) => {
                 let size = bytesize::ByteSize::b(facts.bytes);
                 let message = format!("snapshot {name} was taken, {size} on disk");
-                tell(actions, Reason::SnapshotTaken, &message, false);
+                tell_asked(
+                    actions,
+                    Reason::SnapshotTaken,
+                    "SnapshotRequested",
+                    &message,
+                    false,
+                );
             }
             Err(why) => {
                 let message = format!("snapshot {name} was not taken: {why}");
-                tell(actions, Reason::SnapshotFailed, &message, true);
+                tell_asked(
+                    actions,
+                    Reason::SnapshotFailed,
+                    "SnapshotRequested",
+                    &message,
+                    true,
+                );
             }
         }
         self.snapshot_generation = self.snapshot_generation.max(wanted.generation);

@@ -60,8 +60,8 @@ use crate::{
     guest::report::{RoleCondition, RoleReport},
     instance::{
         state::{
-            Action, End, Handling, Input, Launch, Note, Presence, Scope, Snapshot, Start, State,
-            Wanted,
+            Action, Because, End, Handling, Input, Launch, Note, Presence, Scope, Snapshot, Start,
+            State, Wanted,
         },
         turn::Progress,
     },
@@ -106,6 +106,9 @@ pub struct Machine {
     /// How often it went on after it had stood still.
     #[serde(default)]
     resumes: u32,
+    /// What was told last; nothing since it was placed here.
+    #[serde(default)]
+    told: Option<Reason>,
 }
 
 /// The last restore that was carried out or refused.
@@ -148,9 +151,13 @@ impl Default for Machine {
             restoring: None,
             restored: Restored::default(),
             resumes: 0,
+            told: None,
         }
     }
 }
+
+/// What the controller tells when it has given an instance a node.
+const PLACED: &str = "InstancePlaced";
 
 /// What is done about one input: collected, then carried out in this order.
 type Actions = Vec<Action>;
@@ -307,6 +314,7 @@ impl Machine {
             Input::Guest(said) => self.on_guest(now, said, limits, &mut actions),
             Input::Tick { starved } => self.on_tick(now, starved, limits, &mut actions),
         }
+        self.link(&mut actions);
         actions
     }
 
@@ -398,14 +406,27 @@ impl Machine {
             _ => {}
         }
         if vm && self.has_vm() {
-            tell(
+            tell_anew(
                 &mut actions,
                 Reason::InstanceAdopted,
                 "found running and taken over",
                 false,
             );
         }
+        self.link(&mut actions);
         actions
+    }
+
+    /// Says of each thing to tell what was told before it.
+    fn link(&mut self, actions: &mut Actions) {
+        for action in actions {
+            let Action::Tell(note) = action else { continue };
+            if note.because == Because::Before {
+                let before = self.told.map(|reason| format!("{reason:?}"));
+                note.because = Because::Event(before.unwrap_or_else(|| PLACED.to_owned()));
+            }
+            self.told = Some(note.reason);
+        }
     }
 
     /// Takes a template for the cause of what went wrong, and says how to start
@@ -461,9 +482,32 @@ impl Machine {
     }
 }
 
+/// Something to tell that what was told before has led to.
 fn tell(actions: &mut Actions, reason: Reason, message: &str, warning: bool) {
+    tell_because(actions, reason, Because::Before, message, warning);
+}
+
+/// Something to tell that has happened by itself.
+fn tell_anew(actions: &mut Actions, reason: Reason, message: &str, warning: bool) {
+    tell_because(actions, reason, Because::Nothing, message, warning);
+}
+
+/// Something to tell that the controller has asked for, as it has told by that reason.
+fn tell_asked(actions: &mut Actions, reason: Reason, by: &str, message: &str, warning: bool) {
+    let because = Because::Event(by.to_owned());
+    tell_because(actions, reason, because, message, warning);
+}
+
+fn tell_because(
+    actions: &mut Actions,
+    reason: Reason,
+    because: Because,
+    message: &str,
+    warning: bool,
+) {
     actions.push(Action::Tell(Note {
         reason,
+        because,
         message: message.to_owned(),
         warning,
     }));

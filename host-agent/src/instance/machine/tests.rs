@@ -114,6 +114,21 @@ impl Story {
         done
     }
 
+    /// What was told since anything was asked last, each with what led to it.
+    fn linked(&mut self) -> Vec<String> {
+        let done = std::mem::take(&mut self.done).into_iter();
+        let notes = done.filter_map(|action| match action {
+            Action::Tell(note) => Some(note),
+            _ => None,
+        });
+        let link = |note: Note| match note.because {
+            Because::Event(cause) => format!("{:?} < {cause}", note.reason),
+            Because::Nothing => format!("{:?}", note.reason),
+            Because::Before => panic!("{note:?} was not linked"),
+        };
+        notes.map(link).collect()
+    }
+
     /// What was told since anything was asked last.
     fn told(&mut self) -> Vec<Reason> {
         let done = std::mem::take(&mut self.done);
@@ -144,6 +159,39 @@ const COLD: Action = Action::Prepare {
     cold: true,
     restore: None,
 };
+
+#[test]
+fn what_is_told_names_what_led_to_it() {
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready();
+    let started = ["VmmStarted < InstancePlaced", "GuestHello < VmmStarted"];
+    assert_eq!(story.linked()[..2], started);
+    story.exits(ExitKind::Killed).becomes_ready();
+    assert_eq!(
+        story.linked(),
+        [
+            "VmmExited",
+            "VmRestarting < VmmExited",
+            "VmmStarted < VmRestarting",
+            "GuestHello < VmmStarted",
+            "RoleReady < GuestHello",
+        ]
+    );
+    // The same over a restart of the host agent, which has this on record.
+    let record = serde_json::to_string(&story.machine).unwrap();
+    story.machine = serde_json::from_str(&record).unwrap();
+    story.role(RoleCondition::Unhealthy, 0);
+    story.role(RoleCondition::Ready, 0);
+    assert_eq!(
+        story.linked(),
+        ["RoleUnhealthy", "RoleReady < RoleUnhealthy"]
+    );
+    story.goal(|wanted| {
+        wanted.restart_generation = 1;
+        wanted.restart_scope = Scope::Vm;
+    });
+    assert_eq!(story.linked(), ["VmRestarting < RestartRequested"]);
+}
 
 #[test]
 fn a_goal_leads_to_a_ready_role() {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Actions, Limits, Machine, tell};
+use super::{Actions, Limits, Machine, tell_anew, tell_asked};
 use crate::{
     events::Reason,
     instance::state::{
@@ -135,7 +135,18 @@ impl Machine {
                     (_, Some(_)) => "its goal has changed",
                     _ => return self.keep(actions),
                 };
-                tell(actions, Reason::VmRestarting, why, false);
+                match asked {
+                    Some(_) => {
+                        tell_asked(
+                            actions,
+                            Reason::VmRestarting,
+                            "RestartRequested",
+                            why,
+                            false,
+                        );
+                    }
+                    None => tell_anew(actions, Reason::VmRestarting, why, false),
+                }
                 self.bring_down(now, Then::Start(start), why, limits, actions);
             }
             State::Stopping { then, .. } if asked.is_some() || fresh => {
@@ -176,7 +187,7 @@ impl Machine {
             | State::Paused
             | State::Stopping { .. } => {
                 NO_LEASE.clone_into(&mut self.why);
-                tell(actions, Reason::LeaseEnded, NO_LEASE, true);
+                tell_anew(actions, Reason::LeaseEnded, NO_LEASE, true);
                 actions.push(Action::Kill);
                 self.state = State::Stopping {
                     how: Stopping::Killing,

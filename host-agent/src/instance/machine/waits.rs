@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Actions, Limits, Machine, tell};
+use super::{Actions, Limits, Machine, tell_anew};
 use crate::{
     events::Reason,
     instance::state::{Action, Cause, Launch, Start, State, Stopping, Then},
@@ -28,7 +28,7 @@ impl Machine {
                     "the guest agent did not say hello within {}",
                     humantime::format_duration(deadline.saturating_sub(launched))
                 );
-                tell(actions, Reason::HeartbeatsMissed, &why, true);
+                tell_anew(actions, Reason::HeartbeatsMissed, &why, true);
                 let then = if self.begun_with == Launch::Template {
                     Then::Start(self.blames_template(&why, actions))
                 } else {
@@ -47,7 +47,7 @@ impl Machine {
             }
             State::Running { .. } => {
                 let why = format!("{} heartbeats missed", limits.heartbeats_missed);
-                tell(actions, Reason::HeartbeatsMissed, &why, true);
+                tell_anew(actions, Reason::HeartbeatsMissed, &why, true);
                 let then = Then::Recover {
                     cause: Cause::Hung,
                     why: why.clone(),
