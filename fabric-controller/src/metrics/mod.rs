@@ -133,10 +133,10 @@ impl Default for Metrics {
                 .counters(
                     "moves",
                     ["why"],
-                    "Instances that had to leave their node, by `failover` (it was silent) or \
-                 `drain`",
+                    "Instances that had to leave their node, by `failover` (it was silent), \
+                 `drain` or `given_up`",
                 )
-                .from_zero([["failover"], ["drain"]]),
+                .from_zero([["failover"], ["drain"], ["given_up"]]),
             calls: it.counters(
                 "calls",
                 ["method", "code"],
