@@ -93,7 +93,20 @@ impl Controller {
     ///
     /// The store or the CA cannot be opened.
     pub async fn open(data_dir: DataDir, config: Config) -> Result<Arc<Self>, OpenError> {
-        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&data_dir.store_file())?);
+        let store = Arc::new(SqliteStore::open(&data_dir.store_file())?);
+        Self::with_store(store, data_dir, config).await
+    }
+
+    /// The same, with a store that is open already.
+    ///
+    /// # Errors
+    ///
+    /// The CA cannot be opened, or the store failed.
+    pub async fn with_store(
+        store: Arc<dyn Store>,
+        data_dir: DataDir,
+        config: Config,
+    ) -> Result<Arc<Self>, OpenError> {
         let trust = Trust::open(
             data_dir.path(),
             &*store,

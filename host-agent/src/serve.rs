@@ -173,7 +173,7 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
         starts: disks::starts(),
     });
     let board = Arc::new(Board::default());
-    let lease = Lease::open(&data, &host_boot_id)
+    let lease = Lease::open(&data, &host_boot_id, Arc::new(clock::boot_time))
         .with_context(|| format!("cannot read the lease in {}", data.display()))?;
     let lease = Arc::new(lease);
     let lent = Lent {

@@ -9,7 +9,7 @@ use std::{
     collections::VecDeque,
     io,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use fabric_proto::id::{InstanceId, SnapshotName};
@@ -30,7 +30,7 @@ use super::{
     status::{self, Board},
 };
 use crate::{
-    clock::Clock,
+    clock::{self, Clock},
     events::Reason,
     fail_point::{self, Step},
     files,
@@ -260,7 +260,7 @@ impl Supervisor {
             log: Arc::clone(&self.log),
             clock: self.node.clock,
         };
-        self.server = match GuestServer::listen(&self.directory, link) {
+        self.server = match self.node.hypervisor.listen(&self.directory, link) {
             Ok(server) => Some(server),
             Err(error) => {
                 tracing::error!(instance = %self.id, %error, "cannot listen to its guest");
@@ -333,7 +333,7 @@ impl Supervisor {
         self.vm = None;
         self.manifest.process = None;
         self.manifest.last_exit.clone_from(&exit.json);
-        self.manifest.ended = Some(SystemTime::now());
+        self.manifest.ended = Some(clock::wall_time());
         self.step(Input::Exited(exit)).await;
     }
 
@@ -383,7 +383,7 @@ impl Supervisor {
             return;
         }
         if status::vm_state(self.machine().state()) != before {
-            self.manifest.since = SystemTime::now();
+            self.manifest.since = clock::wall_time();
         }
         self.carry_out(actions).await;
     }
