@@ -2,7 +2,7 @@
 //!
 //! Pure. Of each role at most one upgrade domain is moved at a time, and only while
 //! everything of it in other domains is well, as a rolling update would have it; what
-//! is down anyway may go at once. Nothing is taken from where it is unless there is a
+//! is known to be down, or paused, may go at once. Nothing is taken from where it is unless there is a
 //! place for it elsewhere. What is moved is *moving* ([`Phase::Moving`]) until its node
 //! says that it is gone; then it is placed anew like any other.
 
@@ -85,6 +85,11 @@ fn take<'a>(
     };
     let is_well =
         |one: &InstanceRecord| one.phase == Phase::Wanted && matches!(health(one), Health::Ready);
+    // Of what nothing can be said, as right after its node was told something else, it is
+    // not known that nobody would notice.
+    let is_useless = |one: &InstanceRecord| {
+        one.keep.paused || matches!(health(one), Health::Down(_) | Health::Failed(_))
+    };
     let down: BTreeSet<u32> = instances
         .iter()
         .filter(|one| one.phase != Phase::Removing && !is_well(one))
@@ -98,7 +103,7 @@ fn take<'a>(
         _ => None,
     };
     leaving()
-        .filter(|one| Some(domain(one)) == next || !is_well(one))
+        .filter(|one| Some(domain(one)) == next || is_useless(one))
         .copied()
         .collect()
 }
