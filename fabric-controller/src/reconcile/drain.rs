@@ -69,12 +69,14 @@ fn take<'a>(
     draining: &BTreeSet<&NodeId>,
     health: &HealthOf<'_>,
 ) -> Vec<&'a InstanceRecord> {
-    let domain = |one: &InstanceRecord| {
-        let role = service.and_then(|service| service.role_of(one));
-        match role {
-            Some(role) => role.upgrade_domain(one.number),
-            None => one.number % update::UPGRADE_DOMAINS,
-        }
+    let role = |one: &InstanceRecord| service.and_then(|service| service.role_of(one));
+    let domain = |one: &InstanceRecord| match role(one) {
+        Some(role) => role.upgrade_domain(one.number),
+        None => one.number % update::UPGRADE_DOMAINS,
+    };
+    // One that goes and is wanted all the same comes anew: an update replaces it.
+    let is_to_be = |one: &InstanceRecord| {
+        one.phase != Phase::Removing || role(one).is_some_and(|role| one.number < role.instances)
     };
     let leaves = |one: &&&InstanceRecord| {
         let here = one
@@ -92,7 +94,7 @@ fn take<'a>(
     };
     let down: BTreeSet<u32> = instances
         .iter()
-        .filter(|one| one.phase != Phase::Removing && !is_well(one))
+        .filter(|one| is_to_be(one) && !is_well(one))
         .map(|one| domain(one))
         .collect();
     let leaving = || instances.iter().filter(leaves);
@@ -134,4 +136,63 @@ fn with_a_place<'a>(
         .into_iter()
         .filter(|one| placed.contains(&one.id))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{
+        instance::tests::{record, spec},
+        service::{ServiceRole, tests::service},
+    };
+
+    /// Those that leave n1, of a role with one instance in each of three upgrade domains.
+    fn leave(
+        change: impl Fn(&mut InstanceRecord),
+        health: impl Fn(u32) -> Health + Sync,
+    ) -> Vec<u32> {
+        let role = ServiceRole {
+            upgrade_domains: 3,
+            ..ServiceRole::of(spec(), 3)
+        };
+        let service = service("shop", vec![role]);
+        let instances = [0, 1, 2].map(|number| {
+            let mut one = record("n1");
+            one.number = number;
+            change(&mut one);
+            one
+        });
+        let n1 = "n1".parse().unwrap();
+        let instances: Vec<_> = instances.iter().collect();
+        let health = |one: &InstanceRecord| health(one.number);
+        let taken = take(&instances, Some(&service), &[&n1].into(), &health);
+        taken.into_iter().map(|one| one.number).collect()
+    }
+
+    #[test]
+    fn one_domain_leaves_at_a_time_and_what_is_known_to_be_down_at_once() {
+        let leave = |health: fn(u32) -> Health| leave(|_| {}, health);
+        assert_eq!(leave(|_| Health::Ready), [0]);
+        let down = |number| match number {
+            0 => Health::Ready,
+            _ => Health::Down(String::new()),
+        };
+        assert_eq!(leave(down), [1, 2]);
+        let unseen = |number| match number {
+            0 => Health::Down(String::new()),
+            _ => Health::Unseen(String::new()),
+        };
+        assert_eq!(leave(unseen), [0]);
+    }
+
+    #[test]
+    fn an_instance_that_an_update_replaces_is_down() {
+        let replaced = |one: &mut InstanceRecord| {
+            if one.number == 2 {
+                one.phase = Phase::Removing;
+                one.node = Some("n2".parse().unwrap());
+            }
+        };
+        assert!(leave(replaced, |_| Health::Ready).is_empty());
+    }
 }
