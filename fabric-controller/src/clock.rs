@@ -13,7 +13,9 @@ pub fn now() -> WallTime {
 /// Now, as the system says it.
 #[must_use]
 pub fn system() -> SystemTime {
-    SIMULATED.get().map_or_else(SystemTime::now, |clock| clock())
+    SIMULATED
+        .get()
+        .map_or_else(SystemTime::now, |clock| clock())
 }
 
 static SIMULATED: OnceLock<fn() -> SystemTime> = OnceLock::new();

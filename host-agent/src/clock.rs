@@ -60,7 +60,9 @@ pub fn boot_time() -> Duration {
 /// The wall clock, for what people and other machines are told.
 #[must_use]
 pub fn wall_time() -> SystemTime {
-    SIMULATED.get().map_or_else(SystemTime::now, |clock| clock())
+    SIMULATED
+        .get()
+        .map_or_else(SystemTime::now, |clock| clock())
 }
 
 static SIMULATED: OnceLock<fn() -> SystemTime> = OnceLock::new();

@@ -111,7 +111,10 @@ impl Kept {
         };
         let limit = range.limit.unwrap_or(usize::MAX);
         if range.newest_first {
-            let mut all: Vec<_> = there.map(entry).filter(|one| one.key > range.after).collect();
+            let mut all: Vec<_> = there
+                .map(entry)
+                .filter(|one| one.key > range.after)
+                .collect();
             all.reverse();
             all.truncate(limit);
             return all;

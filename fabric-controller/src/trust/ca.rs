@@ -311,9 +311,7 @@ mod tests {
         let identity = Identity::of(&der).unwrap();
         assert_eq!((identity.role, identity.name.as_str()), (Role::Node, "n1"));
         assert_eq!(identity.serial, issued.serial);
-        assert!(
-            identity.renew_at() > clock::system() && identity.renew_at() < identity.not_after
-        );
+        assert!(identity.renew_at() > clock::system() && identity.renew_at() < identity.not_after);
         let mut broken = key.request;
         let last = broken.len() - 1;
         broken[last] ^= 1;

@@ -36,8 +36,12 @@ use super::{
     throttle::throttled,
 };
 use crate::{
-    clock::{self, Clock}, files, instance::directory::InstanceDirectory, instance::state::GuestSaid,
-    output::role_log::RoleLog, policy::rate::Rate,
+    clock::{self, Clock},
+    files,
+    instance::directory::InstanceDirectory,
+    instance::state::GuestSaid,
+    output::role_log::RoleLog,
+    policy::rate::Rate,
 };
 
 /// Name of the socket at which a guest's connection to the session port arrives.

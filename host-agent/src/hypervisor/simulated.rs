@@ -241,7 +241,11 @@ impl SimulatedHypervisor {
     /// The guests that run.
     #[must_use]
     pub fn seen(&self) -> Vec<Seen> {
-        self.lock().guests.values().map(|one| one.seen.clone()).collect()
+        self.lock()
+            .guests
+            .values()
+            .map(|one| one.seen.clone())
+            .collect()
     }
 
     /// Counts up whenever a guest starts, ends, or becomes ready or is not any longer.
@@ -362,7 +366,10 @@ impl Guest {
             }
             _ => {
                 let Some(role) = &mut self.role else { return };
-                role.become_now(RoleCondition::Unhealthy, Some(now + Duration::from_millis(200)));
+                role.become_now(
+                    RoleCondition::Unhealthy,
+                    Some(now + Duration::from_millis(200)),
+                );
                 role.failures += 1;
                 "role_ended"
             }
@@ -394,7 +401,11 @@ impl Guest {
             self.session = None;
             return;
         };
-        if self.session.as_ref().is_some_and(|one| one.number != link.number) {
+        if self
+            .session
+            .as_ref()
+            .is_some_and(|one| one.number != link.number)
+        {
             // Whoever listened there is gone, and it calls again in its own time.
             self.session = None;
             self.call_at = now + draw(rng, &(Duration::from_millis(20)..Duration::from_secs(1)));
@@ -691,7 +702,11 @@ impl Vm for SimulatedVm {
         match order {
             Request::Pause => guest.is_paused = true,
             Request::Resume => guest.is_paused = false,
-            _ => return Err(OrderError::Refused("no simulated guest can do that".to_owned())),
+            _ => {
+                return Err(OrderError::Refused(
+                    "no simulated guest can do that".to_owned(),
+                ));
+            }
         }
         Ok(())
     }

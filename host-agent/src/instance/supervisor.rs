@@ -5,12 +5,7 @@
 //! are carried out. A virtual machine that was spawned by an action whose record
 //! was never completed is found by where it runs.
 
-use std::{
-    collections::VecDeque,
-    io,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, io, sync::Arc, time::Duration};
 
 use fabric_proto::id::{InstanceId, SnapshotName};
 use fabric_vmm::control::Request;

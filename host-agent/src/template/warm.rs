@@ -8,11 +8,11 @@ use tokio::sync::{mpsc, watch};
 use super::{TemplateError, WarmRole, key::Key};
 use crate::{
     clock::Clock,
-    hypervisor::Hypervisor,
     guest::{
         report::{RoleCondition, duration},
         server::{GuestGoal, GuestLink, GuestServer, Heard},
     },
+    hypervisor::Hypervisor,
     instance::{
         directory::{InstanceDirectory, ROLE_LOG},
         state::GuestSaid,

@@ -95,7 +95,9 @@ impl BlobSource for Download {
         way.map_err(|error| unavailable(error.to_string()))?;
         let bytes = self.shelf.bytes.get(digest).cloned();
         let bytes = bytes.ok_or_else(|| unavailable("no such blob".to_owned()))?;
-        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+        let from = usize::try_from(offset)
+            .unwrap_or(usize::MAX)
+            .min(bytes.len());
         Ok(Box::pin(tokio_stream::once(Ok(bytes.slice(from..)))))
     }
 }

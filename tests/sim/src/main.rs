@@ -189,7 +189,11 @@ fn from_file(cli: &Cli, file: &PathBuf) -> anyhow::Result<(Plan, Shelf)> {
             let number = moment.node.strip_prefix("node-").unwrap_or(&moment.node);
             let number = number.parse().ok().filter(|number| *number < nodes);
             let number = number.with_context(|| {
-                format!("{:?} is no node: there are node-0 to node-{}", moment.node, nodes - 1)
+                format!(
+                    "{:?} is no node: there are node-0 to node-{}",
+                    moment.node,
+                    nodes - 1
+                )
             })?;
             faults.push(Fault {
                 from: moment.span.from,

@@ -123,10 +123,7 @@ impl Operator {
             let status = match timeout(PATIENCE, self.attempt(id, call)).await {
                 Ok(Ok(effect)) => {
                     self.notes.tell(format!("{}: acknowledged", describe(call)));
-                    self.notes
-                        .lock()
-                        .acknowledged
-                        .insert(id.to_owned(), effect);
+                    self.notes.lock().acknowledged.insert(id.to_owned(), effect);
                     return;
                 }
                 Ok(Err(status)) => status,

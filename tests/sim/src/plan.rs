@@ -309,7 +309,11 @@ fn nodes(rng: &mut Rng, count: usize, even: bool) -> Vec<NodePlan> {
         node,
         rack: format!("rack-{}", index % racks),
         cpus: if even { 8 } else { rng.u32(2..=8) },
-        memory_bytes: if even { 32 * GIB } else { rng.u64(8..=32) * GIB },
+        memory_bytes: if even {
+            32 * GIB
+        } else {
+            rng.u64(8..=32) * GIB
+        },
         // Clocks of nodes may go slower than the controller's by a tenth.
         rate: if even { 1.0 } else { rate(rng, 7) },
         starts: Duration::from_millis(rng.u64(0..3_000)),

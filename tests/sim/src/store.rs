@@ -79,9 +79,7 @@ impl SimulatedStore {
     async fn spoil(&self, txn: Txn) -> Result<Option<Txn>, StoreError> {
         match self.broken {
             Some(Break::ForgetWrite) => {
-                let writes_service = |op: &Op| {
-                    matches!(op, Op::Put { key, .. } if key.starts_with(records::SERVICES))
-                };
+                let writes_service = |op: &Op| matches!(op, Op::Put { key, .. } if key.starts_with(records::SERVICES));
                 let mut state = self.lock();
                 state.services += u64::from(txn.ops.iter().any(writes_service));
                 let forget = txn.ops.iter().any(writes_service) && state.services.is_multiple_of(3);
@@ -139,7 +137,11 @@ impl Store for SimulatedStore {
             });
         }
         let Some(txn) = self.spoil(txn).await? else {
-            let revision = self.memory.range(Range::prefix("-").limit(0)).await?.revision;
+            let revision = self
+                .memory
+                .range(Range::prefix("-").limit(0))
+                .await?
+                .revision;
             return Ok(Outcome::Committed(revision));
         };
         let ops = txn.ops.clone();

@@ -109,7 +109,8 @@ impl Watcher {
         sites: &[Site],
         connected: &BTreeSet<NodeId>,
     ) -> Result<Vec<EventRecord>, Violation> {
-        let is_put = |op: &Op, prefix: &str| matches!(op, Op::Put { key, .. } if key.starts_with(prefix));
+        let is_put =
+            |op: &Op, prefix: &str| matches!(op, Op::Put { key, .. } if key.starts_with(prefix));
         let by_operator = ops.iter().any(|op| is_put(op, records::REQUESTS));
         let mut events = Vec::new();
         let mut placed = Vec::new();
@@ -200,9 +201,11 @@ impl Watcher {
                 .filter_map(|other| Some((other, self.domain(self.instances.get(other)?)?)))
                 .find(|(_, (of, other))| *of == role && *other != domain);
             if let Some((other, (_, theirs))) = elsewhere.filter(|_| *was_ready) {
+                let how = self.instances.get(id).map(|one| one.phase);
                 return Err(format!(
                     "two upgrade domains of {role} are down by our own doing: {id} of domain \
-                     {domain} is taken down while {other} of domain {theirs} is not ready again"
+                     {domain} is taken down ({how:?}) while {other} of domain {theirs} is not ready \
+                     again"
                 ));
             }
             self.ours.insert(id.clone());
@@ -257,7 +260,9 @@ impl Watcher {
                 continue;
             };
             let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
-            let group = all.iter().filter(|other| other.group == one.group && !other.leaving);
+            let group = all
+                .iter()
+                .filter(|other| other.group == one.group && !other.leaving);
             for domain in group.filter_map(|other| domain(other.node.as_ref()?)) {
                 *counts.entry(domain).or_default() += 1;
             }
@@ -370,7 +375,10 @@ impl Watcher {
             for (slot, deployment) in &service.slots {
                 if let Some(update) = deployment.under_way() {
                     let state = &update.state;
-                    return Some(format!("the update of {} ({slot}): {state:?}", service.name));
+                    return Some(format!(
+                        "the update of {} ({slot}): {state:?}",
+                        service.name
+                    ));
                 }
             }
             for (id, _, role, _) in service.instances().unwrap_or_default() {
@@ -379,11 +387,17 @@ impl Watcher {
                 };
                 let as_wanted = record.spec.effect_of(&role.spec) == Effect::Nothing;
                 if record.phase != Phase::Wanted || !as_wanted {
-                    return Some(format!("{id} is {:?} and not as it should be", record.phase));
+                    return Some(format!(
+                        "{id} is {:?} and not as it should be",
+                        record.phase
+                    ));
                 }
                 if !is_ready(record, sites) {
                     let node = record.node.as_ref().map_or("no node", NodeId::as_str);
-                    return Some(format!("{id} is not ready on {node} {}", record.unplaceable));
+                    return Some(format!(
+                        "{id} is not ready on {node} {}",
+                        record.unplaceable
+                    ));
                 }
                 wanted.insert(id);
             }
@@ -393,7 +407,10 @@ impl Watcher {
         }
         for site in sites.iter().filter(|site| site.runs) {
             let known = |guest: &&Seen| {
-                let record = self.instances.iter().find(|(id, _)| id.as_str() == guest.instance);
+                let record = self
+                    .instances
+                    .iter()
+                    .find(|(id, _)| id.as_str() == guest.instance);
                 record.is_some_and(|(_, record)| record.node.as_ref() == Some(&site.node))
             };
             if let Some(guest) = site.guests.iter().find(|guest| !known(guest)) {

@@ -117,9 +117,14 @@ impl World {
     /// It has no room in this one.
     pub fn new(plan: Plan, shelf: Shelf, broken: Option<Break>) -> anyhow::Result<Self> {
         let memory = Path::new(MEMORY);
-        let place = tempfile::Builder::new().prefix("fabric-sim-").tempdir_in(
-            if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() },
-        )?;
+        let place =
+            tempfile::Builder::new()
+                .prefix("fabric-sim-")
+                .tempdir_in(if memory.is_dir() {
+                    memory.to_owned()
+                } else {
+                    std::env::temp_dir()
+                })?;
         let network = Network::new(plan.seed ^ 0x6e65_7477);
         let shelf = Arc::new(shelf);
         let mut machines = Vec::new();
@@ -210,7 +215,9 @@ impl World {
         };
         match &failure {
             Some((at, what)) => self.timeline.tell(*at, "FAILED", what),
-            None => self.timeline.tell(self.now, "fabric", "everything has come right"),
+            None => self
+                .timeline
+                .tell(self.now, "fabric", "everything has come right"),
         }
         for machine in &self.machines {
             for (what, times) in machine.hypervisor.mishaps() {
@@ -233,7 +240,8 @@ impl World {
         self.operator.step(STEP);
         for machine in &mut self.machines {
             if let Some(told) = machine.step(self.now, STEP) {
-                self.timeline.tell(self.now, machine.plan.node.as_str(), told);
+                self.timeline
+                    .tell(self.now, machine.plan.node.as_str(), told);
             }
         }
         self.now += STEP;
@@ -340,16 +348,22 @@ impl World {
                 return;
             };
             let word = if begins { "begins" } else { "ends" };
-            self.timeline
-                .tell(self.now, "FAULT", format!("{word}: {}", self.describe(&kind)));
+            self.timeline.tell(
+                self.now,
+                "FAULT",
+                format!("{word}: {}", self.describe(&kind)),
+            );
             if begins {
                 *self.faults.entry(kind.word().to_owned()).or_default() += 1;
             }
             self.set(&kind, begins);
         }
         if self.now >= self.plan.calm && !*self.calm.borrow() {
-            self.timeline
-                .tell(self.now, "fabric", "from here on nothing more is made to fail");
+            self.timeline.tell(
+                self.now,
+                "fabric",
+                "from here on nothing more is made to fail",
+            );
             for machine in &self.machines {
                 machine.hypervisor.set_temper(Temper::EVEN);
             }

@@ -7,9 +7,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{end, failed, schema};
-use crate::store::{
-    Change, Compare, Op, Outcome, Revision, StoreError, Txn, history::History,
-};
+use crate::store::{Change, Compare, Op, Outcome, Revision, StoreError, Txn, history::History};
 
 /// Most transactions in one commit.
 const BATCH: usize = 256;
