@@ -110,8 +110,9 @@ mod tests {
         controller.store.txn(txn).await.unwrap();
         let is_lost = async || {
             look(&controller, &mut BTreeSet::new()).await.unwrap();
-            let kept = records::get::<NodeRecord>(&*controller.store, &records::node(&id));
-            kept.await.unwrap().unwrap().value.lost
+            let key = records::node(&id);
+            let kept = records::get::<NodeRecord>(&*controller.store, &key).await;
+            kept.unwrap().unwrap().value.lost
         };
         assert!(is_lost().await);
         // As when it came back while the store's disk was full.
