@@ -147,7 +147,7 @@ fn run(cli: &Cli) -> anyhow::Result<bool> {
         return finish(&summary(seed, &outcome));
     }
     let broken = cli.r#break.and_then(|one| one.to_possible_value());
-    let broken = broken.as_ref().map(|value| value.get_name());
+    let broken = broken.as_ref().map(clap::builder::PossibleValue::get_name);
     let also = broken.map_or_else(String::new, |name| format!(" --break {name}"));
     let told = |report: &Report| {
         if let Some((at, what)) = &report.failure {
