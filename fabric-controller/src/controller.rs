@@ -111,9 +111,23 @@ impl Controller {
     ///
     /// The store or the CA cannot be opened.
     pub async fn open(data_dir: DataDir, config: Config) -> Result<Arc<Self>, OpenError> {
+        let store = Arc::new(SqliteStore::open(&data_dir.store_file())?);
+        Self::with_store(store, data_dir, config).await
+    }
+
+    /// The same, with a store that is open already.
+    ///
+    /// # Errors
+    ///
+    /// The CA cannot be opened, or the store failed.
+    pub async fn with_store(
+        store: Arc<dyn Store>,
+        data_dir: DataDir,
+        config: Config,
+    ) -> Result<Arc<Self>, OpenError> {
         let metrics = Arc::new(Metrics::default());
         let store: Arc<dyn Store> = Arc::new(Counted {
-            store: Arc::new(SqliteStore::open(&data_dir.store_file())?),
+            store,
             metrics: Arc::clone(&metrics),
         });
         let trust = Trust::open(

@@ -1,9 +1,10 @@
 //! A running controller: its tasks, its listeners, its end.
 
 use std::{
+    io,
     path::Path,
     sync::{Arc, atomic::AtomicBool},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use fabric_metrics::serve::Listener as MetricsListener;
@@ -18,9 +19,17 @@ use fabric_proto::{
         service_service_server::ServiceServiceServer, trust_service_server::TrustServiceServer,
     },
 };
-use tokio::{task::JoinSet, time};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    task::JoinSet,
+    time,
+};
+use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
-use tonic::{service::Routes, transport::Server};
+use tonic::{
+    service::Routes,
+    transport::{Server, server::Connected},
+};
 
 use crate::{
     api::{
@@ -32,7 +41,7 @@ use crate::{
     data_dir::{DataDir, DataDirError},
     error::Result as ControllerResult,
     events, idempotency,
-    listen::{Address, ListenError, Listener},
+    listen::{Address, ListenError, Listener, Peer},
     metrics,
     model::definition::LONGEST_FILE,
     node_session::{self, NodeSessions},
@@ -139,55 +148,71 @@ impl Serve {
     ///
     /// A listener failed.
     pub async fn run(self, stop: CancellationToken) -> Result<(), ServeError> {
-        let Self {
-            controller,
-            listeners,
-            metrics,
-        } = self;
-        let end = controller.end.clone();
-        let mut tasks = background(&controller);
-        if let Some(listener) = metrics {
-            tasks.spawn(serve_metrics(Arc::clone(&controller), listener));
+        let mut scraped = JoinSet::new();
+        if let Some(listener) = self.metrics {
+            scraped.spawn(serve_metrics(Arc::clone(&self.controller), listener));
         }
-        let routes = routes(&controller).await?;
-        let guard = Guard::new(&controller);
-        let mut servers = JoinSet::new();
-        for listener in listeners {
+        let connections = self.listeners.into_iter().map(|listener| {
             tracing::info!("listening on {}", listener.address());
-            let server = Server::builder()
-                .http2_keepalive_interval(Some(KEEPALIVE))
-                .http2_keepalive_timeout(Some(KEEPALIVE))
-                .max_concurrent_streams(Some(CALLS))
-                .layer(guard.clone())
-                .add_routes(routes.clone());
-            servers.spawn(server.serve_with_incoming_shutdown(
-                listener.connections(&controller.trust.gate),
-                end.clone().cancelled_owned(),
-            ));
-        }
-        drop(routes);
-        let failed = tokio::select! {
-            () = stop.cancelled() => None,
-            ended = servers.join_next() => ended.and_then(Result::ok).and_then(Result::err),
-        };
-        tracing::info!("ending");
-        end.cancel();
-        let drain = async {
-            while servers.join_next().await.is_some() {}
-            while tasks.join_next().await.is_some() {}
-            controller.tasks.close();
-            controller.tasks.wait().await;
-        };
-        if time::timeout(GRACE, drain).await.is_err() {
-            tracing::warn!(
-                "some calls did not end within {} s and are cut off",
-                GRACE.as_secs()
-            );
-        }
-        servers.shutdown().await;
-        tasks.shutdown().await;
-        failed.map_or(Ok(()), |error| Err(ServeError::Transport(error)))
+            listener.connections(&self.controller.trust.gate)
+        });
+        let connections = connections.collect();
+        serve(self.controller, connections, stop).await
     }
+}
+
+/// Runs a controller on the connections that come, until `stop` is cancelled, then ends
+/// every call within a grace.
+///
+/// # Errors
+///
+/// A listener failed.
+pub async fn serve<S, C>(
+    controller: Arc<Controller>,
+    listeners: Vec<S>,
+    stop: CancellationToken,
+) -> Result<(), ServeError>
+where
+    S: Stream<Item = io::Result<C>> + Send + 'static,
+    C: Connected<ConnectInfo = Peer> + AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let end = controller.end.clone();
+    let mut tasks = background(&controller);
+    let routes = routes(&controller).await?;
+    let guard = Guard::new(&controller);
+    let mut servers = JoinSet::new();
+    for connections in listeners {
+        let server = Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE))
+            .max_concurrent_streams(Some(CALLS))
+            .layer(guard.clone())
+            .add_routes(routes.clone());
+        let ended = end.clone().cancelled_owned();
+        servers.spawn(server.serve_with_incoming_shutdown(connections, ended));
+    }
+    drop(routes);
+    let failed = tokio::select! {
+        () = stop.cancelled() => None,
+        ended = servers.join_next() => ended.and_then(Result::ok).and_then(Result::err),
+    };
+    tracing::info!("ending");
+    end.cancel();
+    let drain = async {
+        while servers.join_next().await.is_some() {}
+        while tasks.join_next().await.is_some() {}
+        controller.tasks.close();
+        controller.tasks.wait().await;
+    };
+    if time::timeout(GRACE, drain).await.is_err() {
+        tracing::warn!(
+            "some calls did not end within {} s and are cut off",
+            GRACE.as_secs()
+        );
+    }
+    servers.shutdown().await;
+    tasks.shutdown().await;
+    failed.map_or(Ok(()), |error| Err(ServeError::Transport(error)))
 }
 
 /// Tells what a new data directory has, and how to use it.
@@ -273,7 +298,7 @@ async fn tidy(controller: Arc<Controller>) {
         if let Err(error) = done {
             tracing::warn!(error = %chain(&error), "cannot tidy up; trying again later");
         }
-        if let Err(error) = controller.trust.tls.renew(SystemTime::now()) {
+        if let Err(error) = controller.trust.tls.renew(clock::system()) {
             tracing::error!(error = %chain(&error), "cannot renew the controller's certificate");
         }
     }

@@ -1,10 +1,16 @@
-//! The node's boot-time clock: the one by which everything here is timed.
+//! The node's clocks, read in one place.
+//!
+//! [`Clock`] is the boot-time clock: the one by which everything here is timed.
 //!
 //! Its readings mean the same to the next process of the host agent, as long as
 //! the machine has not been restarted; [`host_boot_id`] tells whether it has.
 //! It advances with tokio's clock, so that tests can pause it.
 
-use std::{fs, io, time::Duration};
+use std::{
+    fs, io,
+    sync::OnceLock,
+    time::{Duration, SystemTime},
+};
 
 use rustix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
@@ -20,8 +26,14 @@ impl Clock {
     /// The machine's clock.
     #[must_use]
     pub fn system() -> Self {
+        Self::at(boot_time())
+    }
+
+    /// A clock that says `time` now.
+    #[must_use]
+    pub fn at(time: Duration) -> Self {
         Self {
-            at: boot_time(),
+            at: time,
             then: Instant::now(),
         }
     }
@@ -43,6 +55,22 @@ impl Clock {
 #[must_use]
 pub fn boot_time() -> Duration {
     Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
+}
+
+/// The wall clock, for what people and other machines are told.
+#[must_use]
+pub fn wall_time() -> SystemTime {
+    SIMULATED
+        .get()
+        .map_or_else(SystemTime::now, |clock| clock())
+}
+
+static SIMULATED: OnceLock<fn() -> SystemTime> = OnceLock::new();
+
+/// From here on this process lives by another wall clock: that of a simulation. The first
+/// one that is given stays.
+pub fn simulate(clock: fn() -> SystemTime) {
+    let _ = SIMULATED.set(clock);
 }
 
 /// Names this run of the machine's kernel.

@@ -19,7 +19,7 @@ use fabric_proto::node::v1 as wire;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::{files, metrics::Metrics};
+use crate::{clock, files, metrics::Metrics};
 
 /// Events that are kept for a controller that is away.
 const MOST_KEPT: usize = 1024;
@@ -200,7 +200,7 @@ impl EventLog {
         let mut kept = self.lock();
         let event = Event {
             sequence: kept.newest + 1,
-            time: SystemTime::now(),
+            time: clock::wall_time(),
             instance: instance.to_owned(),
             reason,
             message: crate::guest::report::cut(message),

@@ -10,8 +10,8 @@ use std::{
 use fabric_proto::id::Digest;
 use rustix::process::{getegid, geteuid};
 use sha2::{Digest as _, Sha256};
-
 use thiserror::Error;
+use tokio::runtime::{Handle, RuntimeFlavor};
 
 use crate::fail_point::{self, Step};
 
@@ -187,7 +187,9 @@ pub fn bytes_on_disk(directory: &Path) -> io::Result<u64> {
     Ok(bytes)
 }
 
-/// Does work that waits for the file system, where it holds up nothing else.
+/// Does work that waits for the file system, where it holds up nothing else. On a runtime
+/// of one thread it is done at once: whatever happens there happens in one order, as a
+/// simulation needs it.
 ///
 /// # Errors
 ///
@@ -195,6 +197,9 @@ pub fn bytes_on_disk(directory: &Path) -> io::Result<u64> {
 pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
+    if Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
+        return work();
+    }
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|error| Err(io::Error::other(error)))

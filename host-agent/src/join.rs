@@ -25,6 +25,8 @@ use fabric_trust::{
 };
 use tonic::transport::Channel;
 
+use crate::clock;
+
 /// Name of the file in the data directory.
 const FILE: &str = "identity.toml";
 /// How often is looked whether the certificate is to be renewed, at least: a machine may
@@ -120,7 +122,7 @@ impl Renewal {
                     return;
                 }
             };
-            let now = SystemTime::now();
+            let now = clock::wall_time();
             let wait = match identity.renew_at().duration_since(now) {
                 Ok(left) => left.min(LOOK),
                 Err(_) => match self.renew().await {
@@ -137,7 +139,7 @@ impl Renewal {
     }
 
     fn tell(&self, end: &SystemTime, error: &anyhow::Error) {
-        if *end < SystemTime::now() {
+        if *end < clock::wall_time() {
             tracing::error!(
                 "our certificate has expired and could not be renewed ({error:#}): virtual \
                  machines run on, but the controller is not heard; compare this machine's clock \

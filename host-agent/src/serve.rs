@@ -174,7 +174,7 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
         turns: Turns::of_this_machine(),
     });
     let board = Arc::new(Board::default());
-    let lease = Lease::open(&data, &host_boot_id)
+    let lease = Lease::open(&data, &host_boot_id, Arc::new(clock::boot_time))
         .with_context(|| format!("cannot read the lease in {}", data.display()))?;
     let lease = Arc::new(lease);
     let lent = Lent {

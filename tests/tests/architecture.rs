@@ -12,7 +12,7 @@ use std::{
 use serde_json::Value;
 
 /// Each crate of ours, and those of ours that it may use.
-const MAY_USE: [(&str, &[&str]); 13] = [
+const MAY_USE: [(&str, &[&str]); 14] = [
     ("vhd", &[]),
     ("fabric-vmm", &["vhd"]),
     ("fabric-proto", &[]),
@@ -39,6 +39,10 @@ const MAY_USE: [(&str, &[&str]); 13] = [
         &["fabric-controller", "fabric-proto", "fabric-trust", "vhd"],
     ),
     ("fabric-tests", &["fabric-proto", "fabric-vmm", "vhd"]),
+    (
+        "fabric-sim",
+        &["fabric-proto", "fabric-controller", "host-agent", "vhd"],
+    ),
     ("bus-peer", &[]),
     ("hello-web", &[]),
     ("xtask", &["vhd"]),

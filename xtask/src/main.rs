@@ -23,6 +23,7 @@ mod process;
 mod progress;
 mod project;
 mod setup;
+mod sim;
 mod table;
 mod test;
 
@@ -61,6 +62,8 @@ enum Task {
     Test(test::Options),
     /// Measure: `bench boot` times the way of a guest from start to Ready
     Bench(bench::Options),
+    /// Simulate whole clusters in one process, with faults from a seed
+    Sim(sim::Options),
     /// Run the fuzz targets: hostile guests, disks, files and peers, made up
     Fuzz(fuzz::Options),
     /// Check formatting, lints and documentation, warnings being errors
@@ -97,6 +100,7 @@ fn run(task: Task) -> Result<()> {
         Task::Demo(options) => demo::run(&project, &options),
         Task::Test(options) => test::run(&project, &options),
         Task::Bench(options) => bench::run(&project, &options),
+        Task::Sim(options) => sim::run(&project, &options),
         Task::Fuzz(options) => fuzz::run(&project, &options),
         Task::Check(options) => check::run(&project, &options),
     }

@@ -1,4 +1,4 @@
-//! Notices nodes that are no longer heard.
+//! Notices nodes that are no longer heard, and those that are again.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -50,24 +50,25 @@ async fn look(controller: &Controller, due: &mut BTreeSet<NodeId>) -> Result<()>
         } else if due.insert(id.clone()) {
             controller.registry.touch();
         }
-        if node.value.lost || !controller.registry.is_lost(id) {
-            continue;
-        }
-        let seconds = controller.registry.lost_after().as_secs_f64();
-        let message = format!("nothing was heard from it for {seconds} s");
-        let event = EventRecord::new(
-            clock::now(),
-            Reason::NodeLost,
-            SubjectKind::Node,
-            id,
-            message,
-        );
-        let lost = NodeRecord {
-            lost: true,
+        let (lost, reason, message) = match node.value.lost {
+            false if controller.registry.is_lost(id) => {
+                let seconds = controller.registry.lost_after().as_secs_f64();
+                let message = format!("nothing was heard from it for {seconds} s");
+                (true, Reason::NodeLost, message)
+            }
+            // Its registration says so by itself, unless there was no room for it.
+            true if controller.registry.sight(id).connected => {
+                (false, Reason::NodeConnected, "it is heard again".to_owned())
+            }
+            _ => continue,
+        };
+        tracing::warn!(node = %id, "{message}");
+        let event = EventRecord::new(clock::now(), reason, SubjectKind::Node, id, message);
+        let record = NodeRecord {
+            lost,
             ..node.value.clone()
         };
-        let txn = records::replace(Txn::new(), &records::node(id), Some(node.modified), &lost)?;
-        tracing::warn!(node = %id, "node lost");
+        let txn = records::replace(Txn::new(), &records::node(id), Some(node.modified), &record)?;
         controller
             .store
             .txn(records::add_event(txn, &event)?)
@@ -75,4 +76,47 @@ async fn look(controller: &Controller, due: &mut BTreeSet<NodeId>) -> Result<()>
         controller.registry.touch();
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        controller::Config, data_dir::DataDir, model::node::Inventory, store::memory::MemoryStore,
+    };
+
+    #[tokio::test]
+    async fn a_node_that_is_heard_is_not_lost_whatever_its_record_says() {
+        let place = tempfile::tempdir().unwrap();
+        let data_dir = DataDir::open(place.path()).unwrap();
+        let store = Arc::new(MemoryStore::default());
+        let controller = Controller::with_store(store, data_dir, Config::default());
+        let controller = controller.await.unwrap();
+        let id: NodeId = "n1".parse().unwrap();
+        let record = NodeRecord {
+            node_id: id.clone(),
+            inventory: Inventory::default(),
+            labels: Default::default(),
+            agent_version: String::new(),
+            registered: clock::now(),
+            lost: true,
+            fenced: false,
+            fault_domain: None,
+            cordoned: false,
+            draining: false,
+            blame: 0,
+        };
+        let txn = records::replace(Txn::new(), &records::node(&id), None, &record).unwrap();
+        controller.store.txn(txn).await.unwrap();
+        let is_lost = async || {
+            look(&controller, &mut BTreeSet::new()).await.unwrap();
+            let key = records::node(&id);
+            let kept = records::get::<NodeRecord>(&*controller.store, &key).await;
+            kept.unwrap().unwrap().value.lost
+        };
+        assert!(is_lost().await);
+        // As when it came back while the store's disk was full.
+        let _session = controller.registry.open(&id);
+        assert!(!is_lost().await);
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! Pure. Of each role at most one upgrade domain is moved at a time, and only while
 //! everything of it in other domains is well, as a rolling update would have it; what
-//! is down anyway may go at once. Nothing is taken from where it is unless there is a
+//! is known to be down, or paused, may go at once. Nothing is taken from where it is unless there is a
 //! place for it elsewhere. What is moved is *moving* ([`Phase::Moving`]) until its node
 //! says that it is gone; then it is placed anew like any other.
 
@@ -70,12 +70,14 @@ fn take<'a>(
     draining: &BTreeSet<&NodeId>,
     health: &HealthOf<'_>,
 ) -> Vec<&'a InstanceRecord> {
-    let domain = |one: &InstanceRecord| {
-        let role = service.and_then(|service| service.role_of(one));
-        match role {
-            Some(role) => role.upgrade_domain(one.number),
-            None => one.number % update::UPGRADE_DOMAINS,
-        }
+    let role = |one: &InstanceRecord| service.and_then(|service| service.role_of(one));
+    let domain = |one: &InstanceRecord| match role(one) {
+        Some(role) => role.upgrade_domain(one.number),
+        None => one.number % update::UPGRADE_DOMAINS,
+    };
+    // One that goes and is wanted all the same comes anew: an update replaces it.
+    let is_to_be = |one: &InstanceRecord| {
+        one.phase != Phase::Removing || role(one).is_some_and(|role| one.number < role.instances)
     };
     let leaves = |one: &&&InstanceRecord| {
         let here = one
@@ -86,9 +88,14 @@ fn take<'a>(
     };
     let is_well =
         |one: &InstanceRecord| one.phase == Phase::Wanted && matches!(health(one), Health::Ready);
+    // Of what nothing can be said, as right after its node was told something else, it is
+    // not known that nobody would notice.
+    let is_useless = |one: &InstanceRecord| {
+        one.keep.paused || matches!(health(one), Health::Down(_) | Health::Failed(_))
+    };
     let down: BTreeSet<u32> = instances
         .iter()
-        .filter(|one| one.phase != Phase::Removing && !is_well(one))
+        .filter(|one| is_to_be(one) && !is_well(one))
         .map(|one| domain(one))
         .collect();
     let leaving = || instances.iter().filter(leaves);
@@ -99,7 +106,7 @@ fn take<'a>(
         _ => None,
     };
     leaving()
-        .filter(|one| Some(domain(one)) == next || !is_well(one))
+        .filter(|one| Some(domain(one)) == next || is_useless(one))
         .copied()
         .collect()
 }
@@ -130,4 +137,63 @@ fn with_a_place<'a>(
         .into_iter()
         .filter(|one| placed.contains(&one.id))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{
+        instance::tests::{record, spec},
+        service::{ServiceRole, tests::service},
+    };
+
+    /// Those that leave n1, of a role with one instance in each of three upgrade domains.
+    fn leave(
+        change: impl Fn(&mut InstanceRecord),
+        health: impl Fn(u32) -> Health + Sync,
+    ) -> Vec<u32> {
+        let role = ServiceRole {
+            upgrade_domains: 3,
+            ..ServiceRole::of(spec(), 3)
+        };
+        let service = service("shop", vec![role]);
+        let instances = [0, 1, 2].map(|number| {
+            let mut one = record("n1");
+            one.number = number;
+            change(&mut one);
+            one
+        });
+        let n1 = "n1".parse().unwrap();
+        let instances: Vec<_> = instances.iter().collect();
+        let health = |one: &InstanceRecord| health(one.number);
+        let taken = take(&instances, Some(&service), &[&n1].into(), &health);
+        taken.into_iter().map(|one| one.number).collect()
+    }
+
+    #[test]
+    fn one_domain_leaves_at_a_time_and_what_is_known_to_be_down_at_once() {
+        let leave = |health: fn(u32) -> Health| leave(|_| {}, health);
+        assert_eq!(leave(|_| Health::Ready), [0]);
+        let down = |number| match number {
+            0 => Health::Ready,
+            _ => Health::Down(String::new()),
+        };
+        assert_eq!(leave(down), [1, 2]);
+        let unseen = |number| match number {
+            0 => Health::Down(String::new()),
+            _ => Health::Unseen(String::new()),
+        };
+        assert_eq!(leave(unseen), [0]);
+    }
+
+    #[test]
+    fn an_instance_that_an_update_replaces_is_down() {
+        let replaced = |one: &mut InstanceRecord| {
+            if one.number == 2 {
+                one.phase = Phase::Removing;
+                one.node = Some("n2".parse().unwrap());
+            }
+        };
+        assert!(leave(replaced, |_| Health::Ready).is_empty());
+    }
 }

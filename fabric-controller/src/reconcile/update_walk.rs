@@ -121,6 +121,7 @@ struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     fn walk(&mut self) {
+        self.take_back_clock();
         if let Some(why) = self.failure() {
             self.step.fate = Fate::Failed(why);
             return;
@@ -135,6 +136,18 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// What was noted by a clock that was ahead, and has been set right since, is taken
+    /// for noted now: nothing waits until it comes true.
+    fn take_back_clock(&mut self) {
+        let now = self.now;
+        let update = &mut self.step.update;
+        update.held = update.held.map(|held| held.min(now));
+        if let Some(current) = &mut update.current {
+            current.begun = current.begun.min(now);
+            current.ready_since = current.ready_since.map(|since| since.min(now));
+        }
+    }
+
     /// Why the update has failed, if it has.
     fn failure(&mut self) -> Option<String> {
         let mut elsewhere = None;
@@ -145,7 +158,10 @@ impl<'a> Walk<'a> {
                     return Some(format!("instance {} has failed: {why}", one.id));
                 }
                 (Health::Down(how), Some(current)) if current.domain == one.domain => {
-                    let begun = changed.max(current.begun);
+                    let begun = match changed <= self.now {
+                        true => changed.max(current.begun),
+                        false => current.begun,
+                    };
                     if self.is_over(begun) {
                         return Some(self.not_ready(one, how, "it was changed"));
                     }

@@ -120,6 +120,18 @@ fn it_goes_by_domain_and_waits_until_each_has_been_ready_for_the_bake_time() {
 }
 
 #[test]
+fn a_clock_that_was_ahead_and_is_right_again_holds_nothing_up() {
+    let mut world = World::new(2, 2);
+    world.now = 1_000;
+    assert_eq!(world.taken(), ["shop-web-0"]);
+    world.all_ready();
+    assert_eq!(world.taken(), NOBODY, "it is baked");
+    world.now = 10;
+    assert_eq!(world.taken(), NOBODY, "it is baked from now on");
+    assert_eq!(world.after(10).taken(), ["shop-web-1"]);
+}
+
+#[test]
 fn the_bake_time_begins_anew_when_one_goes_down() {
     let mut world = World::new(2, 2);
     world.step();

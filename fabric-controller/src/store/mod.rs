@@ -2,12 +2,14 @@
 //!
 //! [`Store`] is shaped like etcd: keys in order, a revision that counts up with
 //! every transaction, transactions guarded by comparisons, and a watch from a
-//! revision on. [`sqlite`] is the embedded implementation; `conformance` are the
-//! tests that every implementation must pass. What is kept under which key is
+//! revision on. [`sqlite`] is the embedded implementation, [`memory`] one for
+//! simulations; `conformance` are the tests that every implementation must pass. What is kept under which key is
 //! [`crate::records`]'s business.
 
 #[cfg(test)]
 pub mod conformance;
+mod history;
+pub mod memory;
 pub mod sqlite;
 
 use std::{io, path::PathBuf, sync::Arc};

@@ -5,15 +5,13 @@
 //! [`records::commit`] puts the entry into what it commits. A call
 //! that fails, is denied or changes nothing gets its entry afterwards.
 
-use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Instant,
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
 };
 
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::caller::Caller;

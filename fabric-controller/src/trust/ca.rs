@@ -24,7 +24,10 @@ use rustls::pki_types::{
     pem::PemObject as _,
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    clock,
+    error::{Error, Result},
+};
 
 /// How long the CA lasts.
 const CA_LIFE: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
@@ -153,7 +156,7 @@ impl Ca {
             })
         };
         write(&key_file, &key.serialize_pem())?;
-        let mut params = params(SystemTime::now(), CA_LIFE)?;
+        let mut params = params(clock::system(), CA_LIFE)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         // Two CAs are told apart by name, too.
@@ -198,7 +201,7 @@ impl Ca {
         name: &str,
         ttl: Duration,
     ) -> Result<Issued, CaError> {
-        let mut params = params(SystemTime::now(), ttl)?;
+        let mut params = params(clock::system(), ttl)?;
         params.distinguished_name = named(name);
         params.subject_alt_names = vec![SanType::URI(identity::uri(role, name).try_into()?)];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
@@ -215,7 +218,7 @@ impl Ca {
         names: &[String],
     ) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>, SystemTime), CaError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let mut params = params(SystemTime::now(), SERVER_LIFE)?;
+        let mut params = params(clock::system(), SERVER_LIFE)?;
         params.distinguished_name = named("fabric-controller");
         for name in names {
             params.subject_alt_names.push(match name.parse::<IpAddr>() {
@@ -308,9 +311,7 @@ mod tests {
         let identity = Identity::of(&der).unwrap();
         assert_eq!((identity.role, identity.name.as_str()), (Role::Node, "n1"));
         assert_eq!(identity.serial, issued.serial);
-        assert!(
-            identity.renew_at() > SystemTime::now() && identity.renew_at() < identity.not_after
-        );
+        assert!(identity.renew_at() > clock::system() && identity.renew_at() < identity.not_after);
         let mut broken = key.request;
         let last = broken.len() - 1;
         broken[last] ^= 1;

@@ -37,6 +37,7 @@ use tokio_stream::Stream;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::tls::{Revoked, Tls};
+use crate::clock;
 
 /// How long TLS may take, and then the first bytes of HTTP/2.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -271,7 +272,7 @@ async fn over(peer: Arc<TlsPeer>, revoked: CancellationToken, pushed_out: Cancel
             return time::sleep(NAMELESS).await;
         }
         loop {
-            let now = SystemTime::now();
+            let now = clock::system();
             if !peer.is_good(now) {
                 return;
             }

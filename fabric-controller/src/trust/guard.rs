@@ -9,7 +9,6 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::SystemTime,
 };
 
 use tokio::time::Instant;
@@ -26,7 +25,7 @@ use super::{
     table::Rule,
     tls::Revoked,
 };
-use crate::{controller::Controller, listen::Peer, metrics::Metrics, store::Store};
+use crate::{clock, controller::Controller, listen::Peer, metrics::Metrics, store::Store};
 
 /// See the [module](self).
 #[derive(Clone)]
@@ -153,7 +152,7 @@ impl Shared {
                 caller.serial
             )));
         }
-        if !caller.is_good(SystemTime::now()) {
+        if !caller.is_good(clock::system()) {
             return Err(Status::unauthenticated(format!(
                 "the certificate of {caller} has expired by the controller's clock; get a new one"
             )));

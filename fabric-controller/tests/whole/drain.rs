@@ -102,6 +102,7 @@ async fn a_node_is_drained_one_upgrade_domain_at_a_time() {
     new.status(vec![]).await;
     old.all_ready().await;
     assert_eq!(client.places().await, ["n2", "n1"]);
+    assert_eq!(client.reasons("shop-web-1").await, ["InstancePlaced"]);
     new.all_ready().await;
     let mut live = old;
     live.goal_with(&[]).await;

@@ -38,11 +38,9 @@ pub(super) async fn fetch(
     let mut part = Part::open(directory, blob)?;
     part.fill(source).await?;
     // Reading tables and syncing a large file takes its time.
-    tokio::task::spawn_blocking(move || part.finish())
+    files::blocking(move || Ok(part.finish()))
         .await
-        .unwrap_or_else(|error| {
-            Err(FileError::at("check", directory)(io::Error::other(error)).into())
-        })
+        .unwrap_or_else(|error| Err(FileError::at("check", directory)(error).into()))
 }
 
 /// A blob that is not whole.

@@ -9,7 +9,7 @@ use std::{
     io,
     os::unix::fs::PermissionsExt as _,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -36,8 +36,12 @@ use super::{
     throttle::throttled,
 };
 use crate::{
-    clock::Clock, files, instance::directory::InstanceDirectory, instance::state::GuestSaid,
-    output::role_log::RoleLog, policy::rate::Rate,
+    clock::{self, Clock},
+    files,
+    instance::directory::InstanceDirectory,
+    instance::state::GuestSaid,
+    output::role_log::RoleLog,
+    policy::rate::Rate,
 };
 
 /// Name of the socket at which a guest's connection to the session port arrives.
@@ -105,7 +109,7 @@ impl GuestGoal {
         wire::Goal {
             instance_id: instance.to_string(),
             hostname: instance.to_string(),
-            wall_clock: Some(SystemTime::now().into()),
+            wall_clock: Some(clock::wall_time().into()),
             entropy: entropy(),
             machine_id: machine_id(instance),
             ..goal
@@ -149,7 +153,7 @@ pub struct Heard {
 /// A guest's listener; dropping it closes it.
 #[derive(Debug)]
 pub struct GuestServer {
-    _task: AbortOnDropHandle<()>,
+    _task: Option<AbortOnDropHandle<()>>,
 }
 
 /// What the listener works with.
@@ -192,8 +196,14 @@ impl GuestServer {
             }
         });
         Ok(Self {
-            _task: AbortOnDropHandle::new(task),
+            _task: Some(AbortOnDropHandle::new(task)),
         })
+    }
+
+    /// For a guest that has its link in memory, and knows by itself when that is gone.
+    #[must_use]
+    pub fn in_memory() -> Self {
+        Self { _task: None }
     }
 }
 

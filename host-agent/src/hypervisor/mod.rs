@@ -1,6 +1,7 @@
 //! The border between an instance's supervisor and what runs its virtual machine.
 //!
 //! [`process`] is the real one: one `fabric-vmm` process per instance.
+//! [`simulated`] has guests that live by a simulation's clock, and fail as it draws it;
 //! `fake` runs nothing, for tests of everything above the border.
 
 pub mod cgroups;
@@ -9,6 +10,7 @@ pub mod fake;
 pub mod jails;
 pub mod proc;
 pub mod process;
+pub mod simulated;
 pub mod trial;
 
 use std::{fmt, io, path::Path, path::PathBuf, sync::Arc, time::Duration};
@@ -17,7 +19,10 @@ use async_trait::async_trait;
 use fabric_vmm::control::Request;
 use serde::{Deserialize, Serialize};
 
-use crate::instance::{directory::InstanceDirectory, state::Exit};
+use crate::{
+    guest::server::{GuestLink, GuestServer},
+    instance::{directory::InstanceDirectory, state::Exit},
+};
 
 /// The part of the processors of a machine with one of them to itself.
 pub const USUAL_CPU_WEIGHT: u32 = 100;
@@ -162,6 +167,15 @@ pub trait Hypervisor: fmt::Debug + Send + Sync {
         directory: &InstanceDirectory,
         record: Option<&VmRecord>,
     ) -> io::Result<Option<Arc<dyn Vm>>>;
+
+    /// Takes calls from the guest that runs, or will run, in an instance's directory.
+    ///
+    /// # Errors
+    ///
+    /// When its socket cannot be made.
+    fn listen(&self, directory: &InstanceDirectory, link: GuestLink) -> io::Result<GuestServer> {
+        GuestServer::listen(directory, link)
+    }
 
     /// How the last one in that directory ended, if that is on record.
     fn last_exit(&self, directory: &InstanceDirectory) -> Exit;

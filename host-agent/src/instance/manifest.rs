@@ -6,7 +6,7 @@ use std::{fs, io, path::Path, time::SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::machine::Machine;
-use crate::{files, hypervisor::VmRecord, template::key::Key};
+use crate::{clock, files, hypervisor::VmRecord, template::key::Key};
 
 /// Format of the manifest.
 const FORMAT: u32 = 1;
@@ -62,7 +62,7 @@ impl Manifest {
             epoch: 0,
             cid,
             machine: Machine::default(),
-            since: SystemTime::now(),
+            since: clock::wall_time(),
             process: None,
             host_boot_id,
             guest_incarnation: 0,

@@ -35,6 +35,7 @@ use super::{
     state::{Snapshot, Taken},
 };
 use crate::{
+    clock,
     fail_point::{self, Step},
     files::{self, FileError, blocking},
     goal::InstanceGoal,
@@ -290,7 +291,7 @@ fn keep(
             format: FORMAT,
             name: name.clone(),
             made_of,
-            taken: SystemTime::now(),
+            taken: clock::wall_time(),
             disk: files::sha256(&at(DISK))?,
         };
         files::write_atomically(&at(RECORD), &serde_json::to_vec_pretty(&record)?)?;

@@ -1,6 +1,6 @@
 //! What is reported of an instance.
 
-use std::{collections::BTreeMap, time::SystemTime};
+use std::collections::BTreeMap;
 
 use fabric_proto::{id::InstanceId, node::v1 as wire};
 use tokio::sync::watch;
@@ -10,7 +10,7 @@ use super::{
     manifest::Manifest,
     state::{Cause, Handling, Snapshot, State},
 };
-use crate::{goal::GoalError, guest::report::RoleReport};
+use crate::{clock, goal::GoalError, guest::report::RoleReport};
 
 /// The newest report on every instance of the node.
 #[derive(Debug, Default)]
@@ -159,7 +159,7 @@ pub fn refusal(id: &InstanceId, error: &GoalError) -> wire::InstanceStatus {
         instance_id: id.to_string(),
         vm_state: wire::VmState::Failed.into(),
         vm_reason: format!("its goal was refused: {error}"),
-        vm_since: Some(SystemTime::now().into()),
+        vm_since: Some(clock::wall_time().into()),
         ..wire::InstanceStatus::default()
     }
 }

@@ -5,12 +5,7 @@
 //! are carried out. A virtual machine that was spawned by an action whose record
 //! was never completed is found by where it runs.
 
-use std::{
-    collections::VecDeque,
-    io,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{collections::VecDeque, io, sync::Arc, time::Duration};
 
 use fabric_proto::id::{InstanceId, SnapshotName};
 use fabric_vmm::control::Request;
@@ -33,7 +28,7 @@ use super::{
     turn::Turn,
 };
 use crate::{
-    clock::Clock,
+    clock::{self, Clock},
     events::Reason,
     fail_point::{self, Step},
     files,
@@ -271,7 +266,7 @@ impl Supervisor {
             log: Arc::clone(&self.log),
             clock: self.node.clock,
         };
-        self.server = match GuestServer::listen(&self.directory, link) {
+        self.server = match self.node.hypervisor.listen(&self.directory, link) {
             Ok(server) => Some(server),
             Err(error) => {
                 tracing::error!(instance = %self.id, %error, "cannot listen to its guest");
@@ -344,7 +339,7 @@ impl Supervisor {
         self.vm = None;
         self.manifest.process = None;
         self.manifest.last_exit.clone_from(&exit.json);
-        self.manifest.ended = Some(SystemTime::now());
+        self.manifest.ended = Some(clock::wall_time());
         self.step(Input::Exited(exit)).await;
         if let Some(end) = self.machine().end() {
             self.node.workshop.events.metrics().ended(end.cause);
@@ -405,7 +400,7 @@ impl Supervisor {
             return;
         }
         if status::vm_state(self.machine().state()) != before {
-            self.manifest.since = SystemTime::now();
+            self.manifest.since = clock::wall_time();
         }
         self.carry_out(actions).await;
     }

@@ -134,8 +134,8 @@ pub fn run(data: &Path) -> anyhow::Result<()> {
 /// What is left of the lease. A line that is being written is looked at again.
 fn left(record: &Record) -> Duration {
     for _ in 0..3 {
-        if let Some(end) = record.read() {
-            return end.saturating_sub(clock::boot_time());
+        if let Some(left) = record.left(clock::boot_time()) {
+            return left;
         }
         thread::sleep(Duration::from_millis(5));
     }

@@ -79,10 +79,10 @@ impl Lease {
     /// # Errors
     ///
     /// What the file system says.
-    pub fn open(data: &Path, host_boot_id: &str) -> io::Result<Self> {
+    pub fn open(data: &Path, host_boot_id: &str, now: BootTime) -> io::Result<Self> {
         let record = Record::open(data, host_boot_id)?;
         let end = record.read().unwrap_or_default();
-        let mut lease = Self::unrecorded(Arc::new(crate::clock::boot_time));
+        let mut lease = Self::unrecorded(now);
         lease.until = watch::Sender::new(Until::Time(end));
         lease.record = Some(Mutex::new(record));
         Ok(lease)

@@ -49,6 +49,13 @@ impl Record {
         end.filter(|_| boot_id == self.host_boot_id)
     }
 
+    /// What is left of the lease at a time; none if there is no record of this start of
+    /// the machine.
+    #[must_use]
+    pub fn left(&self, now: Duration) -> Option<Duration> {
+        self.read().map(|end| end.saturating_sub(now))
+    }
+
     /// Whether there is one: without, no lease is needed.
     #[must_use]
     pub fn exists(&self) -> bool {

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
+use crate::clock::boot_time;
 
 const LENGTH: Duration = Duration::from_secs(10);
 
@@ -115,14 +116,14 @@ async fn its_end_and_its_return_are_told() {
 #[test]
 fn the_next_host_agent_finds_it() {
     let data = tempfile::tempdir().unwrap();
-    let open = || Lease::open(data.path(), "boot-1").unwrap();
+    let open = || Lease::open(data.path(), "boot-1", Arc::new(boot_time)).unwrap();
     let lease = open();
     lease.require(Some(LENGTH));
     lease.granted(lease.request());
     let next = open();
     next.require(Some(LENGTH));
     assert!(!next.is_over());
-    let after_restart = Lease::open(data.path(), "boot-2").unwrap();
+    let after_restart = Lease::open(data.path(), "boot-2", Arc::new(boot_time)).unwrap();
     after_restart.require(Some(LENGTH));
     assert!(after_restart.is_over());
 }

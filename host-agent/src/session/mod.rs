@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use fabric_proto::node::v1::node_service_client::NodeServiceClient;
 use fabric_trust::dial::Dial;
-use tonic::transport::Channel;
+use tonic::transport::{Channel, Endpoint};
 
 /// How often, and for how long, a silent controller is asked whether it is there.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -23,12 +23,16 @@ const LARGEST_MESSAGE: usize = 64 * 1024 * 1024;
 /// A channel to the controller. Connects when it is used, and again after it was cut off.
 #[must_use]
 pub fn channel(dial: &Dial) -> Channel {
-    dial.connect_lazy(|endpoint| {
-        endpoint
-            .http2_keep_alive_interval(KEEP_ALIVE)
-            .keep_alive_timeout(KEEP_ALIVE)
-            .keep_alive_while_idle(true)
-    })
+    dial.connect_lazy(kept_alive)
+}
+
+/// Has a silent controller noticed.
+#[must_use]
+pub fn kept_alive(endpoint: Endpoint) -> Endpoint {
+    endpoint
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .keep_alive_while_idle(true)
 }
 
 /// A client of the controller on a channel.

@@ -7,7 +7,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::Path,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use tempfile::TempDir;
@@ -20,6 +20,7 @@ use super::{
     warm::WarmHost,
 };
 use crate::{
+    clock,
     fail_point::{self, Step},
     files::{self, FileError, blocking, bytes_on_disk},
     hypervisor::{Hypervisor, Origin, PackageDisk, USUAL_CPU_WEIGHT, Vm, VmSpec},
@@ -95,7 +96,12 @@ impl Templates {
             }
         };
         let host = match &wanted.warm {
-            Some(warm) => Some(WarmHost::listen(key, &directory, warm)?),
+            Some(warm) => Some(WarmHost::listen(
+                key,
+                &directory,
+                warm,
+                self.hypervisor.as_ref(),
+            )?),
             None => None,
         };
         let spec = VmSpec {
@@ -188,7 +194,7 @@ impl Finish {
         let took = self.start.elapsed();
         let record = Record {
             inputs: self.inputs,
-            made: SystemTime::now(),
+            made: clock::wall_time(),
             took_ms: took.as_millis().try_into().unwrap_or(u64::MAX),
             bytes,
             disk,

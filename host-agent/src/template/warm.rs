@@ -12,6 +12,7 @@ use crate::{
         report::{RoleCondition, duration},
         server::{GuestGoal, GuestLink, GuestServer, Heard},
     },
+    hypervisor::Hypervisor,
     instance::{
         directory::{InstanceDirectory, ROLE_LOG},
         state::GuestSaid,
@@ -40,6 +41,7 @@ impl WarmHost {
         key: &Key,
         directory: &InstanceDirectory,
         warm: &WarmRole,
+        hypervisor: &dyn Hypervisor,
     ) -> Result<Self, TemplateError> {
         let goal = watch::Sender::new(Some(GuestGoal {
             boot: 0,
@@ -58,7 +60,7 @@ impl WarmHost {
                 log: Arc::new(RoleLog::open(&directory.file(ROLE_LOG))?),
                 clock: Clock::system(),
             };
-            GuestServer::listen(directory, link)
+            hypervisor.listen(directory, link)
         };
         let server = listen().map_err(|source| TemplateError::Listen {
             key: key.clone(),

@@ -3,10 +3,9 @@
 //! One thread writes ([`writer`]); what is asked of it while it commits goes into
 //! the next commit together, so that many callers share one fsync. Reads have a
 //! connection of their own and see what is committed. Watchers are served from
-//! memory ([`history`]).
+//! memory ([`history`](super::history)).
 
 pub mod file;
-mod history;
 mod schema;
 mod writer;
 
@@ -21,8 +20,10 @@ use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension as _, params};
 use tokio::sync::{mpsc, oneshot};
 
-use self::history::{History, Watchable};
-use super::{Entry, Outcome, Range, Revision, Snapshot, Store, StoreError, Txn, Watch};
+use super::{
+    Entry, Outcome, Range, Revision, Snapshot, Store, StoreError, Txn, Watch,
+    history::{History, Watchable},
+};
 
 /// Transactions that may wait for the writer; callers beyond them wait.
 const QUEUE: usize = 1024;

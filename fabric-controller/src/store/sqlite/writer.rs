@@ -6,8 +6,8 @@ use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension as _, params};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{end, failed, history::History, schema};
-use crate::store::{Change, Compare, Op, Outcome, Revision, StoreError, Txn};
+use super::{end, failed, schema};
+use crate::store::{Change, Compare, Op, Outcome, Revision, StoreError, Txn, history::History};
 
 /// Most transactions in one commit.
 const BATCH: usize = 256;
