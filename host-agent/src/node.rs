@@ -206,7 +206,11 @@ impl Node {
             self.heartbeat
                 .send_replace(period.max(Duration::from_millis(100)));
         }
-        self.lent.lease.require(goal.lease);
+        let lease = goal.lease;
+        if lease.is_some() {
+            // Nothing of this goal is started without it.
+            self.lent.lease.require(lease);
+        }
         self.outputs.send_if_modified(|outputs| {
             let changed = *outputs != goal.outputs;
             outputs.clone_from(&goal.outputs);
@@ -218,8 +222,9 @@ impl Node {
         self.goal = Some(goal);
         self.reconcile();
         // Only now that every supervisor has its orders: a lease that is granted for this
-        // goal lets them go on, and one that has those of before would start what runs
-        // elsewhere by now.
+        // goal, or is needed no longer, lets them go on, and one that has the orders of
+        // before would start what runs elsewhere by now.
+        self.lent.lease.require(lease);
         self.applied.send_replace(incarnation);
     }
 

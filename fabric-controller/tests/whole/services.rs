@@ -181,6 +181,7 @@ async fn a_changed_role_is_delivered_and_a_changed_image_is_a_fresh_disk() {
     let mut node = Node::join(&client, "n1").await;
     client.apply(&shop(1)).await.unwrap();
     node.goal_with(&["shop-web-0"]).await;
+    node.all_ready().await;
     let first = node.goal.instances[0].clone();
     client
         .apply(&shop(1).replace("/bin/true", "/bin/false"))
@@ -191,6 +192,7 @@ async fn a_changed_role_is_delivered_and_a_changed_image_is_a_fresh_disk() {
     assert_eq!(second.role.as_ref().unwrap().command, ["/bin/false"]);
     assert_eq!((second.epoch, second.restart_generation), (first.epoch, 1));
     assert_eq!(second.restart_scope(), RestartScope::Role);
+    node.all_ready().await;
 
     let image = client.upload_guest_os().await;
     let answer = client

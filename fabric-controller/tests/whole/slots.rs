@@ -112,6 +112,8 @@ async fn a_service_goes_back_to_what_it_was_with_the_image_of_then() {
     let mut node = Node::join(&client, "n1").await;
     let quick = |text: String| format!("update = {{ bake = \"0s\" }}\n{text}");
     client.apply(&quick(program("/v1"))).await.unwrap();
+    node.goal_of(&[("shop-web-0", "/v1")]).await;
+    node.all_ready().await;
     let second = client.upload_guest_os().await;
     client.apply(&quick(program("/v2"))).await.unwrap();
     node.goal_of(&[("shop-web-0", "/v2")]).await;
