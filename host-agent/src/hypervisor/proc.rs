@@ -17,7 +17,7 @@ pub fn start_time(pid: u32) -> Option<u64> {
 
 /// How long that thread of a process which waited longest for processors did so, since
 /// it was started; nothing where the kernel does not count it
-/// (Documentation/scheduler/sched-stats.rst, "/proc/<pid>/schedstat").
+/// (Documentation/scheduler/sched-stats.rst, `/proc/<pid>/schedstat`).
 #[must_use]
 pub fn longest_wait(pid: u32) -> Duration {
     let tasks = pid.try_into().ok().and_then(|pid| Process::new(pid).ok());
