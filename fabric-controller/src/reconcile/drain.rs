@@ -2,9 +2,10 @@
 //!
 //! Pure. Of each role at most one upgrade domain is moved at a time, and only while
 //! everything of it in other domains is well, as a rolling update would have it; what
-//! is known to be down, or paused, may go at once. Nothing is taken from where it is unless there is a
-//! place for it elsewhere. What is moved is *moving* ([`Phase::Moving`]) until its node
-//! says that it is gone; then it is placed anew like any other.
+//! is known to be down, or paused, may go at once. Nothing is taken from where it is
+//! unless there is a place for it elsewhere. What is moved is *moving*
+//! ([`Phase::Moving`]) until its node says that it is gone; then it is placed anew like
+//! any other.
 
 use std::collections::{BTreeMap, BTreeSet};
 
