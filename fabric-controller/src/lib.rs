@@ -16,11 +16,12 @@
 //!   [`events`] is what happened.
 //! - [`trust`] is who is who, and who may do what.
 //! - [`maintenance`] is what is done about a data directory as a whole.
-//! - [`metrics`] is what is counted and measured.
+//! - [`metrics`] is what is counted and measured, [`aside`] where long work is done.
 //! - [`api`] is what operators call; [`serve`] runs all of it.
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod aside;
 pub mod blobs;
 pub mod clock;
 pub mod controller;

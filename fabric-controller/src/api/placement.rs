@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status};
 
 use super::ServiceApi;
 use crate::{
+    aside,
     controller::Controller,
     error::{Error, Result as ControllerResult},
     model::{
@@ -93,7 +94,7 @@ impl PlacementApi {
         let (snapshot, _) = self.snapshot().await?;
         let found = snapshot.instances.iter().find(|one| one.id.as_str() == id);
         let asked = found.cloned().ok_or_else(|| Error::no_instance(&id))?;
-        let explained = aside(move || {
+        let explained = think_aside(move || {
             let Snapshot {
                 policy,
                 nodes,
@@ -134,7 +135,7 @@ impl PlacementApi {
                 .map_err(|impossible| Error::Precondition(impossible.to_string()))?;
         }
         Ok(outcome(
-            aside(move || then.outcome(&now, MOST_MOVES)).await?,
+            think_aside(move || then.outcome(&now, MOST_MOVES)).await?,
         ))
     }
 
@@ -184,10 +185,10 @@ impl PlacementApi {
 }
 
 /// Thinks where nobody waits for a turn.
-async fn aside<T: Send + 'static>(
+async fn think_aside<T: Send + 'static>(
     think: impl FnOnce() -> T + Send + 'static,
 ) -> ControllerResult<T> {
-    let done = tokio::task::spawn_blocking(think).await;
+    let done = aside::aside(think).await;
     done.map_err(|error| Error::Internal(format!("placement did not end: {error}")))
 }
 

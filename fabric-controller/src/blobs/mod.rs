@@ -26,7 +26,7 @@ use fabric_proto::id::{BlobName, Digest};
 
 use self::partial::Partial;
 use crate::{
-    clock,
+    aside, clock,
     error::{Error, Result},
     model::{
         blob::{BlobKind, BlobRecord, UploadRecord, UploadTarget, VhdFacts},
@@ -143,7 +143,7 @@ impl Upload {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    tokio::task::spawn_blocking(work)
+    aside::aside(work)
         .await
         .map_err(|_| Error::Internal("a file operation has panicked".to_owned()))?
 }
