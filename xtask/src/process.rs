@@ -135,6 +135,14 @@ impl Process {
             "{} did not end within {:?} of SIGTERM: killed",
             self.name, self.grace
         );
+        self.kill()
+    }
+
+    /// Ends it at once, without a word.
+    pub fn kill(&mut self) -> Result<ExitStatus> {
+        if let Some(status) = self.wait_within(Duration::ZERO)? {
+            return Ok(status);
+        }
         signal_group(self.group(), Signal::KILL);
         let status = self
             .child
@@ -142,16 +150,6 @@ impl Process {
             .with_context(|| format!("waiting for {}", self.name))?;
         self.ended = Some(status);
         Ok(status)
-    }
-
-    /// Ends it at once, without a word.
-    pub fn kill(&mut self) -> Result<()> {
-        if self.wait_within(Duration::ZERO)?.is_none() {
-            signal_group(self.group(), Signal::KILL);
-            let status = self.child.wait();
-            self.ended = Some(status.with_context(|| format!("waiting for {}", self.name))?);
-        }
-        Ok(())
     }
 
     fn group(&self) -> i32 {

@@ -185,9 +185,14 @@ impl ServiceRecord {
     /// The role of one of its instances, unless that is not wanted any more.
     #[must_use]
     pub fn role_of(&self, instance: &InstanceRecord) -> Option<&ServiceRole> {
+        self.deployment_of(instance)?.version.role(&instance.role)
+    }
+
+    /// The deployment that an instance belongs to, if it is still there.
+    #[must_use]
+    pub fn deployment_of(&self, instance: &InstanceRecord) -> Option<&Deployment> {
         let mut deployments = self.slots.values();
-        let deployment = deployments.find(|one| one.colour == instance.colour)?;
-        deployment.version.role(&instance.role)
+        deployments.find(|one| one.colour == instance.colour)
     }
 
     /// The roles of all of its deployments.

@@ -79,10 +79,7 @@ fn another(before: &GivenUp, node: &NodeId, now: WallTime) -> Option<GivenUp> {
 
 fn is_being_updated(input: &Input, one: &InstanceRecord) -> bool {
     let service = input.services.iter().find(|it| it.name == one.service);
-    let mut deployments = service
-        .into_iter()
-        .flat_map(|service| service.slots.values());
-    let deployment = deployments.find(|deployment| deployment.colour == one.colour);
+    let deployment = service.and_then(|service| service.deployment_of(one));
     deployment.is_some_and(|deployment| deployment.under_way().is_some())
 }
 
