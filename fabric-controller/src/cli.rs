@@ -316,6 +316,11 @@ pub struct Serve {
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = lease)]
     pub lease: Lease,
 
+    /// How many of the nodes the controller cordons by itself at once, in percent, because
+    /// unrelated services keep failing there; at least one where there are three. 0: none.
+    #[arg(long, value_name = "PERCENT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=50))]
+    pub condemn_percent: u32,
+
     /// A DNS name or IP address by which others reach the controller, beside those of
     /// loopback, this machine's host name, those of `init` and of --listen. Can be given
     /// several times.

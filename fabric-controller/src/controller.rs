@@ -29,6 +29,8 @@ pub struct Config {
     pub lease: Option<LeasePolicy>,
     /// How full nodes may be.
     pub policy: Policy,
+    /// How many nodes may be cordoned at once for what fails on them, in percent.
+    pub condemn_percent: u32,
     /// Most events that are kept, and most entries of the audit log.
     pub events_kept: u64,
     /// Names and IP addresses by which others reach the controller, beside those of this
@@ -47,6 +49,7 @@ impl Default for Config {
             lost_after: Duration::from_secs(10),
             lease: Some(LeasePolicy::default()),
             policy: Policy::default(),
+            condemn_percent: 10,
             events_kept: 100_000,
             names: Vec::new(),
             node_certificates: Duration::from_secs(30 * 24 * 3600),

@@ -112,6 +112,7 @@ fn run(mut settings: cli::Serve) -> anyhow::Result<()> {
             vcpus_per_cpu: settings.vcpus_per_cpu,
             fill: settings.fill.into(),
         },
+        condemn_percent: settings.condemn_percent,
         events_kept: settings.events_kept,
         names: settings.name,
         node_certificates: settings.node_certificates.into(),

@@ -19,6 +19,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     data_dir::{DataDir, DataDirError},
     model::{
+        blame::Failures,
         blob::{BlobRecord, UploadRecord},
         event::EventRecord,
         instance::{InstanceRecord, Phase},
@@ -250,9 +251,10 @@ type Unread = fn(&[u8]) -> Option<String>;
 
 /// What is wrong with a record by itself.
 fn wrong(entry: &Entry) -> Option<String> {
-    let kinds: [(&str, Unread); 13] = [
+    let kinds: [(&str, Unread); 14] = [
         (records::NODES, unread::<NodeRecord>),
         (records::GOALS, unread::<GoalRecord>),
+        (records::FAILURES, unread::<Failures>),
         ("node-events/", unread::<u64>),
         (records::SERVICES, unread::<ServiceRecord>),
         (records::REVISIONS, unread::<Revision>),

@@ -3,6 +3,7 @@
 //! | keys | value |
 //! |---|---|
 //! | `nodes/NODE` | [`NodeRecord`](crate::model::node::NodeRecord) |
+//! | `failures/NODE` | [`Failures`](crate::model::blame::Failures) |
 //! | `goals/NODE` | [`GoalRecord`](crate::model::node::GoalRecord) |
 //! | `node-events/NODE` | highest event sequence stored, a number |
 //! | `services/SERVICE` | [`ServiceRecord`](crate::model::service::ServiceRecord) |
@@ -31,6 +32,8 @@ use crate::{
 pub const NODES: &str = "nodes/";
 /// Prefix of the nodes' goals.
 pub const GOALS: &str = "goals/";
+/// Prefix of what has failed on nodes.
+pub const FAILURES: &str = "failures/";
 /// Prefix of the services.
 pub const SERVICES: &str = "services/";
 /// Prefix of what services were to be.
@@ -62,6 +65,12 @@ pub fn node(id: &NodeId) -> String {
 #[must_use]
 pub fn goal(id: &NodeId) -> String {
     format!("{GOALS}{id}")
+}
+
+/// Key of what has failed on a node.
+#[must_use]
+pub fn failures(id: &NodeId) -> String {
+    format!("{FAILURES}{id}")
 }
 
 /// Key of the highest event sequence that was stored of a node.

@@ -237,6 +237,7 @@ fn background(controller: &Arc<Controller>) -> JoinSet<()> {
             heartbeat_period: controller.config.heartbeat_period,
             lease: controller.config.lease.map(|policy| policy.length),
         },
+        condemn_percent: controller.config.condemn_percent,
         metrics: Arc::clone(&controller.metrics),
         told_held: AtomicBool::new(false),
     };

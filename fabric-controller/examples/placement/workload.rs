@@ -66,6 +66,8 @@ impl Workload {
                 disk_bytes: 0,
                 health: Health::Connected,
                 cordoned: false,
+                condemned: false,
+                unsteady: false,
                 blame: 0,
                 labels: Default::default(),
                 architecture: Architecture::X86_64,

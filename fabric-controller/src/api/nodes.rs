@@ -22,6 +22,7 @@ use crate::{
         event::{EventRecord, Reason, SubjectKind},
         instance::InstanceRecord,
         node::NodeRecord,
+        steadiness::Steadiness,
     },
     records::{self, Kept},
     store::Txn,
@@ -137,6 +138,17 @@ impl Intent {
             draining,
             ..record
         };
+        let record = match self {
+            // Whatever speaks against it.
+            Self::Uncordon => NodeRecord {
+                blame: 0,
+                blamed_for: Vec::new(),
+                condemned: false,
+                steadiness: Steadiness::default(),
+                ..record
+            },
+            Self::Cordon | Self::Drain => record,
+        };
         (record, reason, what)
     }
 }
@@ -174,6 +186,9 @@ impl NodeApi {
                 if record != kept.value {
                     let key = records::node(&record.node_id);
                     txn = records::replace(txn, &key, Some(kept.modified), &record)?;
+                    if matches!(intent, Intent::Uncordon) {
+                        txn = txn.delete(records::failures(&record.node_id));
+                    }
                     let event = EventRecord::new(now, reason, SubjectKind::Node, id, message);
                     txn = records::add_event(txn, &event)?;
                 }
@@ -210,6 +225,7 @@ impl NodeApi {
                     .when(&key, Some(kept.modified))
                     .delete(key)
                     .delete(records::goal(node))
+                    .delete(records::failures(node))
                     .delete(records::node_events(node));
                 let (reason, message) = (Reason::NodeRemoved, "an operator removes it");
                 let event = EventRecord::new(now, reason, SubjectKind::Node, id, message);
@@ -288,6 +304,9 @@ impl NodeApi {
             fenced: record.fenced,
             disk_free_bytes: sight.disk_free_bytes.unwrap_or(0),
             blame: record.blame,
+            blamed_for: record.blamed_for.iter().map(ToString::to_string).collect(),
+            condemned: record.condemned,
+            unsteady_until: record.steadiness.held_until().map(convert::timestamp),
         }
     }
 }

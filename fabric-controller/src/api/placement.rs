@@ -230,6 +230,8 @@ fn added(request: &SimulatePlacementRequest, nodes: &[Node]) -> ControllerResult
             disk_bytes: 0,
             health: Health::Connected,
             cordoned: false,
+            condemned: false,
+            unsteady: false,
             blame: 0,
             labels: Default::default(),
             architecture: Default::default(),

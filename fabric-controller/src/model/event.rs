@@ -59,6 +59,11 @@ pub enum Reason {
     NodeCordoned,
     NodeUncordoned,
     NodeDraining,
+    NodeUnsteady,
+    NodeSteady,
+    NodeBlamed,
+    NodeCondemned,
+    NodeCleared,
     NodeRemoved,
     FailoverHeld,
     ImageUploaded,
@@ -156,6 +161,9 @@ impl EventRecord {
                 reason,
                 Reason::NodeLost
                     | Reason::NodeFenced
+                    | Reason::NodeUnsteady
+                    | Reason::NodeBlamed
+                    | Reason::NodeCondemned
                     | Reason::FailoverHeld
                     | Reason::InstanceUnplaceable
                     | Reason::InstanceFailedOver

@@ -18,12 +18,17 @@
 //! | [`lease`] | how long a node may run what it was told to |
 //! | [`state`] | the one word that users see for an instance |
 //! | [`node`] | a machine as it is kept |
+//! | [`blame`] | which machines are to blame for what fails on them |
+//! | [`steadiness`] | whether a machine comes and goes |
+//! | [`decay`] | points that halve with time |
 //! | [`blob`] | an image or a package as it is kept |
 //! | [`event`] | something that happened |
 //! | [`time`] | points in time as they are kept |
 
+pub mod blame;
 pub mod blob;
 pub mod change;
+pub mod decay;
 pub mod definition;
 pub mod deployment;
 pub mod event;
@@ -36,5 +41,6 @@ pub mod revision;
 pub mod service;
 pub mod size;
 pub mod state;
+pub mod steadiness;
 pub mod time;
 pub mod update;

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fabric_proto::id::{InstanceId, NodeId};
+use fabric_proto::id::{InstanceId, NodeId, ServiceName};
 use serde::{Deserialize, Serialize};
 
-use super::time::WallTime;
+use super::{steadiness::Steadiness, time::WallTime};
 
 /// What a node has, as its host agent says.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,9 +54,18 @@ pub struct NodeRecord {
     /// True if an operator wants what it has on others; it is cordoned then.
     #[serde(default)]
     pub draining: bool,
-    /// How many unrelated instances have failed on it lately.
+    /// How many unrelated services keep failing on it.
     #[serde(default)]
     pub blame: u32,
+    /// Of these services.
+    #[serde(default)]
+    pub blamed_for: Vec<ServiceName>,
+    /// True while the controller itself wants nothing new on it for that.
+    #[serde(default)]
+    pub condemned: bool,
+    /// How often it has come and gone lately, and whether it is held for that.
+    #[serde(default)]
+    pub steadiness: Steadiness,
 }
 
 /// The label by which a node says what it fails together with.
@@ -71,6 +80,12 @@ impl NodeRecord {
             .as_ref()
             .or_else(|| self.labels.get(FAULT_DOMAIN))
             .map_or(self.node_id.as_str(), String::as_str)
+    }
+
+    /// Whether new instances can be placed on it while it is there.
+    #[must_use]
+    pub const fn is_open(&self) -> bool {
+        !self.cordoned && !self.condemned && !self.steadiness.held
     }
 }
 

@@ -27,12 +27,16 @@ use crate::{
     controller::Controller,
     error::Result,
     model::{
+        blame::{self, Failures},
         event::{EventRecord, Reason, SubjectKind},
+        instance::InstanceRecord,
         node::{GoalRecord, NodeRecord},
+        steadiness::Steadiness,
+        time::WallTime,
     },
     records,
     registry::Session,
-    store::Txn,
+    store::{Store, Txn},
     trust::caller::Caller,
 };
 
@@ -96,10 +100,11 @@ async fn converse(
             .await;
         return Err(denied);
     }
+    let is_again = controller.registry.sight(&node).last_seen.is_some();
     // From here on the node counts as heard: it is not fenced between the commit of its
     // registration, which says that it is not, and its first report.
     let session = controller.registry.open(&node);
-    let highest = match store_registration(controller, &registration).await {
+    let highest = match store_registration(controller, &registration, is_again).await {
         Ok(highest) => highest,
         Err(error) if error.is_full() => known(controller, &registration).await?.ok_or(error)?,
         Err(error) => return Err(error.into()),
@@ -278,8 +283,13 @@ impl Talk<'_> {
     }
 }
 
-/// Stores who the node is; answers the highest event sequence that is stored.
-async fn store_registration(controller: &Controller, from: &Registration) -> Result<u64> {
+/// Stores who the node is; answers the highest event sequence that is stored. `is_again`
+/// if it was heard before since the controller was started.
+async fn store_registration(
+    controller: &Controller,
+    from: &Registration,
+    is_again: bool,
+) -> Result<u64> {
     let store = &*controller.store;
     let id = &from.node_id;
     let (node_key, goal_key, events_key) = (
@@ -305,6 +315,11 @@ async fn store_registration(controller: &Controller, from: &Registration) -> Res
             cordoned: old.as_ref().is_some_and(|old| old.value.cordoned),
             draining: old.as_ref().is_some_and(|old| old.value.draining),
             blame: old.as_ref().map_or(0, |old| old.value.blame),
+            blamed_for: old
+                .as_ref()
+                .map_or_else(Vec::new, |old| old.value.blamed_for.clone()),
+            condemned: old.as_ref().is_some_and(|old| old.value.condemned),
+            steadiness: steadiness(old.as_ref().map(|old| &old.value), is_again, now),
         };
         let mut txn = Txn::new();
         let tell =
@@ -342,6 +357,16 @@ async fn store_registration(controller: &Controller, from: &Registration) -> Res
     .await
 }
 
+/// One that comes again though it was not lost has broken off by itself; one that was
+/// lost was noted for that.
+fn steadiness(old: Option<&NodeRecord>, is_again: bool, now: WallTime) -> Steadiness {
+    match old {
+        Some(old) if is_again && !old.lost => old.steadiness.reconnected(now),
+        Some(old) => old.steadiness,
+        None => Steadiness::default(),
+    }
+}
+
 /// While the disk is full, a node that is known as it is may have a session all
 /// the same; only the event that tells of it is lost. Answers the highest event
 /// sequence that is stored, or `None` if something had to be stored.
@@ -368,11 +393,17 @@ async fn store_events(controller: &Controller, node: &NodeId, events: &[NodeEven
         let kept = records::get::<u64>(store, key).await?;
         let mut highest = kept.as_ref().map_or(0, |kept| kept.value);
         let mut txn = Txn::new();
+        let mut failed = Vec::new();
         for event in events {
             if event.sequence > highest {
                 highest = event.sequence;
-                txn = records::add_event(txn, &intake::event(node, event))?;
+                let event = intake::event(node, event);
+                txn = records::add_event(txn, &event)?;
+                failed.extend(blame::is_failure(&event).then_some(event));
             }
+        }
+        if !failed.is_empty() {
+            txn = note_failures(store, node, &failed, txn).await?;
         }
         if !txn.ops.is_empty() {
             txn = records::replace(txn, key, kept.map(|kept| kept.modified), &highest)?;
@@ -380,4 +411,29 @@ async fn store_events(controller: &Controller, node: &NodeId, events: &[NodeEven
         Ok((txn, highest))
     })
     .await
+}
+
+/// Keeps in mind what has failed on a node. What it says of instances that it was never
+/// given is no matter.
+async fn note_failures(
+    store: &dyn Store,
+    node: &NodeId,
+    events: &[EventRecord],
+    txn: Txn,
+) -> Result<Txn> {
+    let key = records::failures(node);
+    let kept = records::get::<Failures>(store, &key).await?;
+    let mut failures = kept
+        .as_ref()
+        .map_or_else(Failures::default, |kept| kept.value.clone());
+    for event in events {
+        let Ok(id) = event.subject.parse() else {
+            continue;
+        };
+        let one = records::get::<InstanceRecord>(store, &records::instance(&id)).await?;
+        if let Some(one) = one.filter(|one| one.value.node.as_ref() == Some(node)) {
+            failures.note(&one.value, event, clock::now());
+        }
+    }
+    records::replace(txn, &key, kept.map(|kept| kept.modified), &failures)
 }

@@ -39,7 +39,12 @@ pub async fn watch_nodes(controller: Arc<Controller>) {
 /// `due` are those whose lease is known to have ended.
 async fn look(controller: &Controller, due: &mut BTreeSet<NodeId>) -> Result<()> {
     let nodes: Vec<Kept<NodeRecord>> = records::list(&*controller.store, records::NODES).await?;
-    for node in nodes {
+    let counted = || nodes.iter().filter(|node| !node.value.fenced);
+    let is_lost = |node: &&Kept<NodeRecord>| controller.registry.is_lost(&node.value.node_id);
+    // As with failover: where too many are silent at once, no node has done anything.
+    let most = controller.config.lease.unwrap_or_default();
+    let is_their_doing = counted().filter(is_lost).count() <= most.most_silent(counted().count());
+    for node in &nodes {
         let id = &node.value.node_id;
         let lease = controller.config.lease;
         let ended = lease.is_some_and(|policy| {
@@ -63,9 +68,15 @@ async fn look(controller: &Controller, due: &mut BTreeSet<NodeId>) -> Result<()>
             _ => continue,
         };
         tracing::warn!(node = %id, "{message}");
-        let event = EventRecord::new(clock::now(), reason, SubjectKind::Node, id, message);
+        let now = clock::now();
+        let steadiness = match lost && is_their_doing {
+            true => node.value.steadiness.lost(now),
+            false => node.value.steadiness,
+        };
+        let event = EventRecord::new(now, reason, SubjectKind::Node, id, message);
         let record = NodeRecord {
             lost,
+            steadiness,
             ..node.value.clone()
         };
         let txn = records::replace(Txn::new(), &records::node(id), Some(node.modified), &record)?;
@@ -82,7 +93,10 @@ async fn look(controller: &Controller, due: &mut BTreeSet<NodeId>) -> Result<()>
 mod tests {
     use super::*;
     use crate::{
-        controller::Config, data_dir::DataDir, model::node::Inventory, store::memory::MemoryStore,
+        controller::Config,
+        data_dir::DataDir,
+        model::{node::Inventory, steadiness::Steadiness},
+        store::memory::MemoryStore,
     };
 
     #[tokio::test]
@@ -105,6 +119,9 @@ mod tests {
             cordoned: false,
             draining: false,
             blame: 0,
+            blamed_for: Vec::new(),
+            condemned: false,
+            steadiness: Steadiness::default(),
         };
         let txn = records::replace(Txn::new(), &records::node(&id), None, &record).unwrap();
         controller.store.txn(txn).await.unwrap();

@@ -43,7 +43,7 @@ impl fmt::Display for Relaxed {
 /// What would make an instance fit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Remedy {
-    /// A node is only cordoned.
+    /// A node is only closed, by an operator or for what it did.
     Uncordon(NodeId),
     /// A node is only not there.
     Reconnect(NodeId),
@@ -340,7 +340,15 @@ fn remedies(all: &[Verdict], instance: &Instance) -> Vec<Remedy> {
         refusing().find_map(|(verdict, why)| remedy(verdict, &why))
     };
     let uncordon = find(&|verdict, why| {
-        (why == [Refusal::Cordoned]).then(|| Remedy::Uncordon(verdict.node.clone()))
+        let closed = |why: &Refusal| {
+            matches!(
+                why,
+                Refusal::Cordoned | Refusal::Condemned | Refusal::Unsteady
+            )
+        };
+        why.iter()
+            .all(closed)
+            .then(|| Remedy::Uncordon(verdict.node.clone()))
     });
     let reconnect = find(&|verdict, why| {
         let gone = why == [Refusal::NotConnected] || why == [Refusal::Lost];

@@ -13,6 +13,10 @@ pub enum Refusal {
     Lost,
     /// An operator wants nothing new on it.
     Cordoned,
+    /// Unrelated services keep failing on it.
+    Condemned,
+    /// It has come and gone too often lately.
+    Unsteady,
     /// It has given the instance up.
     GaveUp,
     /// Its processors are others than the image is for.
@@ -89,6 +93,8 @@ impl Refusal {
             Self::NotConnected => "NotConnected",
             Self::Lost => "Lost",
             Self::Cordoned => "Cordoned",
+            Self::Condemned => "Condemned",
+            Self::Unsteady => "Unsteady",
             Self::GaveUp => "GaveUp",
             Self::Architecture { .. } => "Architecture",
             Self::Kvm { .. } => "Kvm",
@@ -107,6 +113,8 @@ impl Refusal {
             Self::NotConnected => "not connected",
             Self::Lost => "lost",
             Self::Cordoned => "cordoned",
+            Self::Condemned => "condemned",
+            Self::Unsteady => "unsteady",
             Self::GaveUp => "that gave it up",
             Self::Architecture { .. } => "of another architecture",
             Self::Kvm { .. } => "of another KVM kind",
@@ -126,6 +134,14 @@ impl fmt::Display for Refusal {
             Self::NotConnected => f.write_str("it is not connected"),
             Self::Lost => f.write_str("it is lost"),
             Self::Cordoned => f.write_str("it is cordoned"),
+            Self::Condemned => f.write_str(
+                "unrelated services keep failing on it: nothing new is placed on it until that \
+                 is over",
+            ),
+            Self::Unsteady => f.write_str(
+                "it has come and gone too often lately: nothing new is placed on it until it has \
+                 been there steadily",
+            ),
             Self::GaveUp => f.write_str("it has given the instance up"),
             Self::Architecture { has, needed } => {
                 write!(f, "its processors are {has}, the image is for {needed}")
@@ -193,6 +209,12 @@ pub(super) fn standing(node: &Node, needs: &Needs) -> Vec<Refusal> {
     }
     if node.cordoned {
         why.push(Refusal::Cordoned);
+    }
+    if node.condemned {
+        why.push(Refusal::Condemned);
+    }
+    if node.unsteady {
+        why.push(Refusal::Unsteady);
     }
     if needs.avoid.contains(&node.id) {
         why.push(Refusal::GaveUp);

@@ -15,10 +15,8 @@
 //! | [`explain`] | why here, why not there, what would make it fit |
 //! | [`rebalance`] | a few moves that repair a spread |
 //! | [`whatif`] | the same questions asked of a cluster that is not there |
-//! | [`rebalance`] | a few moves that repair a spread |
-//! | [`whatif`] | the same questions asked of a cluster that is not there |
 //!
-//! **Hard rules.** The node is heard and not cordoned; architecture, KVM kind and labels
+//! **Hard rules.** The node is heard, steadily, and neither cordoned nor condemned; architecture, KVM kind and labels
 //! are right; processors, memory and disk are free. Memory and disk are never promised
 //! twice; processors are, as often as [`Policy`] says, since a lab's guests mostly wait.
 //! A size whose weight is below that of whole cores takes that share of them.

@@ -17,7 +17,7 @@ const WHOLE: u64 = 10_000;
 const NO_IMAGE: u32 = 600;
 /// The guest would have to be booted, or a template made first.
 const NO_TEMPLATE: u32 = 500;
-/// For each unrelated instance that has failed there.
+/// For each unrelated service that keeps failing there.
 const BLAME: u32 = 4000;
 /// Most failures that count: a bad node comes last, and is used when there is no other.
 const MOST_BLAME: u32 = 8;
@@ -33,7 +33,7 @@ pub struct Score {
     pub image: u32,
     /// No instance of this image and size has been there.
     pub template: u32,
-    /// Unrelated instances have failed there.
+    /// Unrelated services keep failing there.
     pub blame: u32,
     /// It takes room that the largest size would have had.
     pub largest: u32,

@@ -235,7 +235,11 @@ pub struct Node {
     pub health: Health,
     /// True if an operator wants nothing new on it.
     pub cordoned: bool,
-    /// How many unrelated instances have failed on it lately.
+    /// True if unrelated services keep failing on it.
+    pub condemned: bool,
+    /// True if it has come and gone too often lately.
+    pub unsteady: bool,
+    /// How many unrelated services keep failing on it.
     pub blame: u32,
     /// Its labels.
     pub labels: BTreeMap<String, String>,

@@ -7,6 +7,7 @@
 //! their next step: whether an instance is well as what it is now can be told only
 //! of what its node was told. It keeps nothing from pass to pass.
 
+pub mod blame;
 pub mod drain;
 pub mod escalate;
 pub mod failover;
@@ -16,6 +17,7 @@ pub mod os_updates;
 pub mod placing;
 pub mod plan;
 pub mod rollout;
+pub mod steadiness;
 #[cfg(test)]
 mod tests;
 pub mod update_walk;
@@ -30,6 +32,7 @@ use std::{
 };
 
 use fabric_proto::{id::NodeId, node::v1::NodeGoal};
+use serde::de::DeserializeOwned;
 use tokio::{sync::watch, time};
 use tokio_util::sync::CancellationToken;
 
@@ -43,6 +46,7 @@ use crate::{
     error::Result,
     metrics::Metrics,
     model::{
+        blame::Failures,
         event::{EventRecord, Reason, SubjectKind},
         instance::InstanceRecord,
         lease::LeasePolicy,
@@ -54,7 +58,7 @@ use crate::{
     placement::Policy,
     records::{self, Kept},
     registry::Registry,
-    store::{Outcome, Range, Revision, Store, StoreError, Txn},
+    store::{Entry, Outcome, Range, Revision, Store, StoreError, Txn},
 };
 
 /// A pass at least so often, should anything have been missed.
@@ -116,6 +120,8 @@ pub struct Reconciler {
     pub lease: Option<LeasePolicy>,
     /// What every node is held to.
     pub terms: Terms,
+    /// How many nodes may be cordoned at once for what fails on them, in percent.
+    pub condemn_percent: u32,
     /// What it takes is counted.
     pub metrics: Arc<Metrics>,
     /// Whether it has been told that nothing is started elsewhere.
@@ -128,6 +134,7 @@ struct Seen {
     instances: Vec<Kept<InstanceRecord>>,
     nodes: Vec<Kept<NodeRecord>>,
     goals: BTreeMap<NodeId, Kept<GoalRecord>>,
+    failures: BTreeMap<NodeId, Failures>,
     revision: Revision,
 }
 
@@ -216,7 +223,18 @@ impl Reconciler {
         loop {
             let seen = self.read().await?;
             let fence = self.fence(&seen).await?;
-            let plan = plan::plan(self.policy, &self.input(&seen, &fence), clock::now());
+            let (input, now) = (self.input(&seen, &fence), clock::now());
+            // What is fenced now is written before nodes are judged.
+            let mut plan = match fence.is_empty() {
+                true => steadiness::judge(&input.nodes, now),
+                false => Plan::default(),
+            };
+            if plan.is_empty() && fence.is_empty() {
+                plan = blame::judge(&input, &seen.failures, self.condemn_percent, now);
+            }
+            if plan.is_empty() {
+                plan = plan::plan(self.policy, &input, now);
+            }
             again += 1;
             if plan.is_empty() && fence.is_empty() || again > TURNS {
                 return Ok(seen);
@@ -231,20 +249,19 @@ impl Reconciler {
             records::INSTANCES,
             records::NODES,
             records::GOALS,
+            records::FAILURES,
         ];
         let (mut all, revision) = self
             .store
             .ranges(prefixes.into_iter().map(Range::prefix).collect())
             .await?;
         let mut next = || all.pop().unwrap_or_default();
-        let (goals, nodes, instances, services) = (next(), next(), next(), next());
-        let mut by_node = BTreeMap::new();
-        for entry in &goals {
-            let node = entry.key.strip_prefix(records::GOALS).unwrap_or_default();
-            if let Ok(node) = node.parse::<NodeId>() {
-                by_node.insert(node, records::decode(entry)?);
-            }
-        }
+        let (failures, goals) = (
+            by_node(next(), records::FAILURES)?,
+            by_node(next(), records::GOALS)?,
+        );
+        let (nodes, instances, services) = (next(), next(), next());
+        let failed = |(node, kept): (NodeId, Kept<Failures>)| (node, kept.value);
         Ok(Seen {
             services: services
                 .iter()
@@ -255,7 +272,8 @@ impl Reconciler {
                 .map(records::decode)
                 .collect::<Result<_>>()?,
             nodes: nodes.iter().map(records::decode).collect::<Result<_>>()?,
-            goals: by_node,
+            goals,
+            failures: failures.into_iter().map(failed).collect(),
             revision,
         })
     }
@@ -343,6 +361,11 @@ impl Reconciler {
         for (key, revision) in &plan.unchanged {
             txn = txn.when(key, Some(*revision));
         }
+        for (id, record) in &plan.nodes {
+            let old = seen.nodes.iter().find(|kept| kept.value.node_id == *id);
+            let old = old.map(|kept| kept.modified);
+            txn = records::replace(txn, &records::node(id), old, record)?;
+        }
         for (name, service) in &plan.services {
             let old = seen.services.iter().find(|kept| kept.value.name == *name);
             let old = old.map(|kept| kept.modified);
@@ -416,6 +439,21 @@ impl Reconciler {
             }),
         );
     }
+}
+
+/// The records of nodes under a prefix.
+fn by_node<T: DeserializeOwned>(
+    entries: Vec<Entry>,
+    prefix: &str,
+) -> Result<BTreeMap<NodeId, Kept<T>>> {
+    let mut by_node = BTreeMap::new();
+    for entry in &entries {
+        let node = entry.key.strip_prefix(prefix).unwrap_or_default();
+        if let Ok(node) = node.parse::<NodeId>() {
+            by_node.insert(node, records::decode(entry)?);
+        }
+    }
+    Ok(by_node)
 }
 
 /// The nodes whose instances may be started elsewhere: those that are fenced, or were

@@ -37,6 +37,8 @@ pub fn node(record: &NodeRecord, connected: bool) -> Node {
             (true, _) => Health::Lost,
         },
         cordoned: record.cordoned,
+        condemned: record.condemned,
+        unsteady: record.steadiness.held,
         blame: record.blame,
         labels: record.labels.clone(),
         // Ours is a virtual machine monitor for x86-64.

@@ -26,7 +26,7 @@ use super::{failover, placing};
 use crate::{
     model::{
         deployment::Deployment,
-        event::{EventRecord, Reason, SubjectKind},
+        event::{Because, EventRecord, Reason, SubjectKind},
         instance::{Effect, GivenUp, InstanceRecord, Phase, Restart, RestartScope},
         keep::Keep,
         node::NodeRecord,
@@ -79,6 +79,8 @@ pub struct Plan {
     pub services: BTreeMap<ServiceName, ServiceRecord>,
     /// Their changes, to be remembered.
     pub revisions: Vec<(ServiceName, Revision)>,
+    /// Nodes that are judged otherwise than before.
+    pub nodes: BTreeMap<NodeId, NodeRecord>,
     /// Records that must be as they were when this was planned, by key.
     pub unchanged: BTreeMap<String, u64>,
     /// What to tell about it.
@@ -89,7 +91,22 @@ impl Plan {
     /// True if everything is as it should be.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.put.is_empty() && self.delete.is_empty() && self.services.is_empty()
+        self.put.is_empty()
+            && self.delete.is_empty()
+            && self.services.is_empty()
+            && self.nodes.is_empty()
+    }
+
+    pub(super) fn tell_of_node(
+        &mut self,
+        now: WallTime,
+        reason: Reason,
+        node: &NodeId,
+        message: String,
+    ) {
+        let kind = SubjectKind::Node;
+        self.events
+            .push(EventRecord::new(now, reason, kind, node, message));
     }
 
     pub(super) fn tell(&mut self, now: WallTime, reason: Reason, id: &InstanceId, message: String) {
@@ -100,6 +117,13 @@ impl Plan {
             id,
             message,
         ));
+    }
+
+    /// What led to what was told last, by its name.
+    pub(super) fn led_by(&mut self, because: Because) {
+        if let Some(event) = self.events.last_mut() {
+            event.because = Some(because);
+        }
     }
 
     /// What led to what was told last.

@@ -18,6 +18,7 @@ use crate::{
         node::{Inventory, NodeRecord},
         service::{ServiceRecord, ServiceRole, tests::service as made},
         size::{MIB, Size},
+        steadiness::Steadiness,
         time::WallTime,
     },
     placement::Policy,
@@ -46,6 +47,9 @@ pub(super) fn node_record(name: &str) -> NodeRecord {
         cordoned: false,
         draining: false,
         blame: 0,
+        blamed_for: Vec::new(),
+        condemned: false,
+        steadiness: Steadiness::default(),
     }
 }
 

@@ -21,7 +21,7 @@ impl Client {
         Ok(answer.into_inner().node.unwrap())
     }
 
-    async fn uncordon(&self, node: &str) -> NodeMessage {
+    pub async fn uncordon(&self, node: &str) -> NodeMessage {
         let request = UncordonNodeRequest {
             node_id: node.to_owned(),
             request_id: String::new(),
@@ -48,7 +48,7 @@ impl Client {
     }
 
     /// Where each instance is.
-    async fn places(&self) -> Vec<String> {
+    pub async fn places(&self) -> Vec<String> {
         let list = self.list().await.into_iter();
         list.map(|one| one.node_id).collect()
     }

@@ -20,6 +20,7 @@ mod placement;
 mod roles;
 mod services;
 mod slots;
+mod standing;
 mod trust;
 mod updates;
 mod uploads;

@@ -13,7 +13,7 @@ use fabric_proto::{
     node::v1::RestartScope,
     v1::{
         ApplyServiceRequest, ControlUpdateRequest, DeleteServiceRequest, DrainNodeRequest,
-        GetUpdateRequest, ListInstancesRequest, ListNodesRequest, ListServicesRequest,
+        GetUpdateRequest, ListInstancesRequest, ListNodesRequest, ListServicesRequest, Node,
         RestartInstanceRequest, UncordonNodeRequest, UpdateAction, UpdateState,
         instance_service_client::InstanceServiceClient, node_service_client::NodeServiceClient,
         service_service_client::ServiceServiceClient,
@@ -207,7 +207,9 @@ impl Operator {
     async fn tidy_up(&self, number: u32) -> Result<(), Status> {
         let request = ListNodesRequest::default();
         let nodes = self.nodes().list_nodes(request).await?.into_inner().nodes;
-        for node in nodes.into_iter().filter(|node| node.cordoned) {
+        let is_closed =
+            |node: &Node| node.cordoned || node.condemned || node.unsteady_until.is_some();
+        for node in nodes.into_iter().filter(is_closed) {
             if let Ok(node_id) = node.node_id.parse() {
                 let id = format!("tidy-{number}-{}", node.node_id);
                 self.make(&id, &Call::Uncordon(node_id)).await;

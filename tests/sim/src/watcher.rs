@@ -244,7 +244,7 @@ impl Watcher {
         let all = placing::instances(self.instances.values(), &services);
         let mut free: BTreeMap<&NodeId, Resources> = BTreeMap::new();
         for (id, record) in &self.nodes {
-            let usable = connected.contains(id) && !record.lost && !record.cordoned;
+            let usable = connected.contains(id) && !record.lost && record.is_open();
             if usable {
                 free.insert(id, placing::node(record, true).capacity(self.policy));
             }

@@ -9,9 +9,11 @@ use super::Wait;
 pub enum NodeCommand {
     /// List the machines.
     List,
+    /// Show one, with everything that is known of it.
+    Show(OneNode),
     /// Place nothing new on one; what it has stays.
     Cordon(OneNode),
-    /// Let one have new instances again, and stop draining it.
+    /// Let one have new instances again, whatever speaks against it, and stop draining it.
     Uncordon(OneNode),
     /// Cordon one and start what it has on others: of each role one upgrade domain at a
     /// time, and only while all others are well.

@@ -7,6 +7,7 @@ use fabric_proto::v1::{
     UncordonNodeRequest,
 };
 use tokio::time::{self, Instant};
+use tonic::Status;
 
 use super::Context;
 use crate::{
@@ -22,6 +23,7 @@ const AGAIN: Duration = Duration::from_millis(300);
 pub(super) async fn run(context: &Context, command: NodeCommand) -> Result<()> {
     match command {
         NodeCommand::List => list(context).await,
+        NodeCommand::Show(one) => show_details(context, &one.name).await,
         NodeCommand::Cordon(one) => {
             let request = CordonNodeRequest {
                 node_id: one.name,
@@ -58,6 +60,17 @@ async fn list(context: &Context) -> Result<()> {
     match context.format {
         Format::Table => show::print_line(&table::nodes(&nodes)),
         Format::Json => show::print_json(&nodes.iter().map(json::node).collect()),
+    }
+}
+
+async fn show_details(context: &Context, name: &str) -> Result<()> {
+    let mut nodes = nodes(context).await?.into_iter();
+    let node = nodes.find(|one| one.node_id == name);
+    let node = node.ok_or_else(|| Status::not_found(format!("there is no node {name:?}")))?;
+    let value = json::node(&node);
+    match context.format {
+        Format::Table => show::print_line(&table::details(&value)),
+        Format::Json => show::print_json(&value),
     }
 }
 

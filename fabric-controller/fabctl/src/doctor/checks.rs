@@ -167,12 +167,31 @@ fn node_of(
         found.push(Finding::problem(
             subject(),
             format!(
-                "is blamed: {} unrelated instances have failed on it lately",
-                node.blame
+                "is blamed: {} unrelated services keep failing on it and do well elsewhere \
+                 ({}){}",
+                node.blame,
+                clean(&node.blamed_for.join(", ")),
+                match node.condemned {
+                    true => "; nothing new is placed on it",
+                    false => "",
+                }
             ),
             format!(
                 "`fabctl node drain {name}`, then look for broken hardware: `host-agent check`, \
-                 the kernel's log"
+                 the kernel's log. Once that is mended: `fabctl node uncordon {name}`"
+            ),
+        ));
+    }
+    if let Some(until) = words::rfc3339(node.unsteady_until.as_ref()) {
+        found.push(Finding::problem(
+            subject(),
+            format!(
+                "has come and gone too often lately: nothing new is placed on it before {until}, \
+                 and later if that goes on"
+            ),
+            format!(
+                "`fabctl events --about {name}` says when; look for what breaks its link or ends \
+                 its host agent. Once that is mended: `fabctl node uncordon {name}`"
             ),
         ));
     }

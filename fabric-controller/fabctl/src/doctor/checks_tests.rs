@@ -161,7 +161,8 @@ fn nodes() {
         one.draining = true;
     });
     assert_eq!(what, "is being drained, and still has 2 instances");
-    assert!(node(|one| one.blame = 3).contains("3 unrelated instances"));
+    assert!(node(|one| one.unsteady_until = Some(at(1_000_600))).contains("come and gone"));
+    assert!(node(|one| one.blame = 3).contains("3 unrelated services"));
     assert!(node(|one| one.disk_free_bytes = 1 << 20).contains("1.0 MiB of"));
     assert!(node(|one| one.agent_version = "0.0.1".to_owned()).contains("0.0.1"));
     let no_kvm = |one: &mut Node| one.inventory.as_mut().unwrap().kvm_kind.clear();

@@ -32,18 +32,14 @@ pub(super) fn text(table: &Table, nothing: &str) -> String {
     }
 }
 
-/// Whether a node is heard, and what an operator wants of it.
+/// Whether a node is heard, and why it has no new instances, if so.
 fn node_state(node: &Node) -> String {
     let heard = match (node.connected, node.fenced) {
         (true, _) => "connected",
         (false, false) => "not heard",
         (false, true) => "fenced",
     };
-    match (node.cordoned, node.draining) {
-        (_, true) => format!("{heard}, draining"),
-        (true, false) => format!("{heard}, cordoned"),
-        (false, false) => heard.to_owned(),
-    }
+    [&[heard], &*words::closed(node)].concat().join(", ")
 }
 
 /// Nodes.
@@ -60,6 +56,7 @@ pub fn nodes(nodes: &[Node]) -> String {
         "USED",
         "KVM",
         "INSTANCES",
+        "BLAME",
         "GOAL",
     ]);
     for node in nodes {
@@ -79,6 +76,7 @@ pub fn nodes(nodes: &[Node]) -> String {
             words::bytes(node.memory_used_bytes),
             inventory.kvm_kind,
             node.instances.to_string(),
+            node.blame.to_string(),
             goal,
         ]);
     }

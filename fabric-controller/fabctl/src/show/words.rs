@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use fabric_proto::{
     guest::v1::{RoleKind, RoleState, RoleStatus},
     node::v1::{InstanceStatus, SnapshotStatus, VmEnd, VmEndCause, VmState},
-    v1::{BlobKind, ChangeAction, Effect, Slot, UpdateState},
+    v1::{BlobKind, ChangeAction, Effect, Node, Slot, UpdateState},
 };
 use prost_types::Timestamp;
 
@@ -75,6 +75,19 @@ pub fn update_state(state: UpdateState) -> String {
 #[must_use]
 pub fn effect(effect: Effect) -> String {
     word(effect.as_str_name(), "EFFECT_")
+}
+
+/// Why a node is given no new instances though it may be there.
+#[must_use]
+pub fn closed(node: &Node) -> Vec<&'static str> {
+    let order = match (node.draining, node.cordoned) {
+        (true, _) => Some("draining"),
+        (false, true) => Some("cordoned"),
+        (false, false) => None,
+    };
+    let condemned = node.condemned.then_some("condemned");
+    let unsteady = node.unsteady_until.map(|_| "unsteady");
+    order.into_iter().chain(condemned).chain(unsteady).collect()
 }
 
 /// A time as RFC 3339 says it; `None` if there is none that can be said so.

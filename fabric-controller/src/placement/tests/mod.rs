@@ -33,6 +33,8 @@ fn node(name: &str, cpus: u32, mib: u64) -> Node {
         disk_bytes: 0,
         health: Health::Connected,
         cordoned: false,
+        condemned: false,
+        unsteady: false,
         blame: 0,
         labels: BTreeMap::new(),
         architecture: Architecture::X86_64,

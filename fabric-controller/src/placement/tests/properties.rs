@@ -15,7 +15,11 @@ fn nodes() -> impl Strategy<Value = Vec<Node>> {
         64u64..4096,
         0usize..4,
         prop::bool::weighted(0.85),
-        prop::bool::weighted(0.1),
+        (
+            prop::bool::weighted(0.1),
+            prop::bool::weighted(0.1),
+            prop::bool::weighted(0.1),
+        ),
         0u32..2,
         prop::bool::ANY,
         prop::collection::btree_set((1u8..4).prop_map(image), 0..2),
@@ -24,7 +28,19 @@ fn nodes() -> impl Strategy<Value = Vec<Node>> {
         let numbered = nodes.into_iter().enumerate();
         numbered
             .map(
-                |(n, (cpus, mib, rack, heard, cordoned, blame, labelled, images))| {
+                |(
+                    n,
+                    (
+                        cpus,
+                        mib,
+                        rack,
+                        heard,
+                        (cordoned, condemned, unsteady),
+                        blame,
+                        labelled,
+                        images,
+                    ),
+                )| {
                     let mut node = racked(&format!("n{n}"), &format!("r{rack}"), cpus, mib);
                     if !heard {
                         node.health = Health::NotConnected;
@@ -34,6 +50,8 @@ fn nodes() -> impl Strategy<Value = Vec<Node>> {
                     }
                     Node {
                         cordoned,
+                        condemned,
+                        unsteady,
                         blame,
                         images,
                         disk_bytes: u64::from(cpus) * 100 * MIB,
@@ -240,7 +258,10 @@ proptest! {
             let mut nodes = nodes.clone();
             let mut asked = homeless.clone();
             match remedy {
-                Remedy::Uncordon(id) => find(&mut nodes, id).cordoned = false,
+                Remedy::Uncordon(id) => {
+                    let node = find(&mut nodes, id);
+                    (node.cordoned, node.condemned, node.unsteady) = (false, false, false);
+                }
                 Remedy::Reconnect(id) => find(&mut nodes, id).health = Health::Connected,
                 Remedy::Label(id, labels) => {
                     find(&mut nodes, id).labels.extend(labels.iter().cloned());

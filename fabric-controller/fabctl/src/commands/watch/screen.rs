@@ -182,15 +182,14 @@ fn node_row(node: &Node, own: bool, now: SystemTime) -> Row<'static> {
         (false, true) => "fenced".to_owned(),
         (false, false) => format!("silent {}", words::age(node.last_seen.as_ref(), now)),
     };
-    if node.draining {
-        state.push_str(", draining");
-    } else if node.cordoned {
-        state.push_str(", cordoned");
+    let closed = words::closed(node);
+    for why in &closed {
+        state = format!("{state}, {why}");
     }
-    let style = match (node.connected, node.cordoned) {
+    let style = match (node.connected, closed.is_empty()) {
         (false, _) => bad(),
-        (true, true) => doubtful(),
-        (true, false) => good(),
+        (true, false) => doubtful(),
+        (true, true) => good(),
     };
     let indent = if own { "" } else { "  " };
     Row::new([
