@@ -109,6 +109,7 @@ impl Stream {
             number,
             upgrade_domains: 5,
             spreading: Spreading::Preferred,
+            fault_domains: 1,
             needs: needs.clone(),
             node: None,
             leaving: false,

@@ -194,6 +194,14 @@ fn deployment(
         upgrade_domains: role.upgrade_domains,
         fault_domains: role.fault_domains,
         availability_set: role.availability_set.clone().unwrap_or_default(),
+        spread: role.spread.to_string(),
+        node_labels: role.spec.nodes.labels.clone(),
+        kvm: role
+            .spec
+            .nodes
+            .kvm
+            .map(|kvm| kvm.to_string())
+            .unwrap_or_default(),
     });
     DeploymentMessage {
         slot: slot_message(slot).into(),

@@ -23,7 +23,7 @@ use crate::{
     model::{
         definition,
         deployment::{Colour, Slot},
-        instance::{InstanceRecord, Phase, instance_id},
+        instance::{Effect, InstanceRecord, Phase, instance_id},
         node::NodeRecord,
         service::ServiceRecord,
     },
@@ -140,7 +140,7 @@ impl PlacementApi {
     }
 
     /// The instances of a service as its file would have them in production. One of the
-    /// same size stays where it is.
+    /// same size, for the same nodes, stays where it is.
     async fn applied(
         &self,
         request: &SimulatePlacementRequest,
@@ -166,7 +166,8 @@ impl PlacementApi {
                 let id = instance_id(service, role.name(), colour, number)
                     .map_err(|error| Error::Invalid(error.to_string()))?;
                 let there = now.get(&id).filter(|record| {
-                    record.phase == Phase::Wanted && record.spec.size == role.spec.size
+                    record.phase == Phase::Wanted
+                        && record.spec.effect_of(&role.spec) != Effect::Replace
                 });
                 let node = there.and_then(|record| record.node.clone());
                 wanted.push(placing::wanted(id, service, colour, role, number, node));

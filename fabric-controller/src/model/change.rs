@@ -211,6 +211,7 @@ fn differences(old: &ServiceRole, new: &ServiceRole) -> Vec<String> {
         &new.upgrade_domains,
     );
     compare("fault_domains", &old.fault_domains, &new.fault_domains);
+    compare("spread", &old.spread, &new.spread);
     if old.endpoints != new.endpoints {
         found.push("endpoints changed".to_owned());
     }
@@ -235,6 +236,7 @@ fn spec_differences(was: &InstanceSpec, is: &InstanceSpec) -> Vec<String> {
         let mib = spec.size.memory_bytes >> 20;
         format!("{} ({} vCPU, {mib} MiB)", spec.size_name, spec.size.vcpus)
     };
+    compare("nodes", &was.nodes, &is.nodes);
     let blob = |blob: &BlobRef| format!("{} ({:.19})", blob.name, blob.digest.as_str());
     let package = |spec: &InstanceSpec| {
         spec.package

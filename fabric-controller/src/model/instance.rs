@@ -4,7 +4,12 @@ use fabric_proto::id::{InstanceId, InvalidId, NodeId, RoleName, ServiceName};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    blob::BlobRef, definition::Role, deployment::Colour, keep::Keep, size::Size, time::WallTime,
+    blob::BlobRef,
+    definition::{NodeRules, Role},
+    deployment::Colour,
+    keep::Keep,
+    size::Size,
+    time::WallTime,
 };
 
 /// What becomes of an instance that is given another spec.
@@ -110,6 +115,9 @@ pub struct InstanceSpec {
     pub package: Option<BlobRef>,
     /// Its role.
     pub role: Role,
+    /// What a node must be like to have it.
+    #[serde(default, skip_serializing_if = "NodeRules::is_empty")]
+    pub nodes: NodeRules,
 }
 
 impl InstanceSpec {
@@ -117,7 +125,7 @@ impl InstanceSpec {
     #[must_use]
     pub fn effect_of(&self, new: &Self) -> Effect {
         let digest = |blob: &Option<BlobRef>| blob.as_ref().map(|blob| blob.digest.clone());
-        if self.size != new.size {
+        if self.size != new.size || self.nodes != new.nodes {
             Effect::Replace
         } else if self.image.digest != new.image.digest
             || digest(&self.package) != digest(&new.package)
@@ -242,6 +250,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::model::{
         definition::{RestartPolicy, RoleKind},
+        node::Kvm,
         size::MIB,
     };
 
@@ -298,6 +307,7 @@ pub(crate) mod tests {
                 restart: RestartPolicy::default(),
                 warm_start: None,
             },
+            nodes: NodeRules::default(),
         }
     }
 
@@ -317,6 +327,8 @@ pub(crate) mod tests {
         assert_eq!(effect(&command), Effect::RestartRole);
         assert_eq!(effect(&|new| new.package = None), Effect::Reimage);
         assert_eq!(effect(&|new| new.size.vcpus = 2), Effect::Replace);
+        let kvm = |new: &mut InstanceSpec| new.nodes.kvm = Some(Kvm::Hardware);
+        assert_eq!(effect(&kvm), Effect::Replace);
     }
 
     #[test]

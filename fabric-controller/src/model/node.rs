@@ -1,6 +1,9 @@
 //! Machines as they are kept.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use fabric_proto::id::{InstanceId, NodeId, ServiceName};
 use serde::{Deserialize, Serialize};
@@ -24,6 +27,31 @@ pub struct Inventory {
     pub cpu_model: String,
     /// Host name.
     pub hostname: String,
+}
+
+/// How a node's KVM runs guest kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kvm {
+    /// On the processor.
+    Hardware,
+    /// In an interpreter, slowly.
+    Interpreted,
+}
+
+impl Kvm {
+    /// All kinds, by the words that nodes and service files have for them.
+    pub const WORDS: [(&str, Self); 2] = [
+        ("hardware", Self::Hardware),
+        ("interpreted", Self::Interpreted),
+    ];
+}
+
+impl fmt::Display for Kvm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = Self::WORDS.iter().find(|(_, kind)| kind == self);
+        f.write_str(word.map_or("", |(word, _)| word))
+    }
 }
 
 /// A machine as it is kept. When it was last heard is not: heartbeats stay out
@@ -80,6 +108,14 @@ impl NodeRecord {
             .as_ref()
             .or_else(|| self.labels.get(FAULT_DOMAIN))
             .map_or(self.node_id.as_str(), String::as_str)
+    }
+
+    /// Its KVM, if it is of a kind that is known.
+    #[must_use]
+    pub fn kvm(&self) -> Option<Kvm> {
+        let mut words = Kvm::WORDS.iter();
+        let found = words.find(|(word, _)| *word == self.inventory.kvm_kind);
+        found.map(|(_, kind)| *kind)
     }
 
     /// Whether new instances can be placed on it while it is there.

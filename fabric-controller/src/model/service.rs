@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     blob::BlobRef,
-    definition::{Endpoint, OsUpdates, RoleDefinition},
+    definition::{Endpoint, OsUpdates, RoleDefinition, Spreading},
     deployment::{Colour, Deployment, Slot, Version},
     instance::{InstanceRecord, InstanceSpec},
     time::WallTime,
@@ -30,6 +30,9 @@ pub struct ServiceRole {
     /// together; at least 1.
     #[serde(default = "fault_domains")]
     pub fault_domains: u32,
+    /// How binding it is that they lie on as many fault domains, and evenly.
+    #[serde(default)]
+    pub spread: Spreading,
     /// Roles of a service that name the same set do not share fault domains, nor do
     /// their instances, while there are enough.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -60,6 +63,7 @@ impl ServiceRole {
             image,
             package,
             role: definition.role,
+            nodes: definition.nodes,
         };
         let image_line = (definition.image != spec.image.name).then_some(definition.image);
         Self {
@@ -68,6 +72,7 @@ impl ServiceRole {
             endpoints: definition.endpoints,
             upgrade_domains: definition.upgrade_domains,
             fault_domains: definition.fault_domains,
+            spread: definition.spread,
             availability_set: definition.availability_set,
             os_updates: definition.os_updates,
             image_line,
@@ -83,6 +88,7 @@ impl ServiceRole {
             endpoints: Vec::new(),
             upgrade_domains: update::UPGRADE_DOMAINS,
             fault_domains: update::FAULT_DOMAINS,
+            spread: Spreading::Preferred,
             availability_set: None,
             os_updates: OsUpdates::Manual,
             image_line: None,

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, HashMap};
 use fabric_proto::id::NodeId;
 
 use super::{
-    explain::{Relaxed, Unplaceable},
+    explain::{Relaxed, Rule, Unplaceable},
     host::Host,
     score::Score,
     shelf::{Hosts, Shelf, Shelves},
@@ -44,6 +44,8 @@ pub struct Cluster {
     pub(super) domains: Vec<FaultDomain>,
     numbers: HashMap<NodeId, u32>,
     groups: HashMap<Group, Spread>,
+    /// How many each group is to have.
+    sizes: HashMap<Group, u32>,
     shelves: Shelves,
     /// The last instance that could not be placed, and when: the next of its role
     /// cannot be either.
@@ -75,6 +77,7 @@ impl Cluster {
             numbers: nodes.keys().map(|id| (*id).clone()).zip(0..).collect(),
             domains,
             groups: HashMap::new(),
+            sizes: HashMap::new(),
             shelves: Shelves::default(),
             refused: None,
         }
@@ -88,6 +91,13 @@ impl Cluster {
         let sizes = instances.iter().map(|instance| instance.needs.resources);
         cluster.keep_room_for(sizes.max().unwrap_or_default());
         for instance in instances {
+            if !instance.leaving {
+                let size = match cluster.sizes.get_mut(&instance.group) {
+                    Some(size) => size,
+                    None => cluster.sizes.entry(instance.group.clone()).or_default(),
+                };
+                *size += 1;
+            }
             if let Some(node) = &instance.node {
                 cluster.take(instance, node);
             }
@@ -163,10 +173,12 @@ impl Cluster {
         let needs = &instance.needs;
         let shelf = self.shelves.get(&self.hosts, self.domains.len(), needs);
         let least = least(shelf, spread);
+        let share = share(self.sizes.get(&instance.group), instance);
         let strict = instance.spreading == Spreading::Strict;
+        let broken = |choice: &Choice| Rule::broken(choice.has, least, share);
         let choice = among_empty(shelf, spread)
             .or_else(|| self::among_used(shelf, spread, instance.upgrade_domain()));
-        let Some(choice) = choice.filter(|choice| !strict || choice.has <= least) else {
+        let Some(choice) = choice.filter(|choice| !strict || broken(choice).is_none()) else {
             return Err(self.refuse(instance));
         };
         let host = self.hosts.get(choice.node);
@@ -175,11 +187,11 @@ impl Cluster {
             node: host.node.id.clone(),
             domain: domain.clone(),
             score: self.hosts.score(choice.node, needs),
-            relaxed: (choice.has > least).then(|| Relaxed {
+            relaxed: broken(&choice).map(|rule| Relaxed {
                 group: instance.group.clone(),
                 domain: domain.clone(),
                 has: choice.has,
-                least,
+                rule,
             }),
         })
     }
@@ -230,12 +242,25 @@ impl Cluster {
         spread.unwrap_or_default()
     }
 
+    /// How many of the group a domain should have at the most.
+    pub(super) fn share_of(&self, instance: &Instance) -> u32 {
+        share(self.sizes.get(&instance.group), instance)
+    }
+
     /// The fewest of the group that a domain has which the instance can use.
     pub(super) fn least_of(&mut self, instance: &Instance) -> u32 {
         let domains = self.domains.len();
         let shelf = self.shelves.get(&self.hosts, domains, &instance.needs);
         let spread = self.groups.get(&instance.group);
         spread.map_or(0, |spread| least(shelf, spread))
+    }
+}
+
+/// How many of a group of that size a domain should have at the most.
+fn share(size: Option<&u32>, instance: &Instance) -> u32 {
+    match instance.fault_domains {
+        0 | 1 => u32::MAX,
+        domains => size.map_or(u32::MAX, |size| size.div_ceil(domains).max(1)),
     }
 }
 

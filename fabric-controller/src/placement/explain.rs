@@ -11,7 +11,7 @@ use super::{
     types::{FaultDomain, Group, Instance, Needs, Resources, Spreading},
 };
 
-/// A spread that could not be kept for want of room.
+/// A spread that could not be kept for want of room, or of domains.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Relaxed {
     /// What is spread.
@@ -20,8 +20,28 @@ pub struct Relaxed {
     pub domain: FaultDomain,
     /// How many it had.
     pub has: u32,
-    /// The fewest that a usable domain has.
-    pub least: u32,
+    /// Which rule yields.
+    pub rule: Rule,
+}
+
+/// What a fault domain may have of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rule {
+    /// No more than one above the fewest that a usable domain has, which is this.
+    Even(u32),
+    /// No more than this, its share of as many domains as the group is to lie on.
+    Share(u32),
+}
+
+impl Rule {
+    /// The one that is broken by one more, if one is.
+    pub(super) fn broken(has: u32, least: u32, share: u32) -> Option<Self> {
+        if has > least {
+            Some(Self::Even(least))
+        } else {
+            (has >= share).then_some(Self::Share(share))
+        }
+    }
 }
 
 impl fmt::Display for Relaxed {
@@ -30,13 +50,16 @@ impl fmt::Display for Relaxed {
             group,
             domain,
             has,
-            least,
+            rule,
         } = self;
-        write!(
-            f,
-            "fault domain {domain} has {has} of {group} already and another has {least}, \
-             which has no room"
-        )
+        write!(f, "fault domain {domain} has {has} of {group} already and ")?;
+        match rule {
+            Rule::Even(least) => write!(f, "another has {least}, which has no room"),
+            Rule::Share(share) => write!(
+                f,
+                "should have {share} at the most: there are fewer fault domains than it wants"
+            ),
+        }
     }
 }
 
@@ -291,19 +314,19 @@ impl Cluster {
     /// What every node says to an instance, by name.
     pub(super) fn verdicts(&mut self, instance: &Instance) -> Vec<Verdict> {
         let (spread, least) = (self.spread_of(instance), self.least_of(instance));
-        let needs = &instance.needs;
+        let (needs, share) = (&instance.needs, self.share_of(instance));
         let strict = instance.spreading == Spreading::Strict;
         let verdict = |(number, host): (u32, &super::host::Host)| {
             let (domain, free) = (&self.domains[host.domain as usize], host.free());
             let mut why = filter::standing(&host.node, needs);
             why.extend(filter::room(&free, &needs.resources));
             let in_domain = spread.in_domain(host.domain);
-            if strict && in_domain > least {
+            if let Some(rule) = Rule::broken(in_domain, least, share).filter(|_| strict) {
                 why.push(Refusal::Spread {
                     group: instance.group.clone(),
                     domain: domain.clone(),
                     has: in_domain,
-                    least,
+                    rule,
                 });
             }
             let standing = || Standing {

@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use super::types::{Architecture, Cores, FaultDomain, Group, Health, Kvm, Needs, Node, Resources};
+use super::{
+    explain::Rule,
+    types::{Architecture, Cores, FaultDomain, Group, Health, Kvm, Needs, Node, Resources},
+};
 
 /// Why a node cannot take an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +66,7 @@ pub enum Refusal {
         /// What is needed.
         needed: u64,
     },
-    /// Its fault domain has more of the group than another, and the spread is strict.
+    /// Its fault domain has enough of the group, and the spread is strict.
     Spread {
         /// What is spread.
         group: Group,
@@ -71,8 +74,8 @@ pub enum Refusal {
         domain: FaultDomain,
         /// How many of the group are in it.
         has: u32,
-        /// The fewest that a usable domain has.
-        least: u32,
+        /// Which rule one more would break.
+        rule: Rule,
     },
 }
 
@@ -189,12 +192,14 @@ impl fmt::Display for Refusal {
                 group,
                 domain,
                 has,
-                least,
-            } => write!(
-                f,
-                "its fault domain {domain} has {has} of {group}, and another that can be used \
-                 has {least}"
-            ),
+                rule,
+            } => {
+                write!(f, "its fault domain {domain} has {has} of {group}, and ")?;
+                match rule {
+                    Rule::Even(least) => write!(f, "another that can be used has {least}"),
+                    Rule::Share(share) => write!(f, "is to have {share} at the most"),
+                }
+            }
         }
     }
 }

@@ -24,8 +24,9 @@
 //! **The grid.** A fault domain is a rack, an upgrade domain an instance's number modulo
 //! their number. The counts of a [`Group`] in any two fault domains that can be used
 //! differ by one at the most; a domain can be used if a node in it would do, had it room.
-//! Where it has none, the rule yields and the decision says so, or with
-//! [`Spreading::Strict`] the instance stays without a node. A group is a role, or an
+//! No domain has more than its share of as many as the group is to lie on, should there
+//! be fewer. Where a domain has no room, or there are too few, the rule yields and the
+//! decision says so, or with [`Spreading::Strict`] the instance stays without a node. A group is a role, or an
 //! availability set: with as many domains as instances, no two share one.
 //!
 //! An instance that has a node is never moved here; [`rebalance`] proposes it.

@@ -8,6 +8,7 @@ use std::{
 use fabric_proto::id::{Digest, InstanceId, NodeId};
 
 use crate::model::size::Size;
+pub use crate::model::{definition::Spreading, node::Kvm};
 
 /// Thousandths of a core in one.
 const MILLI: u64 = 1000;
@@ -159,17 +160,6 @@ impl fmt::Display for Group {
     }
 }
 
-/// How binding it is that a [`Group`]'s counts in any two usable fault domains differ
-/// by one at the most.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub enum Spreading {
-    /// While there is room; then anywhere, and it is said.
-    #[default]
-    Preferred,
-    /// Rather nowhere.
-    Strict,
-}
-
 /// Processor architecture of nodes and images.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Architecture {
@@ -185,24 +175,6 @@ impl fmt::Display for Architecture {
         f.write_str(match self {
             Self::X86_64 => "x86_64",
             Self::Aarch64 => "aarch64",
-        })
-    }
-}
-
-/// How a node's KVM runs guest kernels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kvm {
-    /// On the processor.
-    Hardware,
-    /// In an interpreter, slowly.
-    Interpreted,
-}
-
-impl fmt::Display for Kvm {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Hardware => "hardware",
-            Self::Interpreted => "interpreted",
         })
     }
 }
@@ -298,6 +270,9 @@ pub struct Instance {
     pub upgrade_domains: u32,
     /// How binding the spread is.
     pub spreading: Spreading,
+    /// On how many fault domains the group is to lie: none has more than its share then.
+    /// 0 is taken as 1.
+    pub fault_domains: u32,
     /// What it asks of a node.
     pub needs: Needs,
     /// Its node, if it has one.

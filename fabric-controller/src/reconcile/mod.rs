@@ -514,6 +514,7 @@ pub async fn wake_on_changes(store: Arc<dyn Store>, waker: Arc<Waker>) -> Result
                         records::SERVICES,
                         records::INSTANCES,
                         records::NODES,
+                        records::FAILURES,
                         records::BLOBS,
                     ];
                     if changes

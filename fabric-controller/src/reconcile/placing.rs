@@ -16,8 +16,8 @@ use crate::{
         update,
     },
     placement::{
-        self, Architecture, Decision, FaultDomain, Group, Health, Instance, Kvm, Needs, Node,
-        Policy, Resources, Spreading,
+        self, Architecture, Decision, FaultDomain, Group, Health, Instance, Needs, Node, Policy,
+        Resources, Spreading,
     },
 };
 
@@ -43,11 +43,7 @@ pub fn node(record: &NodeRecord, connected: bool) -> Node {
         labels: record.labels.clone(),
         // Ours is a virtual machine monitor for x86-64.
         architecture: Architecture::X86_64,
-        kvm: match inventory.kvm_kind.as_str() {
-            "hardware" => Some(Kvm::Hardware),
-            "interpreted" => Some(Kvm::Interpreted),
-            _ => None,
-        },
+        kvm: record.kvm(),
         images: Default::default(),
     }
 }
@@ -61,7 +57,8 @@ pub fn instance(record: &InstanceRecord, role: Option<&ServiceRole>) -> Instance
         group: group(&record.service, record.colour, &record.role, role),
         number: record.number,
         upgrade_domains: role.map_or(update::UPGRADE_DOMAINS, |role| role.upgrade_domains),
-        spreading: Spreading::Preferred,
+        spreading: role.map_or(Spreading::Preferred, |role| role.spread),
+        fault_domains: role.map_or(1, |role| role.fault_domains),
         needs: Needs {
             avoid: record.given_up.by.iter().cloned().collect(),
             ..needs(&record.spec)
@@ -86,7 +83,8 @@ pub fn wanted(
         group: group(service, colour, role.name(), Some(role)),
         number,
         upgrade_domains: role.upgrade_domains,
-        spreading: Spreading::Preferred,
+        spreading: role.spread,
+        fault_domains: role.fault_domains,
         needs: needs(&role.spec),
         node,
         leaving: false,
@@ -129,6 +127,8 @@ fn needs(spec: &InstanceSpec) -> Needs {
             ..Resources::of(spec.size)
         },
         image: Some(spec.image.digest.clone()),
+        labels: spec.nodes.labels.clone(),
+        kvm: spec.nodes.kvm,
         ..Needs::default()
     }
 }

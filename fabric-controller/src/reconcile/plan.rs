@@ -232,9 +232,9 @@ fn renewed(
 ) -> Option<InstanceRecord> {
     let spec = &want.role.spec;
     if there.phase == Phase::Removing {
-        // Wanted again before it was gone. One whose size has changed must go
-        // all the same; any other is made anew where it is.
-        return (there.spec.size == spec.size).then(|| InstanceRecord {
+        // Wanted again before it was gone. One that must be placed anew goes all the
+        // same; any other is made anew where it is.
+        return (there.spec.effect_of(spec) != Effect::Replace).then(|| InstanceRecord {
             service: want.service.clone(),
             role: want.role.name().clone(),
             colour: want.deployment.colour,

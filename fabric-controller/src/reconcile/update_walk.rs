@@ -11,7 +11,8 @@
 //! - A domain in which something is down already goes first: it loses the least, and
 //!   often the new version is what mends it. What is down there may be changed even
 //!   while other domains are down too, as when a bad version is everywhere.
-//! - An instance that has no node is not running: it is given the new spec at once.
+//! - An instance that has no node is not running: it is given the new spec at once, and
+//!   the update waits until it has a place.
 //! - One that nothing is known of, or that an operator has paused, is not touched;
 //!   it counts as down, but never as a failure of the version.
 //!
@@ -249,7 +250,14 @@ impl<'a> Walk<'a> {
             .filter(|one| one.old && one.health != Health::Homeless);
         let domains: BTreeSet<_> = old.map(|one| one.domain).collect();
         if domains.is_empty() {
-            self.step.fate = Fate::Done;
+            match self.mine.iter().find(|one| one.health == Health::Homeless) {
+                // As it should be, and nowhere: that is neither done nor its version's fault.
+                Some(one) => self.wait(format!(
+                    "a place for instance {0}, which has no node: `fabctl explain {0}`",
+                    one.id
+                )),
+                None => self.step.fate = Fate::Done,
+            }
             return;
         }
         let is_down = |domain: &u32| {

@@ -287,6 +287,22 @@ fn one_without_a_node_is_changed_at_once_and_waited_for() {
     assert_eq!(world.after(1).taken(), ["shop-web-0"]);
 }
 
+#[test]
+fn instances_without_a_node_are_waited_for_and_are_no_failure() {
+    let mut world = World::new(2, 2);
+    world.set(0, Health::Homeless);
+    world.set(1, Health::Homeless);
+    assert_eq!(world.taken(), ["shop-web-0", "shop-web-1"]);
+    let step = world.after(1000).step();
+    assert_eq!(step.fate, Fate::On);
+    assert!(
+        step.waits_for
+            .starts_with("a place for instance shop-web-0")
+    );
+    world.all_ready();
+    assert_eq!(world.after(1).step().fate, Fate::Done);
+}
+
 /// What the world does between two steps.
 #[derive(Debug, Clone)]
 enum Happens {

@@ -129,6 +129,9 @@ fn roles(roles: &[fabric_proto::v1::ServiceRole]) -> Vec<Value> {
             "upgrade_domains": role.upgrade_domains,
             "fault_domains": role.fault_domains,
             "availability_set": role.availability_set,
+            "spread": role.spread,
+            "node_labels": role.node_labels,
+            "kvm": role.kvm,
         })
     });
     roles.collect()

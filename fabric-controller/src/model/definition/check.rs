@@ -366,6 +366,8 @@ fn role(
         endpoints,
         upgrade_domains: rollout.upgrade_domains,
         fault_domains: rollout.fault_domains,
+        spread: rollout.spread,
+        nodes: rollout.nodes,
         availability_set: rollout.availability_set,
         os_updates: rollout.os_updates,
     })

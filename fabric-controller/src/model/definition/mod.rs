@@ -14,13 +14,13 @@ mod rollout;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use fabric_proto::id::{RoleName, ServiceName};
 use serde::{Deserialize, Serialize};
 
 pub use self::problem::{DefinitionError, Problem};
-use super::{size::Size, update::UpdatePolicy};
+use super::{node::Kvm, size::Size, update::UpdatePolicy};
 
 /// Longest service file, in bytes.
 pub const LONGEST_FILE: usize = 256 * 1024;
@@ -57,10 +57,65 @@ pub struct RoleDefinition {
     pub upgrade_domains: u32,
     /// Parts that no single failure should hit together.
     pub fault_domains: u32,
+    /// How binding that is.
+    pub spread: Spreading,
+    /// What a node must be like to have its instances.
+    pub nodes: NodeRules,
     /// Whose fault domains it does not share.
     pub availability_set: Option<String>,
     /// Whether it follows its line of OS images.
     pub os_updates: OsUpdates,
+}
+
+/// How binding it is that the instances of a role lie evenly on fault domains, and on as
+/// many as it says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Spreading {
+    /// While there is room; then anywhere, and it is said.
+    #[default]
+    Preferred,
+    /// Rather nowhere.
+    Strict,
+}
+
+impl fmt::Display for Spreading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Preferred => "preferred",
+            Self::Strict => "strict",
+        })
+    }
+}
+
+/// What a node must be like to have an instance.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRules {
+    /// Labels that it has.
+    pub labels: BTreeMap<String, String>,
+    /// Kind of its KVM, if it matters.
+    pub kvm: Option<Kvm>,
+}
+
+impl NodeRules {
+    /// Whether any node will do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl fmt::Display for NodeRules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let labels = self.labels.iter();
+        let labels = labels.map(|(key, value)| format!("{key}={value}"));
+        let kvm = self.kvm.map(|kvm| format!("{kvm} KVM"));
+        let all: Vec<_> = labels.chain(kvm).collect();
+        match all.is_empty() {
+            true => f.write_str("any"),
+            false => f.write_str(&all.join(", ")),
+        }
+    }
 }
 
 /// Whether a role's instances get newer images of the line that the role names.

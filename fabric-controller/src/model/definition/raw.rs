@@ -59,6 +59,10 @@ pub(super) struct Role {
     pub(super) settings_change: Option<Spanned<String>>,
     pub(super) upgrade_domains: Option<Spanned<i64>>,
     pub(super) fault_domains: Option<Spanned<i64>>,
+    pub(super) spread: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) node_labels: BTreeMap<Spanned<String>, Spanned<String>>,
+    pub(super) kvm: Option<Spanned<String>>,
     pub(super) availability_set: Option<Spanned<String>>,
     pub(super) os_updates: Option<Spanned<String>>,
     pub(super) stop_grace: Option<Spanned<String>>,

@@ -1,11 +1,12 @@
-//! The rules of the service file for how it is spread and updated.
+//! The rules of the service file for where it is placed, how it is spread and updated.
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
 
 use fabric_proto::id::RoleName;
 use toml::Spanned;
 
-use super::{OsUpdates, RoleKind, check::Part, raw};
+use super::{NodeRules, OsUpdates, RoleKind, Spreading, check::Part, raw};
+use crate::model::node::Kvm;
 use crate::model::update::{FAULT_DOMAINS, OnFailure, UPGRADE_DOMAINS, UpdatePolicy};
 
 /// Time that an upgrade domain must have been Ready.
@@ -14,6 +15,11 @@ const BAKE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(24 *
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
 /// Domains of either kind.
 const DOMAINS: RangeInclusive<u32> = 1..=20;
+
+/// Most labels that a role can ask for.
+const LABELS: usize = 16;
+/// Longest key or value of a label, in characters.
+const LABEL: usize = 255;
 
 /// What `[update]` says for all roles.
 #[derive(Debug, Clone, Copy)]
@@ -52,6 +58,8 @@ fn number(key: &str, value: Option<&Spanned<i64>>, default: u32, part: &mut Part
 pub(super) struct Rollout {
     pub(super) upgrade_domains: u32,
     pub(super) fault_domains: u32,
+    pub(super) spread: Spreading,
+    pub(super) nodes: NodeRules,
     pub(super) availability_set: Option<String>,
     pub(super) os_updates: OsUpdates,
     pub(super) deliver_settings: bool,
@@ -81,12 +89,51 @@ pub(super) fn role(
             &[("restart", false), ("deliver", true)],
         )
     });
+    let spread = raw.spread.as_ref().and_then(|value| {
+        let words = [
+            ("preferred", Spreading::Preferred),
+            ("strict", Spreading::Strict),
+        ];
+        part.word("spread", value, &words)
+    });
     Rollout {
         upgrade_domains: number("upgrade_domains", upgrade.as_ref(), domains.upgrade, part),
         fault_domains: number("fault_domains", fault.as_ref(), domains.fault, part),
+        spread: spread.unwrap_or_default(),
+        nodes: nodes(raw, part),
         availability_set: availability_set(raw, kind, part),
         os_updates: os_updates.unwrap_or_default(),
         deliver_settings: settings_change.unwrap_or_default(),
+    }
+}
+
+/// What its nodes must be like.
+fn nodes(raw: &raw::Role, part: &mut Part<'_, '_>) -> NodeRules {
+    let mut labels = BTreeMap::new();
+    for (key, value) in &raw.node_labels {
+        for text in [key, value] {
+            let length = text.get_ref().chars().count();
+            if !(1..=LABEL).contains(&length) || text.get_ref().contains(char::is_control) {
+                let what = format!(
+                    "node_labels: {:?} can be no node's; keys and values have 1 to {LABEL} \
+                     characters, none of them a control character",
+                    text.get_ref()
+                );
+                part.wrong(&text.span(), &what);
+            }
+        }
+        labels.insert(key.get_ref().clone(), value.get_ref().clone());
+    }
+    if let Some((first, _)) = raw.node_labels.first_key_value()
+        && labels.len() > LABELS
+    {
+        let what = format!("node_labels: there are more than {LABELS}");
+        part.wrong(&first.span(), &what);
+    }
+    let kvm = raw.kvm.as_ref();
+    NodeRules {
+        labels,
+        kvm: kvm.and_then(|value| part.word("kvm", value, &Kvm::WORDS)),
     }
 }
 

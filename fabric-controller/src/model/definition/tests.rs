@@ -311,6 +311,24 @@ fn how_a_service_is_updated_is_said_for_all_roles_and_for_one() {
 }
 
 #[test]
+fn a_role_says_which_nodes_it_is_for_and_how_it_is_spread() {
+    let web = |keys: &str| {
+        let text = SHOP.replace("user = 1000", keys);
+        parse(&text, "f").unwrap().roles.remove(0)
+    };
+    let plain = web("");
+    assert!(plain.nodes.is_empty());
+    assert_eq!(plain.spread, Spreading::Preferred);
+    let picky = web(
+        "kvm = \"hardware\"\nspread = \"strict\"\nfault_domains = 3\n\
+         node_labels = { disk = \"nvme\", row = \"4\" }",
+    );
+    assert_eq!(picky.nodes.kvm, Some(Kvm::Hardware));
+    assert_eq!(picky.nodes.to_string(), "disk=nvme, row=4, hardware KVM");
+    assert_eq!((picky.spread, picky.fault_domains), (Spreading::Strict, 3));
+}
+
+#[test]
 fn what_is_wrong_about_updates_and_sets_is_told_with_the_rule() {
     for (key, said) in [
         (
@@ -324,6 +342,19 @@ fn what_is_wrong_about_updates_and_sets_is_told_with_the_rule() {
         (
             "os_updates = \"x\"",
             "os_updates \"x\" is not known; it is one of",
+        ),
+        (
+            "spread = \"even\"",
+            "spread \"even\" is not known; it is one of \"preferred\", \"strict\"",
+        ),
+        (
+            "kvm = \"nested\"",
+            "f:17: role \"web\": kvm \"nested\" is not known; it is one of \"hardware\", \
+             \"interpreted\"",
+        ),
+        (
+            "node_labels = { disk = \"\" }",
+            "f:17: role \"web\": node_labels: \"\" can be no node's; keys and values have 1 to 255",
         ),
         (
             "availability_set = \"db\"",

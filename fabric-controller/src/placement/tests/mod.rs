@@ -65,6 +65,7 @@ fn instance(name: &str, vcpus: u32, mib: u64) -> Instance {
         number: number.parse().unwrap(),
         upgrade_domains: 5,
         spreading: Spreading::Preferred,
+        fault_domains: 1,
         needs: Needs {
             resources: Resources::of(size),
             ..Needs::default()

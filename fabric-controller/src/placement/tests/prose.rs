@@ -214,6 +214,49 @@ fn a_rack_that_is_dead_is_no_reason_to_wait() {
     assert!(decisions.iter().all(|decision| decision.outcome.is_ok()));
 }
 
+/// Four instances that are to lie on two fault domains, and a node of each of these.
+fn on_two_domains(spreading: Spreading, racks: &[&str]) -> Vec<Decision> {
+    let nodes = racks.iter().enumerate();
+    let nodes: Vec<_> = nodes
+        .map(|(n, rack)| racked(&format!("n{n}"), rack, 8, 4096))
+        .collect();
+    let instances: Vec<_> = (0..4)
+        .map(|number| Instance {
+            spreading,
+            fault_domains: 2,
+            ..instance(&format!("shop-web-{number}"), 1, 64)
+        })
+        .collect();
+    place(ONCE, &nodes, &instances)
+}
+
+#[test]
+fn no_fault_domain_has_more_than_its_share_though_it_is_the_only_one() {
+    let placed = |decisions: &[Decision]| {
+        let placed = decisions.iter().filter(|one| one.outcome.is_ok());
+        placed.count()
+    };
+    let strict = on_two_domains(Spreading::Strict, &["r1", "r1"]);
+    assert_eq!(placed(&strict), 2);
+    let why = strict[3].outcome.as_ref().unwrap_err().to_string();
+    assert!(
+        why.contains("2 are in a fault domain that has its share"),
+        "{why}"
+    );
+    assert!(why.contains("preferred instead of strict"), "{why}");
+
+    let preferred = on_two_domains(Spreading::Preferred, &["r1", "r1"]);
+    let relaxed = |at: usize| preferred[at].outcome.as_ref().unwrap().relaxed.clone();
+    assert_eq!(relaxed(1), None);
+    assert_eq!(
+        relaxed(2).unwrap().to_string(),
+        "fault domain r1 has 2 of shop-web already and should have 2 at the most: there are \
+         fewer fault domains than it wants"
+    );
+    let enough = on_two_domains(Spreading::Strict, &["r1", "r2"]);
+    assert_eq!(placed(&enough), 4);
+}
+
 #[test]
 fn an_availability_set_shares_no_rack_while_there_are_enough() {
     let nodes: Vec<_> = (0..6)

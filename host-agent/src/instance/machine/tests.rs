@@ -194,6 +194,19 @@ fn what_is_told_names_what_led_to_it() {
 }
 
 #[test]
+fn a_restart_that_an_update_asks_for_is_not_an_operators() {
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready();
+    story.linked();
+    story.goal(|wanted| {
+        wanted.epoch += 1;
+        wanted.restart_generation = 1;
+        wanted.restart_scope = Scope::Reimage;
+    });
+    assert_eq!(story.linked(), ["VmRestarting"]);
+}
+
+#[test]
 fn a_goal_leads_to_a_ready_role() {
     let mut story = Story::new();
     assert_eq!(story.goal(|_| {}).did(), [FRESH]);

@@ -129,24 +129,19 @@ impl Machine {
             | State::Handling { .. }
             | State::Paused => {
                 let why = match (asked, stale) {
-                    (Some(Scope::Vm | Scope::Reimage | Scope::Reset), _) => {
-                        "an operator asked for a restart"
+                    // An update asks for a restart as well: what it changes is why.
+                    (_, Some(_)) => {
+                        let why = "its goal has changed, as by an update";
+                        tell_anew(actions, Reason::VmRestarting, why, false);
+                        why
                     }
-                    (_, Some(_)) => "its goal has changed",
+                    (Some(Scope::Vm | Scope::Reimage | Scope::Reset), None) => {
+                        let (why, by) = ("an operator asked for a restart", "RestartRequested");
+                        tell_asked(actions, Reason::VmRestarting, by, why, false);
+                        why
+                    }
                     _ => return self.keep(actions),
                 };
-                match asked {
-                    Some(_) => {
-                        tell_asked(
-                            actions,
-                            Reason::VmRestarting,
-                            "RestartRequested",
-                            why,
-                            false,
-                        );
-                    }
-                    None => tell_anew(actions, Reason::VmRestarting, why, false),
-                }
                 self.bring_down(now, Then::Start(start), why, limits, actions);
             }
             State::Stopping { then, .. } if asked.is_some() || fresh => {
