@@ -2,7 +2,8 @@
 //!
 //! Instances are never moved for the sake of points, only for the domain rule: a move is
 //! proposed when it brings two domains' counts closer together. Nothing here carries it
-//! out, nor does it say in which order that is safe.
+//! out, nor does it say in which order that is safe:
+//! [`reconcile`](crate::reconcile::rebalance) does.
 
 use std::{
     cmp::Reverse,

@@ -16,6 +16,7 @@ pub mod health;
 pub mod os_updates;
 pub mod placing;
 pub mod plan;
+pub mod rebalance;
 pub mod rollout;
 pub mod steadiness;
 #[cfg(test)]
@@ -207,6 +208,9 @@ impl Reconciler {
             }
             if plan.is_empty() {
                 plan = escalate::step(self.policy, &input, &health, clock::now());
+            }
+            if plan.is_empty() {
+                plan = rebalance::step(self.policy, &input, &health, clock::now());
             }
             if plan.is_empty() {
                 return Ok(again);
