@@ -349,12 +349,12 @@ fn what_is_wrong_about_updates_and_sets_is_told_with_the_rule() {
         ),
         (
             "kvm = \"nested\"",
-            "f:17: role \"web\": kvm \"nested\" is not known; it is one of \"hardware\", \
+            "f:19: role \"web\": kvm \"nested\" is not known; it is one of \"hardware\", \
              \"interpreted\"",
         ),
         (
             "node_labels = { disk = \"\" }",
-            "f:17: role \"web\": node_labels: \"\" can be no node's; keys and values have 1 to 255",
+            "f:19: role \"web\": node_labels: \"\" can be no node's; keys and values have 1 to 255",
         ),
         (
             "availability_set = \"db\"",
