@@ -6,7 +6,7 @@
 //! nodes may have seen more since, and refuse what is older than that.
 //!
 //! Any of it may be cut off at any moment: of a backup there is nothing until all of it is
-//! there, and of a restore all is as before until it is [decided](restore), and from then on
+//! there, and of a restore all is as before until it is [decided](restore()), and from then on
 //! as after it.
 
 mod backup;
