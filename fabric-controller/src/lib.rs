@@ -16,6 +16,7 @@
 //!   [`events`] is what happened.
 //! - [`trust`] is who is who, and who may do what.
 //! - [`maintenance`] is what is done about a data directory as a whole.
+//! - [`fail_point`] are the steps at which tests end the process.
 //! - [`metrics`] is what is counted and measured, [`aside`] where long work is done.
 //! - [`api`] is what operators call; [`serve`] runs all of it.
 #![forbid(unsafe_code)]
@@ -28,6 +29,7 @@ pub mod controller;
 pub mod data_dir;
 pub mod error;
 pub mod events;
+pub mod fail_point;
 pub mod idempotency;
 pub mod listen;
 pub mod maintenance;

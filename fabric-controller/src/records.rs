@@ -23,6 +23,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     error::{Error, Result},
+    fail_point::{self, Step},
     model::{blob::BlobKind, event::EventRecord},
     store::{Entry, Outcome, Range, Revision, Store, Txn},
     trust::audit,
@@ -270,6 +271,7 @@ where
         }
         match store.txn(audit::with_entry(txn)?).await? {
             Outcome::Committed(_) => {
+                fail_point::reached(Step::Answering);
                 audit::note_committed();
                 return Ok(answer);
             }

@@ -42,6 +42,7 @@ use crate::{
     error::Result as ControllerResult,
     events, idempotency,
     listen::{Address, ListenError, Listener, Peer},
+    maintenance::{self, MaintenanceError},
     metrics,
     model::definition::LONGEST_FILE,
     node_session::{self, NodeSessions},
@@ -75,6 +76,9 @@ pub enum ServeError {
     /// Its data directory cannot be used.
     #[error(transparent)]
     DataDir(#[from] DataDirError),
+    /// A restore was cut off, and cannot be carried on.
+    #[error("the restore that was cut off cannot be carried on")]
+    Restore(#[source] MaintenanceError),
     /// Its store or its certificates cannot be used.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -114,6 +118,9 @@ impl Serve {
         mut config: Config,
     ) -> Result<Self, ServeError> {
         let locked = DataDir::open(data_dir)?;
+        if maintenance::finish_restore(&locked).map_err(ServeError::Restore)? {
+            tracing::info!("carried on a restore that was cut off");
+        }
         let mut listeners = Vec::new();
         for address in addresses {
             listeners.push(Listener::bind(address).await?);

@@ -1,5 +1,5 @@
 //! Steps at which the host agent can be made to end, as by `kill -9`, to see the next
-//! one go on; see [`fabric_vmm::fail_point`]. Only with the feature `fail-points`.
+//! one go on; see [`fabric_fail_points`]. Only with the feature `fail-points`.
 
 use crate::{
     guest::report::{RoleCondition, RoleReport},
@@ -9,7 +9,7 @@ use crate::{
     },
 };
 
-fabric_vmm::fail_points! {
+fabric_fail_points::fail_points! {
     "The steps of an instance's life, in their order, and of what is done in it."
     life {
         /// A goal has come, and is not kept yet.
@@ -168,10 +168,7 @@ impl Step {
 /// Comes to a step: the last one, if it is armed.
 #[cfg(feature = "fail-points")]
 pub fn reached(step: Step) {
-    if fabric_vmm::fail_point::take(step) {
-        let _ =
-            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
-    }
+    fabric_fail_points::end_at(step);
 }
 
 /// Comes to a step, and passes.

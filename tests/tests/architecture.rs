@@ -12,9 +12,10 @@ use std::{
 use serde_json::Value;
 
 /// Each crate of ours, and those of ours that it may use.
-const MAY_USE: [(&str, &[&str]); 14] = [
+const MAY_USE: [(&str, &[&str]); 15] = [
     ("vhd", &[]),
-    ("fabric-vmm", &["vhd"]),
+    ("fabric-fail-points", &[]),
+    ("fabric-vmm", &["fabric-fail-points", "vhd"]),
     ("fabric-proto", &[]),
     ("fabric-trust", &[]),
     ("fabric-metrics", &[]),
@@ -22,6 +23,7 @@ const MAY_USE: [(&str, &[&str]); 14] = [
     (
         "host-agent",
         &[
+            "fabric-fail-points",
             "fabric-metrics",
             "fabric-proto",
             "fabric-trust",
@@ -31,7 +33,13 @@ const MAY_USE: [(&str, &[&str]); 14] = [
     ),
     (
         "fabric-controller",
-        &["fabric-metrics", "fabric-proto", "fabric-trust", "vhd"],
+        &[
+            "fabric-fail-points",
+            "fabric-metrics",
+            "fabric-proto",
+            "fabric-trust",
+            "vhd",
+        ],
     ),
     (
         "fabctl",

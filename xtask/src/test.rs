@@ -90,7 +90,16 @@ pub fn run(project: &Project, options: &Options) -> Result<()> {
     };
     let filter = options.filter.as_deref();
     if !options.system_only {
+        // Before the others, which put the controller without fail points in its place.
         let args = ["--workspace", "--exclude", "fabric-tests"];
+        let killed = [
+            "--features",
+            "fabric-controller/fail-points",
+            "--test",
+            "killed",
+        ];
+        let killed = [&args[..], &killed].concat();
+        stage("killed controllers", tests(project, &killed, filter))?;
         stage("single crates", tests(project, &args, filter))?;
     }
     if !options.crates_only {

@@ -1,6 +1,6 @@
 //! `fabric.v1.NodeService`
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use fabric_proto::{
     id::NodeId,
@@ -269,14 +269,15 @@ impl NodeApi {
         let store = &*self.controller.store;
         let nodes: Vec<Kept<NodeRecord>> = records::list(store, records::NODES).await?;
         let instances: Vec<Kept<InstanceRecord>> = records::list(store, records::INSTANCES).await?;
-        let nodes = nodes.into_iter().map(|kept| {
-            let placed = |id: &NodeId| -> Vec<&InstanceRecord> {
-                let records = instances.iter().map(|kept| &kept.value);
-                records
-                    .filter(|record| record.node.as_ref() == Some(id))
-                    .collect()
-            };
-            self.node(&kept.value, &placed(&kept.value.node_id))
+        let mut placed: BTreeMap<&NodeId, Vec<&InstanceRecord>> = BTreeMap::new();
+        for record in instances.iter().map(|kept| &kept.value) {
+            if let Some(node) = &record.node {
+                placed.entry(node).or_default().push(record);
+            }
+        }
+        let nodes = nodes.iter().map(|kept| {
+            let placed = placed.get(&kept.value.node_id);
+            self.node(&kept.value, placed.map_or(&[], Vec::as_slice))
         });
         Ok(nodes.collect())
     }

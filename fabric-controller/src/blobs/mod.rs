@@ -25,9 +25,11 @@ use bytes::Bytes;
 use fabric_proto::id::{BlobName, Digest};
 
 use self::partial::Partial;
+pub use self::partial::digest_of;
 use crate::{
     aside, clock,
     error::{Error, Result},
+    fail_point::{self, Step},
     model::{
         blob::{BlobKind, BlobRecord, UploadRecord, UploadTarget, VhdFacts},
         event::{EventRecord, Reason, SubjectKind},
@@ -133,6 +135,7 @@ impl Upload {
         }
         blocking(move || {
             self.partial.append(&data)?;
+            fail_point::reached(Step::PieceWritten);
             Ok(self)
         })
         .await
@@ -284,6 +287,7 @@ impl Blobs {
         let digest = &active.digest;
         let path = self.upload_file(digest);
         let found = blocking(move || partial.finish()).await?;
+        fail_point::reached(Step::FileArrived);
         if found != *digest {
             self.discard(digest).await?;
             return Err(Error::Invalid(format!(
@@ -305,7 +309,9 @@ impl Blobs {
                 "the upload of {digest} was given up; begin again"
             )));
         };
+        fail_point::reached(Step::FileChecked);
         move_in(path, self.file(digest)).await?;
+        fail_point::reached(Step::FileMoved);
         self.record(&record.value.targets, digest, size, facts)
             .await
     }
@@ -314,6 +320,7 @@ impl Blobs {
     async fn discard(&self, digest: &Digest) -> Result<()> {
         let path = self.upload_file(digest);
         blocking(move || remove(&path)).await?;
+        fail_point::reached(Step::FileDiscarded);
         self.store
             .txn(Txn::new().delete(records::upload(digest)))
             .await?;
@@ -535,6 +542,7 @@ fn remove_others(directory: &Path, keep: &BTreeSet<String>) -> Result<()> {
         {
             tracing::info!(path = %entry.path().display(), "removing a file that nothing refers to");
             remove(&entry.path())?;
+            fail_point::reached(Step::FileSwept);
         }
     }
     Ok(())

@@ -50,6 +50,31 @@ pub fn space(path: &Path) -> Result<u64> {
     Ok(free.saturating_sub(RESERVE))
 }
 
+/// Reads what is left to read of a file.
+fn hash(file: &mut File) -> io::Result<Sha256> {
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hasher),
+            count => hasher.update(buffer.get(..count).unwrap_or_default()),
+        }
+    }
+}
+
+fn digest(hasher: Sha256) -> Digest {
+    Digest::of_sha256(&hasher.finalize().into())
+}
+
+/// Digest of a whole file.
+///
+/// # Errors
+///
+/// It cannot be read.
+pub fn digest_of(path: &Path) -> io::Result<Digest> {
+    Ok(digest(hash(&mut File::open(path)?)?))
+}
+
 impl Partial {
     /// Opens the file to go on at an offset; what was after it is dropped.
     ///
@@ -71,17 +96,8 @@ impl Partial {
             )));
         }
         file.set_len(offset).map_err(Error::io("truncate", path))?;
-        let mut hasher = Sha256::new();
-        let mut buffer = vec![0; 1 << 20];
-        file.seek(SeekFrom::Start(0))
-            .map_err(Error::io("read", path))?;
-        loop {
-            let count = file.read(&mut buffer).map_err(Error::io("read", path))?;
-            if count == 0 {
-                break;
-            }
-            hasher.update(buffer.get(..count).unwrap_or_default());
-        }
+        let hashed = file.seek(SeekFrom::Start(0)).and_then(|_| hash(&mut file));
+        let hasher = hashed.map_err(Error::io("read", path))?;
         Ok(Self {
             path: path.to_owned(),
             file,
@@ -132,7 +148,6 @@ impl Partial {
         self.file
             .sync_all()
             .map_err(Error::io("write", &self.path))?;
-        let sum: [u8; 32] = self.hasher.finalize().into();
-        Ok(Digest::of_sha256(&sum))
+        Ok(digest(self.hasher))
     }
 }

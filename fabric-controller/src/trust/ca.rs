@@ -27,6 +27,7 @@ use rustls::pki_types::{
 use crate::{
     clock,
     error::{Error, Result},
+    fail_point::{self, Step},
 };
 
 /// How long the CA lasts.
@@ -156,6 +157,7 @@ impl Ca {
             })
         };
         write(&key_file, &key.serialize_pem())?;
+        fail_point::reached(Step::CaKeyMade);
         let mut params = params(clock::system(), CA_LIFE)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];

@@ -18,7 +18,10 @@ use super::{
     DIRECTORY, TrustError,
     ca::{Ca, CaError, Requested},
 };
-use crate::listen::Address;
+use crate::{
+    fail_point::{self, Step},
+    listen::Address,
+};
 
 /// The administrator's context, in the data directory.
 pub const CONTEXT: &str = "admin.toml";
@@ -56,8 +59,10 @@ pub fn set_up(
         return Ok(None);
     }
     let (ca, _) = Ca::open(&directory)?;
+    fail_point::reached(Step::CaMade);
     let context = admin(&ca, server)?;
     Contexts::one("fabric", context.clone()).write(&file)?;
+    fail_point::reached(Step::AdminMade);
     write_private(&known, names.join("\n").as_bytes()).map_err(|source| CaError::Io {
         what: "write",
         path: known,

@@ -1,60 +1,13 @@
 //! The real program, killed at any moment.
 
 use std::{
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use tokio::time;
 
-use crate::framework::*;
-
-/// The real program; killed when it is dropped.
-struct Program {
-    child: Child,
-}
-
-impl Program {
-    /// Starts it and connects.
-    async fn start(dir: &Path) -> (Self, Client) {
-        let child = Command::new(env!("CARGO_BIN_EXE_fabric-controller"))
-            .arg("serve")
-            .arg("--data-dir")
-            .arg(dir.join("d"))
-            .arg("--listen")
-            .arg(format!("unix:{}", socket(dir).display()))
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let program = Self { child };
-        let deadline = time::Instant::now() + SOON;
-        loop {
-            if let Ok(client) = Client::connect(&socket(dir)).await {
-                return (program, client);
-            }
-            assert!(time::Instant::now() < deadline, "it does not listen");
-            time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn socket(dir: &Path) -> PathBuf {
-    dir.join("s")
-}
+use crate::{framework::*, program::*};
 
 /// The service of one writer in its n-th version.
 fn service(writer: usize, version: u32) -> String {
@@ -156,10 +109,8 @@ async fn it_ends_in_time_when_asked_though_calls_are_open() {
         .unwrap()
         .into_inner();
     let node = Node::join(&client, "n1").await;
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(program.child.id()).unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-    let status = tokio::task::spawn_blocking(move || program.child.wait().unwrap());
-    let status = time::timeout(SOON, status).await.unwrap().unwrap();
+    program.ask_to_end();
+    let status = program.ended().await;
     assert!(status.success(), "{status}");
     while let Ok(Some(_)) = events.message().await {}
     drop(node);

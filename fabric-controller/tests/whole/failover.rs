@@ -104,9 +104,14 @@ async fn nothing_is_moved_while_most_nodes_are_silent() {
 #[tokio::test]
 async fn a_controller_that_was_down_itself_gives_every_node_its_whole_grace() {
     let (controller, client) = Controller::start().await;
-    let (_first, others, silent) = silent_one(&client).await;
+    let (_first, others, _) = silent_one(&client).await;
     drop(others);
-    tokio::time::sleep_until(silent + LEASE.replace_after() / 2).await;
+    until(
+        "word of its silence",
+        async || client.reasons("n1").await,
+        |told| told.contains(&"NodeLost".to_owned()),
+    )
+    .await;
     let (_controller, client) = controller.restart().await;
     let restarted = Instant::now();
     let mut others = Vec::new();

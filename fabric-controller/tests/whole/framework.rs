@@ -282,20 +282,18 @@ impl Client {
     }
 }
 
-/// An upload in pieces.
+/// An upload in pieces: one at least, as its first says what is uploaded.
 pub fn pieces(digest: &Digest, offset: usize, bytes: &[u8]) -> Vec<UploadRequest> {
-    let mut pieces: Vec<_> = bytes
-        .chunks(10_000)
-        .enumerate()
-        .map(|(index, data)| UploadRequest {
-            digest: String::new(),
-            offset: (offset + index * 10_000) as u64,
-            data: Bytes::copy_from_slice(data),
-        })
-        .collect();
-    if let Some(first) = pieces.first_mut() {
-        first.digest = digest.to_string();
+    let piece = |(index, data)| UploadRequest {
+        digest: String::new(),
+        offset: (offset + index * 10_000) as u64,
+        data: Bytes::copy_from_slice(data),
+    };
+    let mut pieces: Vec<_> = bytes.chunks(10_000).enumerate().map(piece).collect();
+    if pieces.is_empty() {
+        pieces.push(piece((0, bytes)));
     }
+    pieces[0].digest = digest.to_string();
     pieces
 }
 
@@ -509,16 +507,31 @@ impl Node {
 
     /// Goes on by itself: follows every goal and reports that everything is Ready,
     /// until it is aborted.
-    pub fn live(mut self) -> AbortOnDropHandle<()> {
+    pub fn live(self) -> AbortOnDropHandle<()> {
+        self.live_as(ready_as)
+    }
+
+    /// The same, reporting of each instance what that says, until the session ends.
+    pub fn live_as(mut self, is: fn(&InstanceGoal) -> InstanceStatus) -> AbortOnDropHandle<()> {
         AbortOnDropHandle::new(tokio::spawn(async move {
             loop {
-                self.all_ready().await;
-                let soon = time::timeout(LOST / 10, self.answers.message()).await;
-                if let Ok(answer) = soon
-                    && let Some(Message::Goal(goal)) =
-                        answer.unwrap().expect("the session ended").message
-                {
-                    self.goal = goal;
+                let status = NodeStatus {
+                    applied_incarnation: self.goal.incarnation,
+                    instances: self.goal.instances.iter().map(is).collect(),
+                    ..NodeStatus::default()
+                };
+                let report = Some(Report::Status(status));
+                if self.reports.send(SessionRequest { report }).await.is_err() {
+                    return;
+                }
+                match time::timeout(LOST / 10, self.answers.message()).await {
+                    Ok(Ok(Some(answer))) => {
+                        if let Some(Message::Goal(goal)) = answer.message {
+                            self.goal = goal;
+                        }
+                    }
+                    Ok(_) => return,
+                    Err(_) => {}
                 }
             }
         }))

@@ -56,7 +56,7 @@ const ARGUMENTS: [&str; 3] = ["run", "--config", CONFIGURATION];
 /// The variables that a VMM is given: which device to use instead of /dev/kvm; and in
 /// tests, where to stand still.
 const VARIABLES: &[&str] = if cfg!(feature = "fail-points") {
-    &["FABRIC_KVM", fabric_vmm::fail_point::DIRECTORY]
+    &["FABRIC_KVM", fabric_fail_points::DIRECTORY]
 } else {
     &["FABRIC_KVM"]
 };

@@ -1,35 +1,11 @@
-//! Steps at which a process can be ended on purpose, to see who comes after it go on.
-//!
-//! Only with the feature `fail-points`, which nothing has that is released: without it
-//! [`reached`] is nothing at all. A step is armed by a file of its name in the directory
-//! that [`DIRECTORY`] names. Who comes to the step removes the file, so one process ends
-//! there and the next one passes; a file that is still there says that nobody came.
+//! Steps at which a VMM can be made to end, to see the host agent go on; see
+//! [`fabric_fail_points`]. Only with the feature `fail-points`.
 //!
 //! A VMM cannot kill itself: it is the first process of its namespace. It takes what is
 //! armed when it begins, as it sees no file later, and at that step it says so on
 //! standard error and stands still, to be killed.
 
-/// Names the directory with the armed steps, in the environment.
-pub const DIRECTORY: &str = "FABRIC_FAIL_POINTS";
-
-/// Declares an enum of steps, and the list of them all by what they are steps of.
-#[macro_export]
-macro_rules! fail_points {
-    ($about:literal $($of:ident { $($(#[$doc:meta])* $step:ident,)* })*) => {
-        #[doc = $about]
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum Step {
-            $($($(#[$doc])* $step,)*)*
-        }
-
-        impl Step {
-            /// All of them, in their order, each with what it is a step of.
-            pub const ALL: &[(&str, Step)] = &[$($((stringify!($of), Step::$step),)*)*];
-        }
-    };
-}
-
-fail_points! {
+fabric_fail_points::fail_points! {
     "The steps of a VMM's life, in their order."
     life {
         /// It has been started.
@@ -67,15 +43,6 @@ fail_points! {
     }
 }
 
-/// Takes an armed step of that name; whether there was one.
-#[cfg(feature = "fail-points")]
-pub fn take(step: impl std::fmt::Debug) -> bool {
-    std::env::var_os(DIRECTORY).is_some_and(|directory| {
-        let file = std::path::Path::new(&directory).join(format!("{step:?}"));
-        std::fs::remove_file(file).is_ok()
-    })
-}
-
 /// A VMM comes to a step: the last one, if that is what it has taken.
 #[cfg(feature = "fail-points")]
 pub fn reached(step: Step) {
@@ -84,7 +51,7 @@ pub fn reached(step: Step) {
         Step::ALL
             .iter()
             .map(|(_, step)| *step)
-            .find(|step| take(step))
+            .find(|step| fabric_fail_points::take(step))
     });
     if *TAKEN == Some(step) {
         eprintln!("fabric-vmm: stands still at {step:?}");

@@ -6,6 +6,7 @@ mod first_line;
 mod neighbours;
 mod peer;
 mod placement;
+mod restart;
 mod telling;
 mod vmm;
 
@@ -85,6 +86,19 @@ enum What {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// Measure how soon a controller that was killed has all nodes and instances again
+    ///
+    /// From exec until it has answered with all of them; nodes and their guests are
+    /// played, the controller and its store are real. Prints a table, and JSON in the
+    /// last line.
+    Restart {
+        /// Nodes that have registered
+        #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+        nodes: u32,
+        /// Instances that they have
+        #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+        instances: u32,
+    },
 }
 
 /// Runs the task.
@@ -103,6 +117,7 @@ pub fn run(project: &Project, options: &Options) -> Result<()> {
         } => vmm::run(project, *runs, *clones, size, prepare),
         What::Neighbours { size, prepare } => neighbours::run(project, size, prepare),
         What::Placement { seed } => placement::run(project, *seed),
+        What::Restart { nodes, instances } => restart::run(project, *nodes, *instances),
     }
 }
 

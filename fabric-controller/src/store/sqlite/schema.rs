@@ -4,7 +4,10 @@ use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags};
 
-use crate::store::{Revision, StoreError};
+use crate::{
+    fail_point::{self, Step},
+    store::{Revision, StoreError},
+};
 
 /// Format of the file, in `user_version`; 0 is an empty file.
 const FORMAT: u32 = 1;
@@ -66,6 +69,7 @@ fn prepare(connection: &mut Connection) -> rusqlite::Result<()> {
     }
     transaction.execute_batch(TABLES)?;
     transaction.pragma_update(None, "user_version", FORMAT)?;
+    fail_point::reached(Step::TablesMade);
     transaction.commit()
 }
 

@@ -7,7 +7,10 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{end, failed, schema};
-use crate::store::{Change, Compare, Op, Outcome, Revision, StoreError, Txn, history::History};
+use crate::{
+    fail_point::{self, Step},
+    store::{Change, Compare, Op, Outcome, Revision, StoreError, Txn, history::History},
+};
 
 /// Most transactions in one commit.
 const BATCH: usize = 256;
@@ -75,6 +78,7 @@ fn apply_all(connection: &mut Connection, txns: &[&Txn]) -> rusqlite::Result<Bat
         changes: Vec::new(),
         revision: before,
     };
+    fail_point::reached(Step::TransactionTaken);
     for txn in txns {
         let outcome = apply(&transaction, txn, &mut batch)?;
         batch.outcomes.push(outcome);
@@ -84,7 +88,9 @@ fn apply_all(connection: &mut Connection, txns: &[&Txn]) -> rusqlite::Result<Bat
             .prepare_cached("UPDATE store SET revision = ?1")?
             .execute([batch.revision])?;
     }
+    fail_point::reached(Step::TransactionWritten);
     transaction.commit()?;
+    fail_point::reached(Step::Committed);
     Ok(batch)
 }
 

@@ -1,0 +1,106 @@
+//! What a store says, to be compared: without times, without numbers that count
+//! transactions, and without what is random.
+
+use std::path::Path;
+
+use fabric_controller::{
+    records,
+    store::{Entry, sqlite::file},
+    trust::audit::AuditRecord,
+};
+use serde_json::Value;
+
+/// Fields that are another thing every time.
+const FLEETING: [&str; 15] = [
+    "begun",
+    "changed",
+    "created",
+    "ended",
+    "epoch",
+    "fingerprint",
+    "held",
+    "incarnation",
+    "ready_since",
+    "registered",
+    "since_revision",
+    "started",
+    "time",
+    "updated",
+    "refused",
+];
+/// Events about a node that comes and goes with its session.
+const SESSIONS: [&str; 2] = ["NodeConnected", "NodeLost"];
+
+/// All of a store, and its revision.
+pub fn entries(dir: &Path) -> (Vec<Entry>, u64) {
+    file::entries(&dir.join("d/store.db")).unwrap()
+}
+
+/// What it says, a line for each thing, in order.
+pub fn said(dir: &Path) -> Vec<String> {
+    let (entries, _) = entries(dir);
+    let mut lines: Vec<_> = entries.iter().filter_map(line).collect();
+    lines.sort();
+    lines
+}
+
+/// It says what it should.
+pub fn assert_same(is: &[String], should: &[String], what: &str) {
+    let without = |all: &[String], others: &[String]| -> Vec<String> {
+        all.iter()
+            .filter(|line| !others.contains(line))
+            .cloned()
+            .collect()
+    };
+    let (more, less) = (without(is, should), without(should, is));
+    assert!(
+        is == should,
+        "{what}: there is {more:#?}, and there is no {less:#?}"
+    );
+}
+
+/// How many entries of the audit log say that something was changed.
+pub fn changes_audited(dir: &Path) -> usize {
+    let (entries, _) = entries(dir);
+    let audit = entries
+        .iter()
+        .filter(|entry| entry.key.starts_with(records::AUDIT));
+    let records = audit.map(|entry| serde_json::from_slice::<AuditRecord>(&entry.value).unwrap());
+    records.filter(|record| !record.changed.is_empty()).count()
+}
+
+fn line(entry: &Entry) -> Option<String> {
+    let kind = entry.key.split_once('/').map(|(kind, _)| kind)?;
+    let mut value: Value = serde_json::from_slice(&entry.value).unwrap();
+    scrub(&mut value);
+    let text = |field: &str| value[field].as_str().unwrap_or_default().to_owned();
+    match kind {
+        // The answer has times in it.
+        "requests" => Some(entry.key.clone()),
+        // The same call again is another entry, which changes nothing.
+        "audit" => None,
+        "events" if SESSIONS.contains(&text("reason").as_str()) => None,
+        "events" => Some(format!("event {} {}", text("reason"), text("subject"))),
+        "certificates" => {
+            let revoked = !value["revoked"].is_null();
+            Some(format!(
+                "certificate {} {} revoked: {revoked}",
+                text("role"),
+                text("name")
+            ))
+        }
+        "tokens" => Some(format!("token {}", text("node"))),
+        _ => Some(format!("{} {value}", entry.key)),
+    }
+}
+
+fn scrub(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|name, _| !FLEETING.contains(&name.as_str()));
+            fields.values_mut().for_each(scrub);
+        }
+        Value::Array(values) => values.iter_mut().for_each(scrub),
+        _ => {}
+    }
+}
