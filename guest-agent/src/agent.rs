@@ -185,7 +185,7 @@ struct Going {
 #[derive(Debug)]
 struct Heartbeats {
     period: Duration,
-    /// When the next is due; `None` while there is no session.
+    /// When the next is due; `None` while there is no session, or was no goal yet.
     next: Option<Moment>,
     sequence: u64,
     memory: Option<File>,
@@ -283,7 +283,10 @@ impl Agent {
         self.finish_init();
         match event {
             session::Event::Up => {
-                self.heartbeats.begin(self.around.now());
+                // Until it has a goal it rests: others may be on their way.
+                if self.facts.applied() > 0 {
+                    self.heartbeats.begin(self.around.now());
+                }
                 for role in self.roles.values() {
                     role.report(&self.around);
                 }
@@ -319,6 +322,9 @@ impl Agent {
             self.around.outbox.hello(self.facts.hello());
         }
         self.heartbeats.period = goal.heartbeat_period;
+        if self.heartbeats.next.is_none() {
+            self.heartbeats.begin(self.around.now());
+        }
         self.around.instance = goal.instance_id;
         match goal.power {
             Power::Run => self.apply_roles(goal.roles),

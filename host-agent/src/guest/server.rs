@@ -84,6 +84,8 @@ pub struct GuestGoal {
     pub off: bool,
     /// The role to run; none before there is a goal.
     pub role: Option<Arc<wire::RoleSpec>>,
+    /// Whether it is not told any of this yet.
+    pub withheld: bool,
 }
 
 impl GuestGoal {
@@ -316,6 +318,7 @@ impl Session {
             .goal
             .borrow_and_update()
             .as_ref()
+            .filter(|goal| !goal.withheld)
             .map(GuestGoal::to_wire);
         let Some(goal) = goal else { return Ok(()) };
         let answer = wire::SessionResponse { goal: Some(goal) };

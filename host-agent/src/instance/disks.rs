@@ -182,6 +182,7 @@ pub async fn prepare(
         None => None,
     };
     fail_point::reached(Step::BlobsThere);
+    let coming = workshop.turns.announce();
     let snapshot = match &how.restore {
         Some(name) => Some(back_to(hypervisor, directory, goal, name).await?),
         None => None,
@@ -228,7 +229,7 @@ pub async fn prepare(
     let turn = match &origin {
         Origin::Template(_) => {
             let cold = goal.role.warm_start.is_none();
-            workshop.turns.arrive(cold).await
+            coming.arrive(cold).await
         }
         _ => Turn::Free,
     };

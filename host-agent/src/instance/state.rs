@@ -275,6 +275,9 @@ pub enum Input {
     Handled(Handled),
     /// The guest agent said something.
     Guest(GuestSaid),
+    /// The guest has no goal yet, or is being told it only now: until it has one, it has
+    /// nothing to say.
+    Resting,
     /// A deadline has passed.
     Tick {
         /// How long the machine could have run and had no processor, since it was last

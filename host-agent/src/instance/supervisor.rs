@@ -184,7 +184,7 @@ impl Supervisor {
                 Happening::Exited(exit) => self.exited(exit).await,
                 Happening::Heard(heard) => self.hear(heard).await,
                 Happening::Deadline => self.deadline().await,
-                Happening::Turn => self.settle(),
+                Happening::Turn => self.step(Input::Resting).await,
                 Happening::Abandoned => return,
             }
         }
@@ -367,7 +367,12 @@ impl Supervisor {
     async fn deadline(&mut self) {
         self.hear_all().await;
         let starved = self.starved();
-        self.step(Input::Tick { starved }).await;
+        let input = if self.turn.rests() {
+            Input::Resting
+        } else {
+            Input::Tick { starved }
+        };
+        self.step(input).await;
     }
 
     /// How long its virtual machine has waited for processors since this was asked last.
@@ -498,10 +503,8 @@ impl Supervisor {
             instance: Some(self.id.clone()),
             heartbeat: self.node.limits.heartbeat,
             off: self.machine().guest_should_be_off(),
-            role: match &self.goal {
-                Some(goal) if !self.turn.withholds_role() => Some(self.role_of(goal)),
-                _ => None,
-            },
+            role: self.goal.as_ref().map(|goal| self.role_of(goal)),
+            withheld: self.turn.withholds_goal(),
         }
     }
 

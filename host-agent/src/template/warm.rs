@@ -51,6 +51,7 @@ impl WarmHost {
             heartbeat: HEARTBEAT,
             off: false,
             role: Some(Arc::clone(&warm.spec)),
+            withheld: false,
         }));
         let (heard_by, heard) = mpsc::channel(64);
         let listen = || {

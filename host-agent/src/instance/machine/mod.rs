@@ -312,6 +312,7 @@ impl Machine {
             Input::Exited(exit) => self.on_exit(now, &exit, limits, &mut actions),
             Input::Handled(handled) => self.on_handled(now, handled, limits, &mut actions),
             Input::Guest(said) => self.on_guest(now, said, limits, &mut actions),
+            Input::Resting => self.on_resting(now, limits),
             Input::Tick { starved } => self.on_tick(now, starved, limits, &mut actions),
         }
         self.link(&mut actions);

@@ -364,6 +364,27 @@ fn a_guest_that_starts_its_role_may_be_silent_for_longer() {
 }
 
 #[test]
+fn a_guest_without_a_goal_need_not_say_anything() {
+    let mut story = Story::new();
+    story
+        .goal(|_| {})
+        .starts()
+        .after(2)
+        .hears(GuestSaid::Hello {
+            boot_id: String::new(),
+        })
+        .did();
+    for _ in 0..10 {
+        story.now = story.machine.deadline(&story.limits).unwrap();
+        assert_eq!(story.happens(Input::Resting).did(), []);
+    }
+    let silence = story.limits.settle + story.limits.silence();
+    let deadline = story.machine.deadline(&story.limits);
+    assert_eq!(deadline, Some(story.now + silence));
+    assert_eq!(story.waits().did(), [Action::Kill]);
+}
+
+#[test]
 fn a_guest_that_never_says_hello_is_killed_and_started_again() {
     let mut story = Story::new();
     story.goal(|_| {}).starts().did();

@@ -93,6 +93,13 @@ impl Machine {
         }
     }
 
+    /// Nothing is expected of a guest that has no goal; when it has one, it settles.
+    pub(super) fn on_resting(&mut self, now: Duration, limits: &Limits) {
+        if let State::Running { heard } = &mut self.state {
+            *heard = now + limits.settle;
+        }
+    }
+
     /// Time in which a guest had no processor is not held against it.
     fn is_owed(&mut self, starved: Duration) -> bool {
         match &mut self.state {

@@ -508,10 +508,13 @@ fn create_vcpus(
             let mut fd = vm
                 .create_vcpu(u64::from(id))
                 .map_err(AssembleError::call("KVM_CREATE_VCPU"))?;
-            let mut repair = layout.as_ref().map(|layout| {
-                let memory = Arc::clone(&board.memory);
-                Repair::new(&mut fd, memory, Arc::clone(repaired), Arc::clone(layout))
-            });
+            let mut repair = layout
+                .as_ref()
+                .map(|layout| {
+                    let memory = Arc::clone(&board.memory);
+                    Repair::new(&mut fd, memory, Arc::clone(repaired), Arc::clone(layout))
+                })
+                .transpose()?;
             let made = || VcpuState::take(&fd, &msrs, None).map(VcpuState::without_time);
             let made = match origin {
                 Origin::Kernel(kernel) => {

@@ -44,6 +44,8 @@ repaired! {
     ProtectionFault => "protection_fault",
     /// An invalid opcode in user mode, given to the guest.
     InvalidOpcode => "invalid_opcode",
+    /// A timer interrupt put off.
+    TimerPutOff => "timer_put_off",
     /// INT3.
     Int3 => "int3",
     /// FWAIT.

@@ -2,14 +2,15 @@
 //!
 //! Some KVMs, in nested virtualization, run guest user mode natively and guest
 //! kernel mode in KVM's own instruction emulator. That emulator lacks a few
-//! instructions, and SYSCALL, executed natively, does not arrive in the kernel.
-//! Both can be mended from user space, at exits that KVM makes for it.
+//! instructions, and is slow; SYSCALL, executed natively, does not arrive in the kernel.
+//! All of that can be mended from user space, at exits that KVM makes for it.
 //!
 //! | file | what it is |
 //! |---|---|
 //! | [`detect`] | finds out, by trying, whether this KVM needs it |
 //! | [`syscall`] | brings SYSCALL to the kernel's entry |
 //! | [`instructions`] | carries out what the emulator lacks |
+//! | [`timer`] | keeps timer interrupts apart, which cost too much |
 //! | [`xstate`] | the XSAVE areas |
 //! | [`paging`] | the page walk and memory by linear address |
 //! | [`registers`], [`state`] | registers by name, registers at an exit |
@@ -25,6 +26,7 @@ pub mod paging;
 pub mod registers;
 pub mod state;
 pub mod syscall;
+pub mod timer;
 pub mod xstate;
 
 use std::sync::Arc;
@@ -44,6 +46,7 @@ use instructions::{Done, ExtendedState, LENGTH_MAX, Undone};
 use paging::{AddressSpace, Fault};
 use state::CpuState;
 use syscall::{SyscallRegisters, SyscallRepair};
+use timer::TimerRepair;
 use xstate::{KVM_XSAVE_SIZE, KvmXsave, Layout};
 
 use crate::memory::GuestMemory;
@@ -99,6 +102,12 @@ pub enum RepairError {
         #[source]
         source: Option<errno::Error>,
     },
+    /// KVM does not tell the value of a register.
+    #[error("KVM does not tell model-specific register {index:#x}")]
+    Unknown {
+        /// The register.
+        index: u32,
+    },
     /// A call to KVM failed.
     #[error("{call} failed")]
     Kvm {
@@ -117,7 +126,8 @@ impl RepairError {
 }
 
 /// Prepares a virtual machine: KVM hands over what it cannot emulate, and the
-/// guest's accesses to the SYSCALL registers. Before the first virtual CPU.
+/// guest's accesses to the SYSCALL registers, and its timer's deadlines. Before the first
+/// virtual CPU.
 ///
 /// # Errors
 ///
@@ -133,13 +143,19 @@ pub fn prepare(vm: &VmFd) -> Result<(), RepairError> {
     )
     .map_err(RepairError::kvm("KVM_ENABLE_CAP(X86_USER_SPACE_MSR)"))?;
     // A bit set allows: the third of the four, CSTAR, is the guest's own.
-    let filter = MsrFilterRange {
+    let syscall = MsrFilterRange {
         flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
         base: syscall::MSR_STAR,
         msr_count: 4,
         bitmap: &[0b0100],
     };
-    vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &[filter])
+    let timer = MsrFilterRange {
+        flags: MsrFilterRangeFlags::WRITE,
+        base: timer::MSR_TSC_DEADLINE,
+        msr_count: 1,
+        bitmap: &[0],
+    };
+    vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &[syscall, timer])
         .map_err(RepairError::kvm("KVM_X86_SET_MSR_FILTER"))
 }
 
@@ -159,26 +175,32 @@ pub struct Repair {
     counters: Arc<RepairCounters>,
     layout: Arc<Layout>,
     syscall: SyscallRepair,
+    timer: TimerRepair,
     /// How often in a row code was found changed.
     text_changes: u32,
 }
 
 impl Repair {
     /// Begins to repair a virtual CPU of a [prepared](prepare) machine.
+    ///
+    /// # Errors
+    ///
+    /// When KVM does not tell how fast its time stamp counter is.
     pub fn new(
         fd: &mut VcpuFd,
         memory: GuestMemory,
         counters: Arc<RepairCounters>,
         layout: Arc<Layout>,
-    ) -> Repair {
+    ) -> Result<Repair, RepairError> {
         state::share(fd);
-        Repair {
+        Ok(Repair {
             memory,
             counters,
             layout,
             syscall: SyscallRepair::default(),
+            timer: TimerRepair::new(fd)?,
             text_changes: 0,
-        }
+        })
     }
 
     /// What the guest wrote to the registers of SYSCALL.
@@ -208,6 +230,7 @@ impl Repair {
     /// When KVM refuses what follows from it.
     pub fn reset(&mut self, fd: &VcpuFd) -> Result<(), RepairError> {
         self.text_changes = 0;
+        self.timer.reset();
         self.syscall.reset(fd)
     }
 
@@ -227,6 +250,9 @@ impl Repair {
         index: u32,
         value: u64,
     ) -> Result<(), RepairError> {
+        if index == timer::MSR_TSC_DEADLINE {
+            return self.timer.write(fd, value, &self.counters);
+        }
         self.syscall.write_msr(fd, &self.memory, index, value)
     }
 

@@ -405,7 +405,7 @@ fn little_endian(bytes: &[u8]) -> u64 {
         .fold(0, |value, byte| (value << 8) | u64::from(*byte))
 }
 
-fn set_msr(fd: &VcpuFd, index: u32, data: u64) -> Result<(), RepairError> {
+pub(super) fn set_msr(fd: &VcpuFd, index: u32, data: u64) -> Result<(), RepairError> {
     let refused = |source| RepairError::Msr {
         index,
         value: data,
