@@ -1,6 +1,6 @@
 //! Nodes that are to blame: told, and cordoned before more comes to harm.
 //!
-//! Pure. Who is to blame is in [`blame`](crate::model::blame). What is blamed comes last
+//! Pure. Who is to blame is in [`blame`]. What is blamed comes last
 //! wherever something is placed; where [`CORDON`] unrelated services speak against a node,
 //! the controller cordons it. That is another cordon than an operator's: it is lifted when
 //! nothing is left against the node, or when an operator uncordons it. No more than a share
