@@ -1,7 +1,10 @@
 //! What a store says, to be compared: without times, without numbers that count
 //! transactions, and without what is random.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use fabric_controller::{
     records,
@@ -9,6 +12,9 @@ use fabric_controller::{
     trust::audit::AuditRecord,
 };
 use serde_json::Value;
+use tokio::time::sleep;
+
+use crate::framework::SOON;
 
 /// Fields that are another thing every time.
 const FLEETING: [&str; 15] = [
@@ -28,8 +34,9 @@ const FLEETING: [&str; 15] = [
     "updated",
     "refused",
 ];
-/// Events about a node that comes and goes with its session.
-const SESSIONS: [&str; 2] = ["NodeConnected", "NodeLost"];
+/// Events that come and go with a node's session: before its node is back, an instance has
+/// no place.
+const SESSIONS: [&str; 3] = ["NodeConnected", "NodeLost", "InstanceUnplaceable"];
 
 /// All of a store, and its revision.
 pub fn entries(dir: &Path) -> (Vec<Entry>, u64) {
@@ -44,15 +51,19 @@ pub fn said(dir: &Path) -> Vec<String> {
     lines
 }
 
-/// It says what it should.
-pub fn assert_same(is: &[String], should: &[String], what: &str) {
+/// It comes to say what it should: what follows from a call is written after its answer.
+pub async fn says(dir: &Path, should: &[String], what: &str) {
+    let deadline = Instant::now() + SOON;
+    let mut is = said(dir);
+    while is != should && Instant::now() < deadline {
+        sleep(Duration::from_millis(10)).await;
+        is = said(dir);
+    }
     let without = |all: &[String], others: &[String]| -> Vec<String> {
-        all.iter()
-            .filter(|line| !others.contains(line))
-            .cloned()
-            .collect()
+        let kept = all.iter().filter(|line| !others.contains(line));
+        kept.cloned().collect()
     };
-    let (more, less) = (without(is, should), without(should, is));
+    let (more, less) = (without(&is, should), without(should, &is));
     assert!(
         is == should,
         "{what}: there is {more:#?}, and there is no {less:#?}"

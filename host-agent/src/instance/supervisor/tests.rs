@@ -15,10 +15,10 @@ use wire::{guest_service_client::GuestServiceClient, session_request::Report};
 use super::*;
 use crate::{
     blobs::{BlobCache, source::tests::Shelf},
-    events::EventLog,
+    events::{EventLog, Reason},
     goal::{NodeGoal, tests::instance},
     hypervisor::{
-        PackageDisk,
+        Origin, PackageDisk,
         fake::{FakeHypervisor, FakeVm},
     },
     instance::{directory::TEMPLATE_DISK, state::ExitKind, turn::Turns},
