@@ -137,6 +137,7 @@ async fn converse(body: Vec<u8>, log: Arc<RoleLog>) -> Vec<Heard> {
             name: "web".into(),
             ..wire::RoleSpec::default()
         })),
+        withheld: false,
     };
     let (goals, goal) = watch::channel(Some(goal));
     let (sender, mut receiver) = mpsc::channel(MESSAGES_MAX);
