@@ -111,7 +111,7 @@ impl Failures {
 
     /// Those that have failed at least so much.
     fn with(&self, least: u32, now: WallTime) -> impl Iterator<Item = &Failing> {
-        let left = move |it: &&Failing| it.points.by(now).left(HALF_LIFE, now) >= least;
+        let left = move |it: &&Failing| it.points.left(HALF_LIFE, now) >= least;
         self.of.iter().filter(left)
     }
 }
@@ -153,6 +153,10 @@ pub fn blame(
     placed: &[InstanceRecord],
     now: WallTime,
 ) -> BTreeMap<NodeId, Blame> {
+    let keeps_failing = |on: &Failures| on.with(KEEPS_FAILING, now).next().is_some();
+    if !failures.values().any(keeps_failing) {
+        return BTreeMap::new();
+    }
     let mut services: BTreeMap<&ServiceName, Spread<'_>> = BTreeMap::new();
     let mut images: BTreeMap<&Digest, Spread<'_>> = BTreeMap::new();
     for one in placed {

@@ -100,6 +100,27 @@ pub struct NodeRecord {
 pub const FAULT_DOMAIN: &str = "fault-domain";
 
 impl NodeRecord {
+    /// One that has come just now, and of which nothing else is known.
+    #[must_use]
+    pub fn new(node_id: NodeId, registered: WallTime) -> Self {
+        Self {
+            node_id,
+            inventory: Inventory::default(),
+            labels: BTreeMap::new(),
+            agent_version: String::new(),
+            registered,
+            lost: false,
+            fenced: false,
+            fault_domain: None,
+            cordoned: false,
+            draining: false,
+            blame: 0,
+            blamed_for: Vec::new(),
+            condemned: false,
+            steadiness: Steadiness::default(),
+        }
+    }
+
     /// What it fails together with: what the operator says, else its label
     /// `fault-domain`, else it is a domain of its own.
     #[must_use]

@@ -31,8 +31,6 @@ use crate::{
         event::{EventRecord, Reason, SubjectKind},
         instance::InstanceRecord,
         node::{GoalRecord, NodeRecord},
-        steadiness::Steadiness,
-        time::WallTime,
     },
     records,
     registry::Session,
@@ -303,23 +301,24 @@ async fn store_registration(
         let old = records::get::<NodeRecord>(store, node_key).await?;
         let goal = records::get::<GoalRecord>(store, goal_key).await?;
         let highest = records::get::<u64>(store, events_key).await?;
+        let before = match &old {
+            Some(old) => old.value.clone(),
+            None => NodeRecord::new(id.clone(), now),
+        };
+        // One that was lost was noted for that; one that comes again though it was not has
+        // broken off by itself.
+        let steadiness = match is_again && old.is_some() && !before.lost {
+            true => before.steadiness.reconnected(now),
+            false => before.steadiness,
+        };
         let record = NodeRecord {
-            node_id: id.clone(),
             inventory: from.inventory.clone(),
             labels: from.labels.clone(),
             agent_version: from.agent_version.clone(),
-            registered: old.as_ref().map_or(now, |old| old.value.registered),
             lost: false,
             fenced: false,
-            fault_domain: old.as_ref().and_then(|old| old.value.fault_domain.clone()),
-            cordoned: old.as_ref().is_some_and(|old| old.value.cordoned),
-            draining: old.as_ref().is_some_and(|old| old.value.draining),
-            blame: old.as_ref().map_or(0, |old| old.value.blame),
-            blamed_for: old
-                .as_ref()
-                .map_or_else(Vec::new, |old| old.value.blamed_for.clone()),
-            condemned: old.as_ref().is_some_and(|old| old.value.condemned),
-            steadiness: steadiness(old.as_ref().map(|old| &old.value), is_again, now),
+            steadiness,
+            ..before
         };
         let mut txn = Txn::new();
         let tell =
@@ -355,16 +354,6 @@ async fn store_registration(
         Ok((txn, stored))
     })
     .await
-}
-
-/// One that comes again though it was not lost has broken off by itself; one that was
-/// lost was noted for that.
-fn steadiness(old: Option<&NodeRecord>, is_again: bool, now: WallTime) -> Steadiness {
-    match old {
-        Some(old) if is_again && !old.lost => old.steadiness.reconnected(now),
-        Some(old) => old.steadiness,
-        None => Steadiness::default(),
-    }
 }
 
 /// While the disk is full, a node that is known as it is may have a session all

@@ -92,12 +92,7 @@ async fn look(controller: &Controller, due: &mut BTreeSet<NodeId>) -> Result<()>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        controller::Config,
-        data_dir::DataDir,
-        model::{node::Inventory, steadiness::Steadiness},
-        store::memory::MemoryStore,
-    };
+    use crate::{controller::Config, data_dir::DataDir, store::memory::MemoryStore};
 
     #[tokio::test]
     async fn a_node_that_is_heard_is_not_lost_whatever_its_record_says() {
@@ -108,20 +103,8 @@ mod tests {
         let controller = controller.await.unwrap();
         let id: NodeId = "n1".parse().unwrap();
         let record = NodeRecord {
-            node_id: id.clone(),
-            inventory: Inventory::default(),
-            labels: Default::default(),
-            agent_version: String::new(),
-            registered: clock::now(),
             lost: true,
-            fenced: false,
-            fault_domain: None,
-            cordoned: false,
-            draining: false,
-            blame: 0,
-            blamed_for: Vec::new(),
-            condemned: false,
-            steadiness: Steadiness::default(),
+            ..NodeRecord::new(id.clone(), clock::now())
         };
         let txn = records::replace(Txn::new(), &records::node(&id), None, &record).unwrap();
         controller.store.txn(txn).await.unwrap();

@@ -51,14 +51,8 @@ pub fn step(policy: Policy, input: &Input, health: &HealthOf<'_>, now: WallTime)
         for one in with_a_place(policy, input, taken) {
             let node = one.node.as_ref().map_or("", NodeId::as_str);
             let message = format!("node {node} is being drained: started on another");
-            plan.tell(now, Reason::InstanceMoving, &one.id, message);
+            plan.start_elsewhere(now, Reason::InstanceMoving, one.clone(), message);
             plan.because(Reason::NodeDraining, SubjectKind::Node, node);
-            let record = InstanceRecord {
-                phase: Phase::Moving,
-                changed: now,
-                ..one.clone()
-            };
-            plan.put.insert(one.id.clone(), record);
         }
     }
     plan

@@ -51,14 +51,11 @@ pub fn step(policy: Policy, input: &Input, health: &HealthOf<'_>, now: WallTime)
              {}",
             humantime::format_duration(WINDOW)
         );
-        plan.tell(now, Reason::InstanceGivenUp, &one.id, message);
         let record = InstanceRecord {
-            phase: Phase::Moving,
             given_up,
-            changed: now,
             ..one.clone()
         };
-        plan.put.insert(one.id.clone(), record);
+        plan.start_elsewhere(now, Reason::InstanceGivenUp, record, message);
     }
     plan
 }
@@ -78,8 +75,7 @@ fn another(before: &GivenUp, node: &NodeId, now: WallTime) -> Option<GivenUp> {
 }
 
 fn is_being_updated(input: &Input, one: &InstanceRecord) -> bool {
-    let service = input.services.iter().find(|it| it.name == one.service);
-    let deployment = service.and_then(|service| service.deployment_of(one));
+    let deployment = input.deployment_of(one);
     deployment.is_some_and(|deployment| deployment.under_way().is_some())
 }
 

@@ -87,6 +87,14 @@ pub struct Plan {
     pub events: Vec<EventRecord>,
 }
 
+impl Input {
+    /// What an instance is of, if that is wanted.
+    pub(super) fn deployment_of(&self, one: &InstanceRecord) -> Option<&Deployment> {
+        let service = self.services.iter().find(|it| it.name == one.service);
+        service.and_then(|service| service.deployment_of(one))
+    }
+}
+
 impl Plan {
     /// True if everything is as it should be.
     #[must_use]
@@ -110,13 +118,26 @@ impl Plan {
     }
 
     pub(super) fn tell(&mut self, now: WallTime, reason: Reason, id: &InstanceId, message: String) {
-        self.events.push(EventRecord::new(
-            now,
-            reason,
-            SubjectKind::Instance,
-            id,
-            message,
-        ));
+        let kind = SubjectKind::Instance;
+        self.events
+            .push(EventRecord::new(now, reason, kind, id, message));
+    }
+
+    /// An instance leaves its node, to be started on another; and why, to be told.
+    pub(super) fn start_elsewhere(
+        &mut self,
+        now: WallTime,
+        reason: Reason,
+        one: InstanceRecord,
+        message: String,
+    ) {
+        self.tell(now, reason, &one.id, message);
+        let record = InstanceRecord {
+            phase: Phase::Moving,
+            changed: now,
+            ..one
+        };
+        self.put.insert(record.id.clone(), record);
     }
 
     /// What led to what was told last, by its name.

@@ -7,12 +7,9 @@
 //! placed or changed just now, or has snapshots, which would stay behind. A move goes as
 //! when a node is drained.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
-use fabric_proto::id::{InstanceId, RoleName, ServiceName};
+use fabric_proto::id::{RoleName, ServiceName};
 
 use super::{
     placing,
@@ -50,12 +47,11 @@ pub fn step(policy: Policy, input: &Input, health: &HealthOf<'_>, now: WallTime)
     if busy >= MOST || is_draining || !is_any_settled(input, now) {
         return plan;
     }
-    let records: BTreeMap<&InstanceId, &InstanceRecord> =
-        input.instances.iter().map(|one| (&one.id, one)).collect();
     let asked = placing::instances(input.instances.iter(), &input.services);
     let mut roles = BTreeSet::new();
     for found in rebalance(policy, &placing::nodes(input), &asked, PROPOSED) {
-        let Some(one) = records.get(&found.instance) else {
+        let mut instances = input.instances.iter();
+        let Some(one) = instances.find(|one| one.id == found.instance) else {
             continue;
         };
         let may_move = is_settled(one, now)
@@ -66,13 +62,7 @@ pub fn step(policy: Policy, input: &Input, health: &HealthOf<'_>, now: WallTime)
             continue;
         }
         let message = format!("{found}: started there");
-        plan.tell(now, Reason::InstanceMoving, &one.id, message);
-        let record = InstanceRecord {
-            phase: Phase::Moving,
-            changed: now,
-            ..InstanceRecord::clone(one)
-        };
-        plan.put.insert(one.id.clone(), record);
+        plan.start_elsewhere(now, Reason::InstanceMoving, one.clone(), message);
         if busy + plan.put.len() >= MOST {
             break;
         }
@@ -94,8 +84,7 @@ fn is_any_settled(input: &Input, now: WallTime) -> bool {
 }
 
 fn is_being_updated(input: &Input, one: &InstanceRecord) -> bool {
-    let service = input.services.iter().find(|it| it.name == one.service);
-    let deployment = service.and_then(|service| service.deployment_of(one));
+    let deployment = input.deployment_of(one);
     deployment.is_none_or(|deployment| deployment.under_way().is_some())
 }
 

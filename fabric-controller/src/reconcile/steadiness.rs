@@ -36,9 +36,9 @@ pub fn judge(nodes: &[NodeRecord], now: WallTime) -> Plan {
     let heard: Vec<_> = nodes.iter().filter(|node| !node.lost).collect();
     let mut due: Vec<_> = heard
         .iter()
-        .filter(|node| node.steadiness.by(now).is_due(now))
+        .filter(|node| node.steadiness.is_due(now))
         .collect();
-    due.sort_by_key(|node| (Reverse(node.steadiness.by(now).points(now)), &node.node_id));
+    due.sort_by_key(|node| (Reverse(node.steadiness.points(now)), &node.node_id));
     let held: BTreeSet<&NodeId> = due
         .iter()
         .take(most(heard.len()))
@@ -46,10 +46,9 @@ pub fn judge(nodes: &[NodeRecord], now: WallTime) -> Plan {
         .collect();
     // One that is not heard has nothing placed on it anyway, and is judged when it is.
     for node in heard {
-        let is_held = held.contains(&node.node_id);
         let mut steadiness = node.steadiness.by(now);
-        steadiness.held = is_held;
-        if is_held != node.steadiness.held {
+        steadiness.held = held.contains(&node.node_id);
+        if steadiness.held != node.steadiness.held {
             tell(node, &steadiness, now, &mut plan);
         }
         if steadiness != node.steadiness {

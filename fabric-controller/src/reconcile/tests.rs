@@ -18,7 +18,6 @@ use crate::{
         node::{Inventory, NodeRecord},
         service::{ServiceRecord, ServiceRole, tests::service as made},
         size::{MIB, Size},
-        steadiness::Steadiness,
         time::WallTime,
     },
     placement::Policy,
@@ -32,24 +31,12 @@ const POLICY: Policy = Policy {
 
 pub(super) fn node_record(name: &str) -> NodeRecord {
     NodeRecord {
-        node_id: name.parse().unwrap(),
         inventory: Inventory {
             cpus: 4,
             memory_bytes: 1024 * MIB,
             ..Inventory::default()
         },
-        labels: BTreeMap::new(),
-        agent_version: String::new(),
-        registered: NOW,
-        lost: false,
-        fenced: false,
-        fault_domain: None,
-        cordoned: false,
-        draining: false,
-        blame: 0,
-        blamed_for: Vec::new(),
-        condemned: false,
-        steadiness: Steadiness::default(),
+        ..NodeRecord::new(name.parse().unwrap(), NOW)
     }
 }
 

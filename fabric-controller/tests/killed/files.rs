@@ -10,7 +10,7 @@ use crate::{
     framework::*,
     program::*,
     said::said,
-    stage::{Stage, assert_sound, settled, start, tcp},
+    stage::{Stage, arm, assert_sound, settled, start, tcp},
     steps,
 };
 
@@ -26,20 +26,18 @@ pub fn names(dir: &Path) -> Vec<String> {
 
 /// Runs a command that ends at a step, and then again.
 pub fn twice(step: Step, dir: &Path, arguments: &[&str], between: impl FnOnce()) {
-    let armed = dir.join("armed");
-    fs::create_dir(&armed).unwrap();
-    fs::write(armed.join(format!("{step:?}")), "").unwrap();
+    let armed = arm(step, dir);
     let run = || {
         Command::new(PROGRAM)
             .args(arguments)
-            .env("FABRIC_FAIL_POINTS", &armed)
+            .env("FABRIC_FAIL_POINTS", dir.join(ARMED))
             .current_dir(dir)
             .output()
             .unwrap()
     };
     let killed = run();
     assert!(!killed.status.success(), "nobody came to {step:?}");
-    assert_eq!(names(&armed), Vec::<String>::new(), "{step:?}: {killed:?}");
+    assert!(!armed.exists(), "nobody came to {step:?}: {killed:?}");
     between();
     let again = run();
     assert!(again.status.success(), "{step:?}: {again:?}");
@@ -118,12 +116,10 @@ async fn what_is_deleted_goes_with_its_file() {
 async fn a_new_store_has_all_of_its_tables_or_none() {
     for step in steps("open") {
         let dir = tempfile::tempdir().unwrap();
-        let armed = dir.path().join("armed");
-        fs::create_dir(&armed).unwrap();
-        fs::write(armed.join(format!("{step:?}")), "").unwrap();
+        let armed = arm(step, dir.path());
         let mut program = Program::launch(&[], dir.path(), &[]);
         assert!(!program.ended().await.success());
-        assert!(names(&armed).is_empty(), "nobody came to {step:?}");
+        assert!(!armed.exists(), "nobody came to {step:?}");
         let (_program, client) = start(dir.path()).await;
         client.upload_guest_os().await;
         settled(dir.path()).await;
@@ -137,7 +133,7 @@ async fn a_directory_is_set_up_whole_whenever_that_was_cut_off() {
         let dir = tempfile::tempdir().unwrap();
         let init = ["init", "--data-dir", "d", "--no-context"];
         twice(step, dir.path(), &init, || {});
-        fs::remove_dir(dir.path().join("armed")).unwrap();
+        fs::remove_dir(dir.path().join(ARMED)).unwrap();
 
         // Its administrator is one whom the controller knows, and the only one.
         let (program, client) = start(dir.path()).await;

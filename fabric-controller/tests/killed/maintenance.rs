@@ -6,6 +6,7 @@ use fabric_controller::fail_point::Step;
 
 use crate::{
     files::{names, twice},
+    program::ARMED,
     said::said,
     stage::{Stage, assert_sound, copy, settled, start},
     steps,
@@ -23,7 +24,7 @@ async fn of_a_backup_there_is_nothing_until_there_is_all() {
         let beside = names(dir.path());
         assert_eq!(
             beside,
-            ["armed", "backup", "d"],
+            [ARMED, "backup", "d"],
             "{step:?} has left something"
         );
         let trust = names(&dir.path().join("d/trust"));

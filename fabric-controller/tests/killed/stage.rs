@@ -7,14 +7,14 @@ use std::{
     time::Duration,
 };
 
-use fabric_controller::maintenance;
+use fabric_controller::{fail_point::Step, maintenance};
 use fabric_proto::{
     node::v1::{
         InstanceGoal, InstancePower, InstanceStatus, SnapshotState, SnapshotStatus, VmState,
     },
     v1::{
         ApplyServiceRequest, BlobKind, CertificateRole, CordonNodeRequest,
-        CreateCertificateRequest, CreateTokenRequest, ListNodesRequest, PauseInstanceRequest, Slot,
+        CreateCertificateRequest, CreateTokenRequest, PauseInstanceRequest, Slot,
         SnapshotInstanceRequest,
     },
 };
@@ -105,7 +105,6 @@ impl Stage {
     /// A copy of it, with a controller that has taken everything up.
     pub async fn copy(&self) -> Copy {
         let dir = self.files();
-        fs::create_dir(dir.path().join("armed")).unwrap();
         Copy::up(dir).await
     }
 
@@ -122,14 +121,11 @@ impl Copy {
         let (program, client) = start(dir.path()).await;
         let node = Node::register(&client, register("n1", 0)).await.unwrap();
         let node = node.live_as(is);
-        let look = async || {
-            let nodes = client.nodes().list_nodes(ListNodesRequest {}).await;
-            let mut nodes = nodes.unwrap().into_inner().nodes.into_iter();
-            nodes.find(|node| node.node_id == "n1").unwrap()
-        };
-        until("its node with its goal", look, |node| {
-            node.goal_incarnation > 0 && node.applied_incarnation == node.goal_incarnation
-        })
+        until(
+            "its node with its goal",
+            async || client.node("n1").await,
+            |node| node.goal_incarnation > 0 && node.applied_incarnation == node.goal_incarnation,
+        )
         .await;
         settled(dir.path()).await;
         Self {
@@ -145,10 +141,8 @@ impl Copy {
     }
 
     /// Has the controller end at a step.
-    pub fn arm(&self, step: impl std::fmt::Debug) -> PathBuf {
-        let file = self.path().join(format!("armed/{step:?}"));
-        fs::write(&file, "").unwrap();
-        file
+    pub fn arm(&self, step: Step) -> PathBuf {
+        arm(step, self.path())
     }
 
     /// Once it is dead: looks at what it has left, and starts the next one.
@@ -158,6 +152,16 @@ impl Copy {
         assert_sound(&self.path().join("d"));
         Self::up(self.dir).await
     }
+}
+
+/// Has whoever is started in the directory end at a step. The file is there until somebody
+/// has come to it.
+pub fn arm(step: Step, dir: &Path) -> PathBuf {
+    let armed = dir.join(ARMED);
+    fs::create_dir(&armed).unwrap();
+    let file = armed.join(format!("{step:?}"));
+    fs::write(&file, "").unwrap();
+    file
 }
 
 /// The stage's instances, and what they are.

@@ -28,10 +28,11 @@ use fabric_proto::{
     },
     v1::{
         ApplyServiceRequest, ApplyServiceResponse, BeginUploadRequest, BeginUploadResponse, Blob,
-        BlobKind, Event, Instance, ListEventsRequest, ListInstancesRequest, UploadRequest,
-        audit_service_client::AuditServiceClient, blob_service_client::BlobServiceClient,
-        event_service_client::EventServiceClient, instance_service_client::InstanceServiceClient,
-        node_service_client::NodeServiceClient, placement_service_client::PlacementServiceClient,
+        BlobKind, Event, Instance, ListEventsRequest, ListInstancesRequest, ListNodesRequest,
+        Node as NodeMessage, UploadRequest, audit_service_client::AuditServiceClient,
+        blob_service_client::BlobServiceClient, event_service_client::EventServiceClient,
+        instance_service_client::InstanceServiceClient, node_service_client::NodeServiceClient,
+        placement_service_client::PlacementServiceClient,
         service_service_client::ServiceServiceClient, trust_service_client::TrustServiceClient,
     },
 };
@@ -190,6 +191,13 @@ impl Client {
             .unwrap()
             .into_inner()
             .instances
+    }
+
+    /// A node that is known.
+    pub async fn node(&self, name: &str) -> NodeMessage {
+        let answer = self.nodes().list_nodes(ListNodesRequest {}).await.unwrap();
+        let mut nodes = answer.into_inner().nodes.into_iter();
+        nodes.find(|one| one.node_id == name).unwrap()
     }
 
     /// Ids and words of all instances.

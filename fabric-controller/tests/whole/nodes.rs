@@ -2,22 +2,11 @@
 
 use fabric_proto::{
     node::v1::{FetchBlobRequest, Register, SessionRequest},
-    v1::{ListNodesRequest, Node as NodeMessage},
+    v1::ListNodesRequest,
 };
 use tonic::Code;
 
 use crate::framework::*;
-
-async fn node(client: &Client) -> NodeMessage {
-    let nodes = client
-        .nodes()
-        .list_nodes(ListNodesRequest {})
-        .await
-        .unwrap()
-        .into_inner()
-        .nodes;
-    nodes.into_iter().next().unwrap()
-}
 
 #[tokio::test]
 async fn a_silent_node_is_lost_and_its_instances_are_unknown_until_it_is_back() {
@@ -28,7 +17,7 @@ async fn a_silent_node_is_lost_and_its_instances_are_unknown_until_it_is_back() 
     agent.goal_with(&["shop-web-0"]).await;
     agent.all_ready().await;
     client.wait_for_words(&[("shop-web-0", "Ready")]).await;
-    assert!(node(&client).await.connected);
+    assert!(client.node("n1").await.connected);
 
     let seen = agent.goal.incarnation;
     let epoch = agent.goal.instances[0].epoch;
@@ -39,7 +28,7 @@ async fn a_silent_node_is_lost_and_its_instances_are_unknown_until_it_is_back() 
         |seen| seen == &["NodeRegistered", "NodeConnected", "NodeLost"],
     )
     .await;
-    let shown = node(&client).await;
+    let shown = client.node("n1").await;
     assert!(!shown.connected && shown.last_seen.is_some());
     drop(agent);
 

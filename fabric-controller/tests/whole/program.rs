@@ -19,6 +19,9 @@ use crate::framework::*;
 /// The program that is under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_fabric-controller");
 
+/// Where the steps are armed at which it is to end, in the directory.
+pub const ARMED: &str = "armed";
+
 /// A controller of that directory; killed when it is dropped.
 pub struct Program {
     child: Child,
@@ -60,7 +63,7 @@ impl Program {
             .arg(format!("unix:{}", socket(dir).display()))
             .args(arguments)
             .env("RUST_LOG", "info")
-            .env("FABRIC_FAIL_POINTS", dir.join("armed"))
+            .env("FABRIC_FAIL_POINTS", dir.join(ARMED))
             .stderr(log)
             .spawn()
             .unwrap();

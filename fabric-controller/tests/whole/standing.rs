@@ -1,19 +1,8 @@
 //! Nodes that are given nothing new for what they did.
 
-use fabric_proto::{
-    node::v1::{NodeEvent, session_request::Report},
-    v1::{ListNodesRequest, Node as NodeMessage},
-};
+use fabric_proto::node::v1::{NodeEvent, session_request::Report};
 
 use crate::framework::*;
-
-impl Client {
-    async fn node(&self, name: &str) -> NodeMessage {
-        let answer = self.nodes().list_nodes(ListNodesRequest {}).await.unwrap();
-        let mut nodes = answer.into_inner().nodes.into_iter();
-        nodes.find(|one| one.node_id == name).unwrap()
-    }
-}
 
 #[tokio::test]
 async fn a_node_that_comes_and_goes_is_given_nothing_new_until_it_is_trusted_again() {

@@ -8,6 +8,7 @@
 //! | [`boot`] | kernel, command line and tables, as the Linux boot protocol wants them |
 //! | [`kvm`] | opens the host's KVM |
 //! | [`vcpu`] | virtual CPUs: set-up, the run loop, what an exit means |
+//! | [`msr`] | model-specific registers of a virtual CPU |
 //! | [`repair`] | what a KVM that interprets guest kernels lacks; not built elsewhere |
 //! | [`devices`] | serial port, keyboard controller, virtio block and vsock |
 //! | [`console`] | where the serial port's output goes; the ring and its reader |
@@ -38,6 +39,7 @@ pub mod kvm;
 pub mod limits;
 pub mod machine;
 pub mod memory;
+pub mod msr;
 pub mod probe;
 pub mod repair;
 pub mod snapshot;

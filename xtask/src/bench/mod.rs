@@ -10,15 +10,21 @@ mod restart;
 mod telling;
 mod vmm;
 
-use std::time::{Duration, Instant};
+use std::{
+    ffi::OsString,
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Subcommand;
+use serde_json::Value;
 
 use crate::{
-    build::Prepare,
+    build::{self, Prepare},
     demo::service::{INSTANCE, Size},
     fabric::{Fabric, Instance, Seen},
+    process,
     project::Project,
 };
 
@@ -99,6 +105,22 @@ enum What {
         #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
         instances: u32,
     },
+}
+
+/// The controller: its package and its program.
+const CONTROLLER: &str = "fabric-controller";
+
+/// What a measuring program says, an example of the controller's.
+fn measured(project: &Project, program: &str, arguments: &[OsString]) -> Result<Value> {
+    let build = ["build", "--release", "--package", CONTROLLER];
+    let mut command = build::cargo(project, &build);
+    command.args(["--bin", CONTROLLER, "--example", program]);
+    process::run(&mut command).context("building the measuring program")?;
+    let program = project.target.join("release/examples").join(program);
+    let mut command = process::command(program, arguments);
+    let output = process::output(command.stderr(Stdio::inherit()))?;
+    let line = output.trim();
+    serde_json::from_str(line).with_context(|| format!("it has answered {line:?}"))
 }
 
 /// Runs the task.

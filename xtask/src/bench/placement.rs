@@ -1,31 +1,25 @@
 //! Placement: what `fabric-controller/examples/placement` measures, as a table.
 
-use std::process::Stdio;
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::Value;
 
-use crate::{build, process, project::Project, table::table};
+use super::measured;
+use crate::{project::Project, table::table};
 
 /// The measuring program, an example of the controller's.
 const PROGRAM: &str = "placement";
 
 /// Measures.
 pub fn run(project: &Project, seed: u64) -> Result<()> {
-    let build = ["build", "--release", "--package", "fabric-controller"];
-    let mut command = build::cargo(project, &build);
-    command.args(["--example", PROGRAM]);
-    process::run(&mut command).context("building the measuring program")?;
-    let program = project.target.join("release/examples").join(PROGRAM);
-    let mut command = process::command(program, ["--seed", &seed.to_string()]);
-    let output = process::output(command.stderr(Stdio::inherit()))?;
-    let line = output.trim();
-    let figures: Value =
-        serde_json::from_str(line).with_context(|| format!("it has answered {line:?}"))?;
+    let figures = measured(
+        project,
+        PROGRAM,
+        &["--seed".into(), seed.to_string().into()],
+    )?;
     println!("\n{}", shown(&figures));
     println!("\nOne core, seed {seed}. Packing is what was promised of all cores when the first");
     println!("instance was refused; best-fit knows no fault domain.\n");
-    println!("{line}");
+    println!("{figures}");
     Ok(())
 }
 

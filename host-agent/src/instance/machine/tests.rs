@@ -52,6 +52,11 @@ impl Story {
         self.happens(Input::Goal(wanted))
     }
 
+    fn says_hello(&mut self, boot_id: &str) -> &mut Self {
+        let boot_id = boot_id.to_owned();
+        self.hears(GuestSaid::Hello { boot_id })
+    }
+
     fn hears(&mut self, said: GuestSaid) -> &mut Self {
         self.happens(Input::Guest(said))
     }
@@ -74,7 +79,7 @@ impl Story {
         self.starts();
         let boot_id = format!("boot-{}", self.machine.boots);
         self.after(2)
-            .hears(GuestSaid::Hello { boot_id })
+            .says_hello(&boot_id)
             .role(RoleCondition::Ready, 0)
     }
 
@@ -211,9 +216,7 @@ fn a_goal_leads_to_a_ready_role() {
     let mut story = Story::new();
     assert_eq!(story.goal(|_| {}).did(), [FRESH]);
     assert_eq!(story.starts().did(), [Action::Launch]);
-    story.after(7).hears(GuestSaid::Hello {
-        boot_id: "a".to_owned(),
-    });
+    story.after(7).says_hello("a");
     story
         .role(RoleCondition::Starting, 0)
         .role(RoleCondition::Ready, 0);
@@ -271,11 +274,7 @@ fn a_template_whose_guest_says_nothing_is_not_waited_for_as_long_as_a_boot() {
 #[test]
 fn a_template_whose_guests_would_all_be_the_same_is_not_used() {
     let mut story = copied();
-    let did = story
-        .hears(GuestSaid::Hello {
-            boot_id: "everyone's".to_owned(),
-        })
-        .did();
+    let did = story.says_hello("everyone's").did();
     assert!(refused(&did), "{did:?}");
     assert_eq!(did[1..], [Action::Kill]);
     assert_eq!(story.machine.boot_id(), "");
@@ -284,13 +283,10 @@ fn a_template_whose_guests_would_all_be_the_same_is_not_used() {
 
 #[test]
 fn a_template_is_not_to_blame_for_what_comes_after_hello_or_from_outside() {
-    let hello = |boot_id: &str| GuestSaid::Hello {
-        boot_id: boot_id.to_owned(),
-    };
     let mut story = copied();
     story
-        .hears(hello(""))
-        .hears(hello("a"))
+        .says_hello("")
+        .says_hello("a")
         .exits(ExitKind::KernelPanic);
     assert_eq!(story.did(), [KEEP]);
 
@@ -302,24 +298,21 @@ fn a_template_is_not_to_blame_for_what_comes_after_hello_or_from_outside() {
     let mut story = copied();
     let (now, limits) = (story.now, story.limits.clone());
     _ = story.machine.resume(now, true, true, &limits);
-    assert_eq!(story.hears(hello("a")).did(), []);
+    assert_eq!(story.says_hello("a").did(), []);
     assert_eq!(story.machine.boot_id(), "a");
 }
 
 #[test]
 fn a_guest_is_there_with_its_first_hello_and_known_with_its_second() {
-    let hello = |boot_id: &str| GuestSaid::Hello {
-        boot_id: boot_id.to_owned(),
-    };
     let mut story = Story::new();
     story.goal(|_| {}).starts().told();
-    story.after(1).hears(hello(""));
+    story.after(1).says_hello("");
     assert!(matches!(story.machine.state(), State::Running { .. }));
     assert_eq!(story.machine.boot_id(), "");
-    story.hears(hello("a"));
+    story.says_hello("a");
     assert_eq!(story.machine.boot_id(), "a");
     // It lost its connection, and says all it knows.
-    story.hears(hello("a")).hears(hello(""));
+    story.says_hello("a").says_hello("");
     assert_eq!(story.machine.boot_id(), "a");
     assert_eq!(story.told(), [Reason::GuestHello]);
 }
@@ -344,13 +337,7 @@ fn a_guest_that_misses_heartbeats_is_killed_and_started_again_at_once() {
 #[test]
 fn a_guest_that_starts_its_role_may_be_silent_for_longer() {
     let mut story = Story::new();
-    story
-        .goal(|_| {})
-        .starts()
-        .after(2)
-        .hears(GuestSaid::Hello {
-            boot_id: "a".to_owned(),
-        });
+    story.goal(|_| {}).starts().after(2).says_hello("a");
     let silence = story.limits.silence();
     let since_hello = story.now;
     assert_eq!(
@@ -366,14 +353,7 @@ fn a_guest_that_starts_its_role_may_be_silent_for_longer() {
 #[test]
 fn a_guest_without_a_goal_need_not_say_anything() {
     let mut story = Story::new();
-    story
-        .goal(|_| {})
-        .starts()
-        .after(2)
-        .hears(GuestSaid::Hello {
-            boot_id: String::new(),
-        })
-        .did();
+    story.goal(|_| {}).starts().after(2).says_hello("").did();
     for _ in 0..10 {
         story.now = story.machine.deadline(&story.limits).unwrap();
         assert_eq!(story.happens(Input::Resting).did(), []);
@@ -455,9 +435,7 @@ fn a_guest_that_reboots_is_started_again_without_blame() {
     for _ in 0..4 {
         story.did();
         assert_eq!(story.exits(ExitKind::GuestReset).did(), [KEEP]);
-        story.starts().hears(GuestSaid::Hello {
-            boot_id: "x".to_owned(),
-        });
+        story.starts().says_hello("x");
     }
     assert_eq!(story.machine.reimages(), 0);
 }
@@ -923,7 +901,7 @@ fn a_reset_is_another_boot_of_the_same_machine() {
     assert_eq!(story.machine.end().unwrap().cause, Cause::Reset);
     assert!(story.machine.role().is_none() && story.machine.boot_id().is_empty());
     let boot_id = "boot-2".to_owned();
-    story.after(1).hears(GuestSaid::Hello { boot_id }).did();
+    story.after(1).says_hello(&boot_id).did();
     assert!(matches!(story.machine.state(), State::Running { .. }));
     assert_eq!(story.goal(|_| {}).did(), [], "it happens once");
 }
@@ -1065,7 +1043,7 @@ fn a_machine_is_given_up_for_a_snapshot_only_when_that_has_been_verified() {
         "its guest is silent"
     );
     let boot_id = "boot-1".to_owned();
-    story.hears(GuestSaid::Hello { boot_id }).did();
+    story.says_hello(&boot_id).did();
     assert_eq!(story.machine.restored().error, "");
     assert_eq!(story.machine.restored().generation, 2);
     assert_eq!(story.goal(|_| {}).did(), [], "it happens once");
@@ -1338,7 +1316,7 @@ proptest! {
                     });
                 }
                 Move::Hello if world.vm => {
-                    story.hears(GuestSaid::Hello { boot_id: "x".to_owned() });
+                    story.says_hello("x");
                 }
                 Move::Heartbeat if world.vm => { story.hears(GuestSaid::Heartbeat); }
                 Move::Goodbye(reboot) if world.vm => {
@@ -1405,7 +1383,7 @@ proptest! {
                     story.happens(Input::Launched(ok.then_some(launch).ok_or("no".to_owned())));
                 }
                 Move::Exited(_) => { story.exits(ExitKind::Failed); }
-                Move::Hello => { story.hears(GuestSaid::Hello { boot_id: "x".to_owned() }); }
+                Move::Hello => { story.says_hello("x"); }
                 Move::Wait(_) if story.machine.deadline(&story.limits).is_some() => {
                     story.waits();
                 }

@@ -50,6 +50,7 @@ use timer::TimerRepair;
 use xstate::{KVM_XSAVE_SIZE, KvmXsave, Layout};
 
 use crate::memory::GuestMemory;
+use crate::msr;
 
 /// How often in a row the same instruction may be found changed, before it is
 /// taken for something else.
@@ -151,12 +152,20 @@ pub fn prepare(vm: &VmFd) -> Result<(), RepairError> {
     };
     let timer = MsrFilterRange {
         flags: MsrFilterRangeFlags::WRITE,
-        base: timer::MSR_TSC_DEADLINE,
+        base: msr::TSC_DEADLINE,
         msr_count: 1,
         bitmap: &[0],
     };
     vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &[syscall, timer])
         .map_err(RepairError::kvm("KVM_X86_SET_MSR_FILTER"))
+}
+
+fn set_msr(fd: &VcpuFd, index: u32, value: u64) -> Result<(), RepairError> {
+    msr::write(fd, index, value).map_err(|source| RepairError::Msr {
+        index,
+        value,
+        source,
+    })
 }
 
 fn enable(vm: &VmFd, cap: u32, argument: u64) -> Result<(), errno::Error> {
@@ -250,7 +259,7 @@ impl Repair {
         index: u32,
         value: u64,
     ) -> Result<(), RepairError> {
-        if index == timer::MSR_TSC_DEADLINE {
+        if index == msr::TSC_DEADLINE {
             return self.timer.write(fd, value, &self.counters);
         }
         self.syscall.write_msr(fd, &self.memory, index, value)

@@ -18,17 +18,17 @@
 
 use kvm_bindings::{
     KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP,
-    Msrs, kvm_guest_debug, kvm_msr_entry, kvm_regs, kvm_sregs,
+    kvm_guest_debug, kvm_regs, kvm_sregs,
 };
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 use vm_memory::GuestMemoryMmap;
 
-use super::RepairError;
 use super::counters::{RepairCounters, Repaired};
 use super::instructions;
 use super::paging::{AddressSpace, LinearMemory};
 use super::state::{CpuState, code_segment, data_segment};
+use super::{RepairError, set_msr};
 
 /// Segment selectors for SYSCALL and SYSRET.
 pub const MSR_STAR: u32 = 0xc000_0081;
@@ -403,25 +403,6 @@ fn little_endian(bytes: &[u8]) -> u64 {
         .iter()
         .rev()
         .fold(0, |value, byte| (value << 8) | u64::from(*byte))
-}
-
-pub(super) fn set_msr(fd: &VcpuFd, index: u32, data: u64) -> Result<(), RepairError> {
-    let refused = |source| RepairError::Msr {
-        index,
-        value: data,
-        source,
-    };
-    let entry = kvm_msr_entry {
-        index,
-        data,
-        ..kvm_msr_entry::default()
-    };
-    let msrs = Msrs::from_entries(&[entry]).map_err(|_| refused(None))?;
-    match fd.set_msrs(&msrs) {
-        Ok(1) => Ok(()),
-        Ok(_) => Err(refused(None)),
-        Err(source) => Err(refused(Some(source))),
-    }
 }
 
 #[cfg(test)]

@@ -16,17 +16,11 @@
 
 use std::time::Duration;
 
-use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 
-use super::RepairError;
 use super::counters::{RepairCounters, Repaired};
-use super::syscall::set_msr;
-
-/// The timer's deadline, a value of the time stamp counter, or 0 for none
-/// (Intel SDM volume 3, 11.5.4.1).
-pub const MSR_TSC_DEADLINE: u32 = 0x6e0;
-const MSR_TSC: u32 = 0x10;
+use super::{RepairError, set_msr};
+use crate::msr;
 
 /// From when one interrupt was dealt with to the next.
 const APART: Duration = Duration::from_millis(40);
@@ -80,11 +74,12 @@ impl TimerRepair {
         deadline: u64,
         counters: &RepairCounters,
     ) -> Result<(), RepairError> {
-        let due = self.put_off(now(fd)?, deadline);
+        let now = msr::read(fd, msr::TSC).ok_or(RepairError::Unknown { index: msr::TSC })?;
+        let due = self.put_off(now, deadline);
         if due != deadline {
             counters.count(Repaired::TimerPutOff);
         }
-        set_msr(fd, MSR_TSC_DEADLINE, due)
+        set_msr(fd, msr::TSC_DEADLINE, due)
     }
 
     /// When the interrupt is to be for which the guest asks now.
@@ -100,21 +95,6 @@ impl TimerRepair {
         let due = deadline.max(self.earliest);
         self.armed = Some(due);
         due
-    }
-}
-
-fn now(fd: &VcpuFd) -> Result<u64, RepairError> {
-    let failed = RepairError::Unknown { index: MSR_TSC };
-    let entry = kvm_msr_entry {
-        index: MSR_TSC,
-        ..kvm_msr_entry::default()
-    };
-    let Ok(mut msrs) = Msrs::from_entries(&[entry]) else {
-        return Err(failed);
-    };
-    match fd.get_msrs(&mut msrs) {
-        Ok(1) => Ok(msrs.as_slice()[0].data),
-        _ => Err(failed),
     }
 }
 

@@ -12,10 +12,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vmm_sys_util::errno;
 
-use crate::repair::syscall::SyscallRegisters;
+use crate::{msr, repair::syscall::SyscallRegisters};
 
-const MSR_TSC: u32 = 0x10;
-const MSR_TSC_DEADLINE: u32 = 0x6e0;
 /// Not in KVM's list of what has to be saved, and set when a machine is made.
 const MSR_MTRR_DEFAULT: u32 = 0x2ff;
 /// The most registers that a snapshot can name; KVM knows some 150.
@@ -190,7 +188,7 @@ impl VcpuState {
     /// reset, and is the same in all of them only if nobody sets it.
     #[must_use]
     pub fn without_time(mut self) -> VcpuState {
-        self.msrs.retain(|entry| entry.index != MSR_TSC);
+        self.msrs.retain(|entry| entry.index != msr::TSC);
         self
     }
 
@@ -225,11 +223,11 @@ impl VcpuState {
     }
 
     fn give_msrs(&self, fd: &VcpuFd) -> Result<(), VcpuStateError> {
-        let last = |entry: &&kvm_msr_entry| entry.index == MSR_TSC_DEADLINE;
+        let last = |entry: &&kvm_msr_entry| entry.index == msr::TSC_DEADLINE;
         let all_but_last = self.msrs.iter().filter(|entry| !last(entry)).copied();
         for entry in set_msrs(fd, all_but_last.collect())? {
             // Some cannot be written, and have the value they always have.
-            if entry.index != MSR_TSC && read_msr(fd, entry.index) != Some(entry.data) {
+            if entry.index != msr::TSC && msr::read(fd, entry.index) != Some(entry.data) {
                 return Err(VcpuStateError::Msr {
                     index: entry.index,
                     value: entry.data,
@@ -243,13 +241,13 @@ impl VcpuState {
     /// from where it was only where KVM can shift it.
     fn set_timer(&self, fd: &VcpuFd) -> Result<(), VcpuStateError> {
         let saved = |index| self.msrs.iter().find(|e| e.index == index).map(|e| e.data);
-        let Some(deadline) = saved(MSR_TSC_DEADLINE).filter(|deadline| *deadline != 0) else {
+        let Some(deadline) = saved(msr::TSC_DEADLINE).filter(|deadline| *deadline != 0) else {
             return Ok(());
         };
-        let then = saved(MSR_TSC).unwrap_or(deadline);
-        let now = read_msr(fd, MSR_TSC).unwrap_or(then);
+        let then = saved(msr::TSC).unwrap_or(deadline);
+        let now = msr::read(fd, msr::TSC).unwrap_or(then);
         let entry = kvm_msr_entry {
-            index: MSR_TSC_DEADLINE,
+            index: msr::TSC_DEADLINE,
             data: now.wrapping_add(deadline.saturating_sub(then)).max(1),
             ..kvm_msr_entry::default()
         };
@@ -288,15 +286,6 @@ fn read_msrs(
         wanted.drain(..(count + 1).min(wanted.len()));
     }
     Ok(found)
-}
-
-fn read_msr(fd: &VcpuFd, index: u32) -> Option<u64> {
-    let entry = kvm_msr_entry {
-        index,
-        ..kvm_msr_entry::default()
-    };
-    let mut list = Msrs::from_entries(&[entry]).ok()?;
-    (fd.get_msrs(&mut list).ok()? == 1).then(|| list.as_slice()[0].data)
 }
 
 /// Sets registers in their order, and returns those that KVM does not take.
