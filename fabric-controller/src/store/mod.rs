@@ -227,6 +227,31 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// The changes after that revision are not remembered; read everything again.
+    /// It may not be written; nothing was changed, and it works again once it may.
+    #[error(
+        "the store {} is read-only; have its file system mounted writable again (the kernel's log \
+         says why it is not), and try again", .path.display()
+    )]
+    ReadOnly {
+        /// The store's file.
+        path: PathBuf,
+        /// What SQLite says.
+        #[source]
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    /// The disk does not do what is asked of it, as one that fails or has become read-only;
+    /// nothing was changed, and it works again once the disk does.
+    #[error(
+        "the disk of the store {} fails, or may not be written; see the kernel's log, mend that, \
+         and try again", .path.display()
+    )]
+    Disk {
+        /// The store's file.
+        path: PathBuf,
+        /// What SQLite says: which operation on the file.
+        #[source]
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
     #[error("the changes after revision {after} are no longer remembered")]
     Compacted {
         /// Where the watcher wanted to begin.

@@ -112,6 +112,14 @@ fn failed(path: &Path, source: &Arc<rusqlite::Error>) -> StoreError {
         Some(rusqlite::ErrorCode::DiskFull) => StoreError::Full {
             path: path.to_owned(),
         },
+        Some(rusqlite::ErrorCode::ReadOnly) => StoreError::ReadOnly {
+            path: path.to_owned(),
+            source: source.clone(),
+        },
+        Some(rusqlite::ErrorCode::SystemIoFailure) => StoreError::Disk {
+            path: path.to_owned(),
+            source: source.clone(),
+        },
         _ => StoreError::Backend(source.clone()),
     }
 }
