@@ -37,6 +37,10 @@ fabric_fail_points::fail_points! {
         /// A new store has its tables, which are not committed.
         TablesMade,
     }
+    migrate {
+        /// A store from before is of this version's format, which is not committed.
+        Migrated,
+    }
     init {
         /// The CA has a key, and no certificate.
         CaKeyMade,

@@ -11,7 +11,7 @@ use crate::{
     program::*,
     said::said,
     stage::{Stage, arm, assert_sound, settled, start, tcp},
-    steps,
+    steps, then,
 };
 
 /// Names of the files in a directory.
@@ -122,6 +122,30 @@ async fn a_new_store_has_all_of_its_tables_or_none() {
         assert!(!armed.exists(), "nobody came to {step:?}");
         let (_program, client) = start(dir.path()).await;
         client.upload_guest_os().await;
+        settled(dir.path()).await;
+        assert_sound(&dir.path().join("d"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_from_before_is_as_it_was_until_it_is_of_this_version() {
+    let stage = Stage::set().await;
+    for step in steps("migrate") {
+        let dir = stage.files();
+        let store = dir.path().join("d/store.db");
+        then::make(&store);
+        let before = said(dir.path());
+        let armed = arm(step, dir.path());
+        let mut program = Program::launch(&[], dir.path(), &[]);
+        assert!(!program.ended().await.success());
+        assert!(!armed.exists(), "nobody came to {step:?}");
+        assert_eq!(then::format(&store), 1, "{step:?}");
+        assert_eq!(said(dir.path()), before, "{step:?}");
+        assert_sound(&dir.path().join("d"));
+
+        let (_program, client) = start(dir.path()).await;
+        assert_eq!(client.list().await.len(), 4, "{step:?}");
+        assert_eq!(then::format(&store), 2, "{step:?}");
         settled(dir.path()).await;
         assert_sound(&dir.path().join("d"));
     }

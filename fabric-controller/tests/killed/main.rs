@@ -13,12 +13,14 @@ mod maintenance;
 mod program;
 mod said;
 mod stage;
+#[path = "../whole/then.rs"]
+mod then;
 
 use fabric_controller::fail_point::Step;
 
 /// What there are steps of, and so tests here.
-const WALKED: [&str; 8] = [
-    "call", "upload", "discard", "delete", "open", "init", "backup", "restore",
+const WALKED: [&str; 9] = [
+    "call", "upload", "discard", "delete", "open", "migrate", "init", "backup", "restore",
 ];
 
 /// The steps of one thing.

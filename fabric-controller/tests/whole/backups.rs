@@ -4,7 +4,7 @@ use std::fs;
 
 use fabric_controller::maintenance::{self, MaintenanceError};
 
-use crate::framework::*;
+use crate::{framework::*, then};
 
 #[tokio::test]
 async fn a_backup_is_made_while_the_controller_runs_and_gone_back_to() {
@@ -44,6 +44,36 @@ async fn a_backup_is_made_while_the_controller_runs_and_gone_back_to() {
         node.goal.instances[1].epoch > 1 << 32,
         "an epoch is given twice"
     );
+}
+
+#[tokio::test]
+async fn a_backup_of_a_store_from_before_there_were_slots_is_gone_back_to() {
+    let (controller, client) = Controller::start().await;
+    client.upload_guest_os().await;
+    let mut node = Node::join(&client, "n1").await;
+    client.apply(&shop(1)).await.unwrap();
+    node.goal_with(&["shop-web-0"]).await;
+    let seen = node.goal.incarnation;
+    drop(node);
+    let kept = controller.stop().await;
+    let (data, backup) = (kept.path().join("d"), kept.path().join("backup"));
+    then::make(&data.join("store.db"));
+
+    let found = maintenance::check(&data, true).unwrap();
+    assert_eq!(found.problems, Vec::<String>::new());
+    let made = maintenance::backup(&data, &backup).unwrap();
+    assert_eq!(made.problems, Vec::<String>::new());
+    for store in [&data, &backup] {
+        assert_eq!(then::format(&store.join("store.db")), 1, "it was only read");
+    }
+    maintenance::restore(&backup, &data, true).unwrap();
+    assert_eq!(then::format(&data.join("store.db")), 2);
+
+    let (_controller, client) = Controller::start_in(kept).await;
+    let mut node = Node::register(&client, register("n1", seen)).await.unwrap();
+    node.goal_with(&["shop-web-0"]).await;
+    client.apply(&shop(2)).await.unwrap();
+    node.goal_with(&["shop-web-0", "shop-web-1"]).await;
 }
 
 #[tokio::test]

@@ -262,18 +262,73 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_another_version_is_refused() {
+    fn a_file_that_may_not_be_written_is_told_as_such() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.db");
+        let connection = schema::open(&path).unwrap();
+        connection.pragma_update(None, "query_only", true).unwrap();
+        let error = connection.execute("UPDATE store SET revision = 1", []);
+        let error = failed(&path, &Arc::new(error.unwrap_err()));
+        assert!(matches!(error, StoreError::ReadOnly { .. }), "{error:?}");
+        assert!(error.to_string().contains(&*path.to_string_lossy()));
+    }
+
+    fn format(path: &Path) -> u32 {
+        let connection = Connection::open(path).unwrap();
+        let found = connection.pragma_query_value(None, "user_version", |row| row.get(0));
+        found.unwrap()
+    }
+
+    #[test]
+    fn a_file_of_a_newer_version_is_refused_and_left_as_it_is() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("store.db");
         drop(SqliteStore::open(&path).unwrap());
+        assert_eq!(format(&path), 2);
         let connection = Connection::open(&path).unwrap();
-        connection.pragma_update(None, "user_version", 99).unwrap();
+        connection.pragma_update(None, "user_version", 3).unwrap();
         drop(connection);
         let error = SqliteStore::open(&path).unwrap_err();
+        let told = error.to_string();
         assert!(
-            matches!(error, StoreError::Format { found: 99, .. }),
-            "{error:?}"
+            told.ends_with("has format 3; this version knows 2"),
+            "{told}"
         );
+        assert!(matches!(error, StoreError::Format { found: 3, .. }));
+        assert_eq!(format(&path), 3);
+    }
+
+    #[tokio::test]
+    async fn a_file_of_format_1_becomes_one_of_this_version_with_all_that_is_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.db");
+        // As it was made then.
+        let then = Connection::open(&path).unwrap();
+        then.execute_batch(
+            "CREATE TABLE entries (
+                 key TEXT PRIMARY KEY, value BLOB NOT NULL, modified INTEGER NOT NULL
+             ) STRICT;
+             CREATE TABLE logs (log TEXT PRIMARY KEY, last INTEGER NOT NULL) STRICT;
+             CREATE TABLE store (revision INTEGER NOT NULL) STRICT;
+             INSERT INTO store (revision) VALUES (7);
+             INSERT INTO logs (log, last) VALUES ('events/', 3);
+             INSERT INTO entries (key, value, modified) VALUES ('services/shop', x'7b7d', 6);
+             PRAGMA user_version = 1;",
+        )
+        .unwrap();
+        drop(then);
+        // Who only looks changes nothing.
+        assert_eq!(file::entries(&path).unwrap().1, 7);
+        assert_eq!(format(&path), 1);
+
+        let store = SqliteStore::open(&path).unwrap();
+        assert_eq!(format(&path), 2);
+        let shop = store.get("services/shop").await.unwrap().unwrap();
+        assert_eq!((shop.value.as_ref(), shop.modified), (&b"{}"[..], 6));
+        let added = store.txn(Txn::new().append("events/", "x")).await.unwrap();
+        assert_eq!(added, Outcome::Committed(8));
+        let events = store.range(Range::prefix("events/")).await.unwrap();
+        assert!(events.entries[0].key.ends_with("04"), "{events:?}");
     }
 
     #[test]
