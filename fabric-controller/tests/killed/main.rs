@@ -8,6 +8,7 @@ mod files;
 #[allow(dead_code, reason = "the other tests use more of it")]
 mod framework;
 mod maintenance;
+mod own;
 #[path = "../whole/program.rs"]
 #[allow(dead_code, reason = "the other tests use more of it")]
 mod program;

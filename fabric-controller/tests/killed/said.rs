@@ -17,7 +17,8 @@ use tokio::time::sleep;
 use crate::framework::SOON;
 
 /// Fields that are another thing every time.
-const FLEETING: [&str; 15] = [
+const FLEETING: [&str; 16] = [
+    "at",
     "begun",
     "changed",
     "created",

@@ -26,7 +26,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{framework::*, program::*, said};
 
 /// No node is lost, and none has a lease, while a test takes its time.
-const CALM: [&str; 6] = [
+pub const CALM: [&str; 6] = [
     "--lost-after",
     "1h",
     "--lease",
@@ -234,7 +234,7 @@ pub fn certificate(name: &str, request_id: &str) -> CreateCertificateRequest {
 
 /// What the node makes of an instance: all that is wanted, but for a role that never is
 /// ready.
-fn is(goal: &InstanceGoal) -> InstanceStatus {
+pub fn is(goal: &InstanceGoal) -> InstanceStatus {
     let snapshots = goal.snapshots.iter().map(|one| SnapshotStatus {
         name: one.name.clone(),
         generation: one.generation,

@@ -4,7 +4,8 @@
 //! function that is empty without its feature `fail-points`, which nothing has that is
 //! released. A step is armed by a file of its name in the directory that [`DIRECTORY`]
 //! names. Who comes to the step removes the file, so one process ends there and the next
-//! one passes; a file that is still there says that nobody came.
+//! one passes; a file that is still there says that nobody came. A number in the file says
+//! how many are to pass before, and counts down.
 #![forbid(unsafe_code)]
 
 use std::{fmt::Debug, path::Path};
@@ -35,7 +36,15 @@ macro_rules! fail_points {
 pub fn take(step: impl Debug) -> bool {
     std::env::var_os(DIRECTORY).is_some_and(|directory| {
         let file = Path::new(&directory).join(format!("{step:?}"));
-        std::fs::remove_file(file).is_ok()
+        let passing = std::fs::read_to_string(&file).ok();
+        match passing.and_then(|text| text.trim().parse::<u64>().ok()) {
+            Some(left @ 1..) => {
+                // Where that cannot be written they pass all the same.
+                let _ = std::fs::write(file, (left - 1).to_string());
+                false
+            }
+            _ => std::fs::remove_file(file).is_ok(),
+        }
     })
 }
 
