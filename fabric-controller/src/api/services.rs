@@ -441,15 +441,9 @@ impl ServiceApi {
             }
             Err(other) => return Err(other),
         };
-        let BlobRecord {
-            digest, size_bytes, ..
-        } = kept.value.clone();
+        let blob = BlobRef::of(name, &kept.value);
         found.insert(records::blob(kind, &kept.value.name), kept);
-        Ok(BlobRef {
-            name,
-            digest,
-            size_bytes,
-        })
+        Ok(blob)
     }
 
     /// No two services may have instances of the same id.

@@ -282,6 +282,7 @@ pub(crate) mod tests {
             name: name.to_owned(),
             digest: fabric_proto::id::Digest::of_sha256(&[byte; 32]),
             size_bytes: 1 << 20,
+            virtual_bytes: 1 << 20,
         };
         InstanceSpec {
             size_name: "tiny".to_owned(),

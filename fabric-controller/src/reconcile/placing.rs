@@ -122,8 +122,7 @@ pub fn instances<'a>(
 fn needs(spec: &InstanceSpec) -> Needs {
     Needs {
         resources: Resources {
-            // A differencing disk can become as large as what it differs from.
-            disk_bytes: spec.image.size_bytes,
+            disk_bytes: spec.image.disk_bytes(),
             ..Resources::of(spec.size)
         },
         image: Some(spec.image.digest.clone()),
@@ -224,4 +223,34 @@ fn say_why_homeless(before: Option<&InstanceRecord>, record: &InstanceRecord, pl
         }
     };
     plan.because(reason, SubjectKind::Instance, &record.id);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        model::instance::tests::{record, spec},
+        reconcile::tests::node_record,
+    };
+
+    #[test]
+    fn a_disk_has_room_for_all_that_it_can_become() {
+        let mut node = node_record("n1");
+        node.inventory.disk_bytes = 100;
+        let mut asked = [record("n1"), record("n1")];
+        for (number, one) in asked.iter_mut().enumerate() {
+            one.id = format!("shop-web-{number}").parse().unwrap();
+            (one.spec.image.size_bytes, one.spec.image.virtual_bytes) = (1, 60);
+            one.node = None;
+        }
+        let asked = asked.map(|one| instance(&one, None));
+        let placed = placement::place(Policy::default(), &[self::node(&node, true)], &asked);
+        let placed = placed.iter().filter(|one| one.outcome.is_ok());
+        assert_eq!(placed.count(), 1);
+
+        // A record of before there was a note of it.
+        let mut old = spec().image;
+        old.virtual_bytes = 0;
+        assert_eq!(old.disk_bytes(), old.size_bytes);
+    }
 }
