@@ -15,6 +15,7 @@
 //! | [`change`] | what applying a file changes, for people |
 //! | [`instance`] | one instance of a role as it is kept |
 //! | [`keep`] | its pause and its snapshots |
+//! | [`label`] | what labels of machines may be |
 //! | [`lease`] | how long a node may run what it was told to |
 //! | [`state`] | the one word that users see for an instance |
 //! | [`node`] | a machine as it is kept |
@@ -34,6 +35,7 @@ pub mod deployment;
 pub mod event;
 pub mod instance;
 pub mod keep;
+pub mod label;
 pub mod lease;
 pub mod node;
 pub mod os_line;

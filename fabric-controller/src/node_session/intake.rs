@@ -16,6 +16,7 @@ use crate::{
     error::{Error, Result},
     model::{
         event::{Because, EventRecord, SubjectKind},
+        label,
         node::Inventory,
         time::WallTime,
     },
@@ -30,8 +31,6 @@ const LAST_WORDS: usize = 64 * 1024;
 const INSTANCES: usize = 10_000;
 /// Most snapshots of one instance that a node may tell of.
 const SNAPSHOTS: usize = 64;
-/// Most labels of a node.
-const LABELS: usize = 64;
 /// Longest reason of an event.
 const REASON: usize = 64;
 
@@ -65,9 +64,10 @@ pub(super) fn register(message: Register) -> Result<Registration> {
             message.protocol_version, PROTOCOL_VERSION
         )));
     }
-    if message.labels.len() > LABELS {
+    if message.labels.len() > label::MOST {
         return Err(Error::Invalid(format!(
-            "labels: there are more than {LABELS}"
+            "labels: there are more than {}",
+            label::MOST
         )));
     }
     // One below the highest leaves room to count on.

@@ -86,10 +86,11 @@ impl fmt::Display for Remedy {
             Self::Uncordon(node) => write!(f, "uncordon node {node}"),
             Self::Reconnect(node) => write!(f, "bring node {node} back"),
             Self::Label(node, labels) => {
-                write!(f, "label node {node} with")?;
+                write!(f, "label node {node}: `fabctl node label {node}")?;
                 labels
                     .iter()
-                    .try_for_each(|(key, value)| write!(f, " {key}={value}"))
+                    .try_for_each(|(key, value)| write!(f, " {}", word(key, value)))?;
+                f.write_str("`")
             }
             Self::Relax(group) => {
                 write!(
@@ -122,6 +123,17 @@ impl fmt::Display for Remedy {
                 Ok(())
             }
         }
+    }
+}
+
+/// A label as a word of a command line, in quotes if a shell would take it for more.
+fn word(key: &str, value: &str) -> String {
+    let plain = |char: char| char.is_alphanumeric() || "-_./:@%+,".contains(char);
+    let word = format!("{key}={value}");
+    if key.chars().chain(value.chars()).all(plain) {
+        word
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
     }
 }
 

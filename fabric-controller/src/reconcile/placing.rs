@@ -40,7 +40,7 @@ pub fn node(record: &NodeRecord, connected: bool) -> Node {
         condemned: record.condemned,
         unsteady: record.steadiness.held,
         blame: record.blame,
-        labels: record.labels.clone(),
+        labels: record.all_labels(),
         // Ours is a virtual machine monitor for x86-64.
         architecture: Architecture::X86_64,
         kvm: record.kvm(),

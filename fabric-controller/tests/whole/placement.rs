@@ -1,8 +1,8 @@
 //! Why an instance is where it is, and what would be if.
 
 use fabric_proto::v1::{
-    ExplainPlacementRequest, ExplainPlacementResponse, SimulatePlacementRequest,
-    SimulatePlacementResponse,
+    ExplainPlacementRequest, ExplainPlacementResponse, LabelNodeRequest, Node as NodeMessage,
+    SimulatePlacementRequest, SimulatePlacementResponse,
 };
 use tonic::{Code, Status};
 
@@ -128,4 +128,94 @@ async fn a_simulation_says_who_would_go_where_and_does_nothing() {
     assert_eq!(refused.message(), "there is no node n9");
     let nothing = simulate(&client, SimulatePlacementRequest::default()).await;
     assert_eq!(nothing.unwrap_err().code(), Code::InvalidArgument);
+}
+
+async fn label(client: &Client, request: LabelNodeRequest) -> Result<NodeMessage, Status> {
+    let answer = client.nodes().label_node(request).await?;
+    Ok(answer.into_inner().node.unwrap())
+}
+
+/// What says of node n1 that it has that label.
+fn with(key: &str, value: &str) -> LabelNodeRequest {
+    LabelNodeRequest {
+        node_id: "n1".to_owned(),
+        set: [(key.to_owned(), value.to_owned())].into(),
+        ..LabelNodeRequest::default()
+    }
+}
+
+/// A role for nodes with fast disks.
+fn picky() -> String {
+    format!("{}node_labels = {{ disk = \"nvme\" }}\n", shop(1))
+}
+
+#[tokio::test]
+async fn a_label_from_an_operator_makes_room_and_outlives_the_nodes_own_and_a_restart() {
+    let (controller, client) = Controller::start().await;
+    client.upload_guest_os().await;
+    let mut says = register("n1", 0);
+    says.labels.insert("disk".to_owned(), "hdd".to_owned());
+    let mut node = Node::register(&client, says.clone()).await.unwrap();
+    node.next_goal().await;
+    node.status(vec![]).await;
+    client.apply(&picky()).await.unwrap();
+    let why = explain(&client, "shop-web-0").await.unwrap();
+    assert_eq!(why.verdicts[0].refusals[0].reason, "Label");
+    let remedy = "label node n1: `fabctl node label n1 disk=nvme`";
+    assert_eq!(why.remedies[0], remedy);
+
+    let request = LabelNodeRequest {
+        fault_domain: Some("r7".to_owned()),
+        request_id: "once".to_owned(),
+        ..with("disk", "nvme")
+    };
+    let labelled = label(&client, request.clone()).await.unwrap();
+    assert_eq!(labelled.labels["disk"], "nvme");
+    assert_eq!(labelled.fault_domain, "r7");
+    node.goal_with(&["shop-web-0"]).await;
+    assert_eq!(label(&client, request).await.unwrap(), labelled);
+    let reasons = client.reasons("n1").await;
+    assert_eq!(reasons[2..], ["NodeLabelled"]);
+
+    // What the node says again is no matter, before and after a restart.
+    says.seen_incarnation = node.goal.incarnation;
+    drop(node);
+    let node = Node::register(&client, says.clone()).await.unwrap();
+    assert_eq!(client.node("n1").await.labels["disk"], "nvme");
+    drop(node);
+    let (_controller, client) = controller.restart().await;
+    let _node = Node::register(&client, says).await.unwrap();
+    let kept = client.node("n1").await;
+    assert_eq!(kept.labels["disk"], "nvme");
+    assert_eq!(kept.operator_labels, kept.labels);
+    let domains = (kept.fault_domain, kept.operator_fault_domain);
+    assert_eq!(domains, ("r7".to_owned(), "r7".to_owned()));
+
+    // Taken back, the node's own counts again; what is there stays.
+    let back = LabelNodeRequest {
+        node_id: "n1".to_owned(),
+        remove: vec!["disk".to_owned()],
+        fault_domain: Some(String::new()),
+        ..LabelNodeRequest::default()
+    };
+    let node = label(&client, back.clone()).await.unwrap();
+    assert_eq!((&*node.labels["disk"], &*node.fault_domain), ("hdd", "n1"));
+    assert_eq!(client.list().await[0].node_id, "n1");
+    let own = label(&client, back).await.unwrap_err();
+    assert_eq!(own.code(), Code::FailedPrecondition);
+}
+
+#[tokio::test]
+async fn labels_that_cannot_be_are_refused() {
+    let (_controller, client) = Controller::start().await;
+    let _node = Node::join(&client, "n1").await;
+    let empty = label(&client, with("disk", "")).await.unwrap_err();
+    assert_eq!(empty.code(), Code::InvalidArgument);
+    let nobody = LabelNodeRequest {
+        node_id: "n9".to_owned(),
+        ..with("disk", "nvme")
+    };
+    let nobody = label(&client, nobody).await.unwrap_err();
+    assert_eq!(nobody.code(), Code::NotFound);
+    assert!(client.node("n1").await.labels.is_empty());
 }

@@ -124,8 +124,14 @@ fn labels_choose_nodes() {
     assert_eq!(only(&place(ONCE, &nodes, &[picky.clone()])), "n2");
     let why = why_not(&place(ONCE, &nodes[..1], &[picky]));
     assert!(
-        why.contains("to make it fit, label node n1 with disk=nvme"),
+        why.contains("to make it fit, label node n1: `fabctl node label n1 disk=nvme`"),
         "{why}"
+    );
+    let odd = [("of".to_owned(), "Jane's lab".to_owned())];
+    let remedy = Remedy::Label("n1".parse().unwrap(), odd.to_vec());
+    assert_eq!(
+        remedy.to_string(),
+        r"label node n1: `fabctl node label n1 'of=Jane'\''s lab'`"
     );
 }
 
