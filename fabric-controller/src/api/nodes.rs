@@ -23,6 +23,7 @@ use crate::{
         event::{EventRecord, Reason, SubjectKind},
         instance::InstanceRecord,
         node::NodeRecord,
+        own::OwnResources,
         steadiness::Steadiness,
     },
     records::{self, Kept},
@@ -307,6 +308,10 @@ impl NodeApi {
 
     fn node(&self, record: &NodeRecord, placed: &[&InstanceRecord]) -> Node {
         let sight = self.controller.registry.sight(&record.node_id);
+        let mut resources = OwnResources::default();
+        for one in placed {
+            resources.add(&one.spec.resources);
+        }
         Node {
             node_id: record.node_id.to_string(),
             connected: sight.connected,
@@ -321,6 +326,7 @@ impl NodeApi {
                 .iter()
                 .map(|record| record.spec.size.memory_bytes)
                 .sum(),
+            resources_used: resources.to_map(),
             goal_incarnation: sight.goal_incarnation,
             applied_incarnation: sight.report.map_or(0, |report| report.applied_incarnation),
             fault_domain: record.fault_domain().to_owned(),

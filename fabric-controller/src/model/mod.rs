@@ -17,6 +17,7 @@
 //! | [`keep`] | its pause and its snapshots |
 //! | [`label`] | what labels of machines may be |
 //! | [`lease`] | how long a node may run what it was told to |
+//! | [`own`] | resources that only operators know what they are, counted |
 //! | [`state`] | the one word that users see for an instance |
 //! | [`node`] | a machine as it is kept |
 //! | [`blame`] | which machines are to blame for what fails on them |
@@ -39,6 +40,7 @@ pub mod label;
 pub mod lease;
 pub mod node;
 pub mod os_line;
+pub mod own;
 pub mod revision;
 pub mod service;
 pub mod size;

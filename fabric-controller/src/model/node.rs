@@ -8,7 +8,7 @@ use std::{
 use fabric_proto::id::{InstanceId, NodeId, ServiceName};
 use serde::{Deserialize, Serialize};
 
-use super::{steadiness::Steadiness, time::WallTime};
+use super::{own::OwnResources, steadiness::Steadiness, time::WallTime};
 
 /// What a node has, as its host agent says.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +27,9 @@ pub struct Inventory {
     pub cpu_model: String,
     /// Host name.
     pub hostname: String,
+    /// Resources of the operator's own.
+    #[serde(default, skip_serializing_if = "OwnResources::is_empty")]
+    pub resources: OwnResources,
 }
 
 /// How a node's KVM runs guest kernels.

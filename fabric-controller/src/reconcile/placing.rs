@@ -45,6 +45,7 @@ pub fn node(record: &NodeRecord, connected: bool) -> Node {
         architecture: Architecture::X86_64,
         kvm: record.kvm(),
         images: Default::default(),
+        own: inventory.resources.clone(),
     }
 }
 
@@ -126,6 +127,7 @@ fn needs(spec: &InstanceSpec) -> Needs {
             disk_bytes: spec.image.size_bytes,
             ..Resources::of(spec.size)
         },
+        own: spec.resources.clone(),
         image: Some(spec.image.digest.clone()),
         labels: spec.nodes.labels.clone(),
         kvm: spec.nodes.kvm,

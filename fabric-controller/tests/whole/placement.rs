@@ -6,7 +6,7 @@ use fabric_proto::v1::{
 };
 use tonic::{Code, Status};
 
-use crate::framework::{Client, Controller, Node, register, shop};
+use crate::framework::{Client, Controller, Node, register, shop, until};
 
 async fn explain(client: &Client, id: &str) -> Result<ExplainPlacementResponse, Status> {
     let request = ExplainPlacementRequest {
@@ -218,4 +218,68 @@ async fn labels_that_cannot_be_are_refused() {
     let nobody = label(&client, nobody).await.unwrap_err();
     assert_eq!(nobody.code(), Code::NotFound);
     assert!(client.node("n1").await.labels.is_empty());
+}
+
+/// A node with so many GPUs.
+async fn with_gpus(client: &Client, name: &str, count: u64) -> Node {
+    let mut says = register(name, 0);
+    if let Some(inventory) = &mut says.inventory {
+        inventory.resources.insert("gpu".to_owned(), count);
+    }
+    Node::register(client, says).await.unwrap()
+}
+
+#[tokio::test]
+async fn an_operators_own_resources_are_never_promised_twice() {
+    let (_controller, client) = Controller::start().await;
+    client.upload_guest_os().await;
+    let _nodes = [
+        Node::join(&client, "n1").await.live(),
+        with_gpus(&client, "n2", 2).await.live(),
+    ];
+    let gpus = shop(3).replace("memory", "resources = { gpu = 1 }\nmemory");
+    client.apply(&gpus).await.unwrap();
+    let placed = until(
+        "two on the node that has some",
+        async || client.list().await,
+        |all| all.iter().filter(|one| one.node_id == "n2").count() == 2,
+    )
+    .await;
+    assert_eq!(placed[0].resources["gpu"], 1);
+    let homeless: Vec<_> = placed.iter().filter(|one| one.node_id.is_empty()).collect();
+    assert_eq!(homeless.len(), 1, "{placed:#?}");
+    let why = explain(&client, &homeless[0].instance_id).await.unwrap();
+    let refusals: Vec<_> = why
+        .verdicts
+        .iter()
+        .map(|one| (&*one.refusals[0].reason, &*one.refusals[0].message))
+        .collect();
+    assert_eq!(
+        refusals,
+        [
+            ("NoResource", "it has 0 gpu in all, 1 are needed"),
+            ("Resource", "0 gpu are free, 1 are needed"),
+        ]
+    );
+    assert_eq!(why.remedies[0], "free 1 gpu on node n2");
+    let node = client.node("n2").await;
+    assert_eq!(node.resources_used["gpu"], 2);
+    assert_eq!(node.inventory.unwrap().resources["gpu"], 2);
+
+    let _another = with_gpus(&client, "n3", 1).await.live();
+    until(
+        "the last on a node that has come",
+        async || client.list().await,
+        |all| all.iter().any(|one| one.node_id == "n3"),
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_node_whose_resources_cannot_be_counted_is_refused() {
+    let (_controller, client) = Controller::start().await;
+    let mut none = with_gpus(&client, "n1", 0).await;
+    let none = none.answer().await.unwrap_err();
+    assert_eq!(none.code(), Code::InvalidArgument);
+    assert!(none.message().contains("it must be 1 to 1000000"), "{none}");
 }

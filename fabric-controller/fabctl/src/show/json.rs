@@ -45,6 +45,7 @@ pub fn node(node: &Node) -> Value {
             "kernel_release": inventory.kernel_release,
             "cpu_model": inventory.cpu_model,
             "hostname": inventory.hostname,
+            "resources": inventory.resources,
         },
         "labels": node.labels,
         "operator_labels": node.operator_labels,
@@ -62,6 +63,7 @@ pub fn node(node: &Node) -> Value {
         "instances": node.instances,
         "vcpus_used": node.vcpus_used,
         "memory_used_bytes": node.memory_used_bytes,
+        "resources_used": node.resources_used,
         "goal_incarnation": node.goal_incarnation,
         "applied_incarnation": node.applied_incarnation,
     })
@@ -213,6 +215,7 @@ pub fn instance(instance: &Instance) -> Value {
         "size": instance.size,
         "vcpus": instance.vcpus,
         "memory_bytes": instance.memory_bytes,
+        "resources": instance.resources,
         "vm_state": words::vm_state(&status),
         "vm_reason": status.vm_reason,
         "vm_since": words::rfc3339(status.vm_since.as_ref()),
