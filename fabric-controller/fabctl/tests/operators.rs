@@ -567,3 +567,31 @@ async fn watch_gives_the_terminal_back_whatever_ends_it() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_labelled_in_one_line_and_says_who_says_what() {
+    let fabric = Fabric::start().await;
+    let _node = Node::join(&fabric).await;
+    let labelled = ["node", "label", "n1", "disk=nvme", "--fault-domain", "r7"];
+    let shown = fabric.printed(&labelled).await;
+    let lines: Vec<Vec<_>> = shown
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert!(lines.contains(&vec!["disk", "nvme", "operator"]), "{shown}");
+    let domain = vec!["(fault", "domain)", "r7", "operator"];
+    assert!(lines.contains(&domain), "{shown}");
+    let shown = fabric
+        .printed(&["node", "show", "n1", "--output", "json"])
+        .await;
+    let node: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(node["operator_labels"]["disk"], "nvme");
+    assert_eq!(node["operator_fault_domain"], "r7");
+    let back = ["node", "label", "n1", "disk-", "--no-fault-domain"];
+    let shown = fabric.printed(&back).await;
+    assert!(!shown.contains("disk"), "{shown}");
+    let twice = fabric
+        .fabctl(&["node", "label", "n1", "disk=nvme", "disk=hdd"])
+        .await;
+    assert_eq!(twice.status.code(), Some(1));
+}

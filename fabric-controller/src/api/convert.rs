@@ -52,6 +52,7 @@ pub(super) fn inventory(inventory: &model::node::Inventory) -> Inventory {
         kernel_release: inventory.kernel_release.clone(),
         cpu_model: inventory.cpu_model.clone(),
         hostname: inventory.hostname.clone(),
+        resources: inventory.resources.to_map(),
     }
 }
 
@@ -329,6 +330,7 @@ pub(super) fn instance(record: &InstanceRecord, registry: &Registry) -> Instance
         size: record.spec.size_name.clone(),
         vcpus: record.spec.size.vcpus,
         memory_bytes: record.spec.size.memory_bytes,
+        resources: record.spec.resources.to_map(),
         snapshots: snapshots(record, registry),
         slot: SlotMessage::Unspecified.into(),
         upgrade_domain: 0,

@@ -234,7 +234,12 @@ fn spec_differences(was: &InstanceSpec, is: &InstanceSpec) -> Vec<String> {
     };
     let size = |spec: &InstanceSpec| {
         let mib = spec.size.memory_bytes >> 20;
-        format!("{} ({} vCPU, {mib} MiB)", spec.size_name, spec.size.vcpus)
+        let own = match spec.resources.is_empty() {
+            true => String::new(),
+            false => format!(", {}", spec.resources),
+        };
+        let vcpus = spec.size.vcpus;
+        format!("{} ({vcpus} vCPU, {mib} MiB{own})", spec.size_name)
     };
     compare("nodes", &was.nodes, &is.nodes);
     let blob = |blob: &BlobRef| format!("{} ({:.19})", blob.name, blob.digest.as_str());

@@ -59,6 +59,7 @@ pub enum Reason {
     NodeCordoned,
     NodeUncordoned,
     NodeDraining,
+    NodeLabelled,
     NodeUnsteady,
     NodeSteady,
     NodeBlamed,

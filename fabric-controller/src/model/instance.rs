@@ -8,6 +8,7 @@ use super::{
     definition::{NodeRules, Role},
     deployment::Colour,
     keep::Keep,
+    own::OwnResources,
     size::Size,
     time::WallTime,
 };
@@ -109,6 +110,9 @@ pub struct InstanceSpec {
     pub size_name: String,
     /// Its size.
     pub size: Size,
+    /// Resources of the operator's own that its size takes.
+    #[serde(default, skip_serializing_if = "OwnResources::is_empty")]
+    pub resources: OwnResources,
     /// The image it boots from.
     pub image: BlobRef,
     /// Its role's package.
@@ -125,7 +129,7 @@ impl InstanceSpec {
     #[must_use]
     pub fn effect_of(&self, new: &Self) -> Effect {
         let digest = |blob: &Option<BlobRef>| blob.as_ref().map(|blob| blob.digest.clone());
-        if self.size != new.size || self.nodes != new.nodes {
+        if self.size != new.size || self.resources != new.resources || self.nodes != new.nodes {
             Effect::Replace
         } else if self.image.digest != new.image.digest
             || digest(&self.package) != digest(&new.package)
@@ -291,6 +295,7 @@ pub(crate) mod tests {
                 memory_bytes: 128 * MIB,
                 cpu_weight: 0,
             },
+            resources: OwnResources::default(),
             image: blob("guest-os", 1),
             package: Some(blob("hello-web", 2)),
             role: Role {
@@ -328,6 +333,10 @@ pub(crate) mod tests {
         assert_eq!(effect(&command), Effect::RestartRole);
         assert_eq!(effect(&|new| new.package = None), Effect::Reimage);
         assert_eq!(effect(&|new| new.size.vcpus = 2), Effect::Replace);
+        let gpu = |new: &mut InstanceSpec| {
+            new.resources = [("gpu".to_owned(), 1)].into_iter().collect();
+        };
+        assert_eq!(effect(&gpu), Effect::Replace);
         let kvm = |new: &mut InstanceSpec| new.nodes.kvm = Some(Kvm::Hardware);
         assert_eq!(effect(&kvm), Effect::Replace);
     }

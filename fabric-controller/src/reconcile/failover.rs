@@ -164,6 +164,18 @@ mod tests {
     }
 
     #[test]
+    fn how_many_are_many_is_the_operators_to_say() {
+        let policy = LeasePolicy {
+            silent_percent: 67,
+            ..LeasePolicy::default()
+        };
+        let verdict = decide(&policy, &silences(&[15, 16, 1]));
+        assert_eq!(fenced(&verdict), ["n0", "n1"]);
+        let held = decide(&policy, &silences(&[15, 16, 17])).held;
+        assert_eq!(held, Some(Held { silent: 3, of: 3 }));
+    }
+
+    #[test]
     fn a_second_failure_is_not_held_up_by_the_first() {
         let policy = LeasePolicy::default();
         let mut nodes = silences(&[1_000, 15, 1]);

@@ -40,11 +40,12 @@ pub fn node(record: &NodeRecord, connected: bool) -> Node {
         condemned: record.condemned,
         unsteady: record.steadiness.held,
         blame: record.blame,
-        labels: record.labels.clone(),
+        labels: record.all_labels(),
         // Ours is a virtual machine monitor for x86-64.
         architecture: Architecture::X86_64,
         kvm: record.kvm(),
         images: Default::default(),
+        own: inventory.resources.clone(),
     }
 }
 
@@ -125,6 +126,7 @@ fn needs(spec: &InstanceSpec) -> Needs {
             disk_bytes: spec.image.disk_bytes(),
             ..Resources::of(spec.size)
         },
+        own: spec.resources.clone(),
         image: Some(spec.image.digest.clone()),
         labels: spec.nodes.labels.clone(),
         kvm: spec.nodes.kvm,

@@ -44,6 +44,7 @@ pub const TABLE: &[Rule] = &[
     change("fabric.v1.NodeService/CordonNode"),
     change("fabric.v1.NodeService/UncordonNode"),
     change("fabric.v1.NodeService/DrainNode"),
+    change("fabric.v1.NodeService/LabelNode"),
     rule("fabric.v1.NodeService/RemoveNode", &[Admin], true),
     change("fabric.v1.BlobService/BeginUpload"),
     change("fabric.v1.BlobService/Upload"),

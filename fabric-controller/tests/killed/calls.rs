@@ -9,7 +9,7 @@ use fabric_controller::{
 use fabric_proto::v1::{
     ApplyServiceRequest, BeginUploadRequest, BlobKind, ControlUpdateRequest, CordonNodeRequest,
     CreateTokenRequest, DeleteBlobRequest, DeleteServiceRequest, DeleteSnapshotRequest,
-    DrainNodeRequest, JoinNodeRequest, PauseInstanceRequest, RemoveNodeRequest,
+    DrainNodeRequest, JoinNodeRequest, LabelNodeRequest, PauseInstanceRequest, RemoveNodeRequest,
     RenewCertificateRequest, RestartInstanceRequest, RestoreInstanceRequest, ResumeInstanceRequest,
     RevokeCertificateRequest, RollbackServiceRequest, SnapshotInstanceRequest, SwapSlotsRequest,
     UncordonNodeRequest, UpdateAction,
@@ -150,6 +150,16 @@ impl<'a> Call<'a> {
                     request_id,
                 };
                 client.nodes().drain_node(request).await.map(drop)
+            }
+            ("fabric.v1.NodeService", "LabelNode") => {
+                let request = LabelNodeRequest {
+                    node_id: text("n2"),
+                    set: [(text("disk"), text("nvme"))].into(),
+                    fault_domain: Some(text("r1")),
+                    request_id,
+                    ..LabelNodeRequest::default()
+                };
+                client.nodes().label_node(request).await.map(drop)
             }
             ("fabric.v1.NodeService", "RemoveNode") => {
                 let node_id = text("n2");

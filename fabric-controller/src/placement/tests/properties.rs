@@ -23,6 +23,7 @@ fn nodes() -> impl Strategy<Value = Vec<Node>> {
         0u32..2,
         prop::bool::ANY,
         prop::collection::btree_set((1u8..4).prop_map(image), 0..2),
+        0u64..5,
     );
     prop::collection::vec(one, 0..10).prop_map(|nodes| {
         let numbered = nodes.into_iter().enumerate();
@@ -39,6 +40,7 @@ fn nodes() -> impl Strategy<Value = Vec<Node>> {
                         blame,
                         labelled,
                         images,
+                        own,
                     ),
                 )| {
                     let mut node = racked(&format!("n{n}"), &format!("r{rack}"), cpus, mib);
@@ -55,6 +57,7 @@ fn nodes() -> impl Strategy<Value = Vec<Node>> {
                         blame,
                         images,
                         disk_bytes: u64::from(cpus) * 100 * MIB,
+                        own: gpus(own),
                         ..node
                     }
                 },
@@ -71,6 +74,7 @@ fn instances() -> impl Strategy<Value = Vec<Instance>> {
         0u32..150,
         0u64..200,
         0u8..4,
+        prop_oneof![2 => Just(0u64), 1 => 1u64..4],
         any::<(bool, bool)>(),
     );
     let shapes = prop::collection::vec(shape, 4);
@@ -79,7 +83,7 @@ fn instances() -> impl Strategy<Value = Vec<Instance>> {
         let numbered = roles.into_iter();
         numbered
             .map(|role| {
-                let (vcpus, mib, weight, disk, image_byte, (strict, labelled)) = shapes[role];
+                let (vcpus, mib, weight, disk, image_byte, own, (strict, labelled)) = shapes[role];
                 let number = counts[role];
                 counts[role] += 1;
                 let mut one = instance(&format!("s-r{role}-{number}"), vcpus, mib);
@@ -91,6 +95,7 @@ fn instances() -> impl Strategy<Value = Vec<Instance>> {
                         cpu_weight: weight,
                     })
                 };
+                one.needs.own = gpus(own);
                 one.needs.image = (image_byte > 0).then(|| image(image_byte));
                 if strict {
                     one.spreading = Spreading::Strict;
@@ -124,6 +129,23 @@ fn promised(node: &Node, instances: &[Instance]) -> Resources {
     })
 }
 
+/// The same of the operator's own resources.
+fn promised_own(node: &Node, instances: &[Instance]) -> OwnResources {
+    let mut sum = OwnResources::default();
+    for one in instances {
+        if one.node.as_ref() == Some(&node.id) {
+            sum.add(&one.needs.own);
+        }
+    }
+    sum
+}
+
+/// Whether no more is promised of a node than it has.
+fn is_kept(policy: Policy, node: &Node, instances: &[Instance]) -> bool {
+    promised(node, instances).fits_in(&node.capacity(policy))
+        && promised_own(node, instances).fits_in(&node.own)
+}
+
 fn usable(node: &Node, one: &Instance) -> bool {
     filter::standing(node, &one.needs).is_empty()
 }
@@ -150,7 +172,9 @@ fn check_each(policy: Policy, nodes: &[Node], instances: &[Instance], decisions:
             .unwrap_or(0);
         let fits = |node: &Node| {
             let free = node.capacity(policy).minus(&promised(node, &now));
-            usable(node, &one) && one.needs.resources.fits_in(&free)
+            let free_own = node.own.minus(&promised_own(node, &now));
+            let room = one.needs.resources.fits_in(&free) && one.needs.own.fits_in(&free_own);
+            usable(node, &one) && room
         };
         let keeps = |node: &Node| counts[&node.domain.0] <= least;
         match &decision.outcome {
@@ -192,7 +216,7 @@ proptest! {
         check_each(policy, &nodes, &instances, &decisions);
         let placed = carried_out(&instances, &decisions);
         for node in &nodes {
-            prop_assert!(promised(node, &placed).fits_in(&node.capacity(policy)));
+            prop_assert!(is_kept(policy, node, &placed));
         }
     }
 
@@ -267,14 +291,16 @@ proptest! {
                     find(&mut nodes, id).labels.extend(labels.iter().cloned());
                 }
                 Remedy::Relax(_) => asked.spreading = Spreading::Preferred,
-                Remedy::Free(id, short) => {
+                Remedy::Free(id, short, own) => {
                     let node = find(&mut nodes, id);
                     node.cpus += u32::try_from(short.millicores.div_ceil(1000)).unwrap();
                     node.memory_bytes += short.memory_bytes;
                     node.disk_bytes += short.disk_bytes;
+                    node.own.add(own);
                 }
                 Remedy::Add(needs) => nodes.push(Node {
                     labels: needs.labels.clone(),
+                    own: needs.own.clone(),
                     ..node("new", 16, 8192)
                 }),
             }
@@ -309,7 +335,7 @@ proptest! {
             let node = nodes.iter().find(|node| node.id == one.to).unwrap();
             let instance = instance.clone();
             prop_assert!(usable(node, &instance));
-            prop_assert!(promised(node, &now).fits_in(&node.capacity(policy)));
+            prop_assert!(is_kept(policy, node, &now));
         }
     }
 }
