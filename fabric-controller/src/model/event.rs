@@ -91,6 +91,8 @@ pub enum Reason {
     RestartRequested,
     PauseRequested,
     ResumeRequested,
+    StopRequested,
+    StartRequested,
     SnapshotRequested,
     SnapshotDeleted,
     RestoreRequested,

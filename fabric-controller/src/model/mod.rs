@@ -14,7 +14,7 @@
 //! | [`os_line`] | OS images with versions |
 //! | [`change`] | what applying a file changes, for people |
 //! | [`instance`] | one instance of a role as it is kept |
-//! | [`keep`] | its pause and its snapshots |
+//! | [`keep`] | its pause, its stop and its snapshots |
 //! | [`lease`] | how long a node may run what it was told to |
 //! | [`state`] | the one word that users see for an instance |
 //! | [`node`] | a machine as it is kept |
