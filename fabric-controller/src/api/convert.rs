@@ -28,7 +28,10 @@ use crate::{
         update::{Cause, Update, UpdateState},
     },
     node_session,
-    reconcile::{goal::role_kind, health, rollout},
+    reconcile::{
+        goal::{self, role_kind},
+        health, rollout,
+    },
     registry::{NodeSight, Registry},
 };
 
@@ -335,6 +338,7 @@ pub(super) fn instance(record: &InstanceRecord, registry: &Registry) -> Instance
         slot: SlotMessage::Unspecified.into(),
         upgrade_domain: 0,
         revision: record.revision,
+        power: goal::power(record).into(),
     }
 }
 

@@ -92,6 +92,8 @@ pub enum Reason {
     RestartRequested,
     PauseRequested,
     ResumeRequested,
+    StopRequested,
+    StartRequested,
     SnapshotRequested,
     SnapshotDeleted,
     RestoreRequested,

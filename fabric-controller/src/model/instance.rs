@@ -198,7 +198,7 @@ pub struct InstanceRecord {
     pub epoch: u64,
     /// The restarts that it was asked for.
     pub restart: Restart,
-    /// Whether it is to stand still, and its snapshots.
+    /// Whether it is to stand still or to be down, and its snapshots.
     #[serde(default)]
     pub keep: Keep,
     /// Whether it is to be.
@@ -225,7 +225,7 @@ impl InstanceRecord {
         self.node = None;
         self.epoch = epoch;
         // They are on that node's disk.
-        self.keep = self.keep.forgotten();
+        self.keep = self.keep.elsewhere();
         self.changed = now;
     }
 }

@@ -14,7 +14,7 @@
 //! | [`os_line`] | OS images with versions |
 //! | [`change`] | what applying a file changes, for people |
 //! | [`instance`] | one instance of a role as it is kept |
-//! | [`keep`] | its pause and its snapshots |
+//! | [`keep`] | its pause, its stop and its snapshots |
 //! | [`label`] | what labels of machines may be |
 //! | [`lease`] | how long a node may run what it was told to |
 //! | [`own`] | resources that only operators know what they are, counted |

@@ -65,6 +65,8 @@ pub const TABLE: &[Rule] = &[
     change("fabric.v1.InstanceService/RestartInstance"),
     change("fabric.v1.InstanceService/PauseInstance"),
     change("fabric.v1.InstanceService/ResumeInstance"),
+    change("fabric.v1.InstanceService/StopInstance"),
+    change("fabric.v1.InstanceService/StartInstance"),
     change("fabric.v1.InstanceService/SnapshotInstance"),
     change("fabric.v1.InstanceService/RestoreInstance"),
     change("fabric.v1.InstanceService/DeleteSnapshot"),

@@ -11,8 +11,8 @@ use fabric_proto::v1::{
     CreateTokenRequest, DeleteBlobRequest, DeleteServiceRequest, DeleteSnapshotRequest,
     DrainNodeRequest, JoinNodeRequest, LabelNodeRequest, PauseInstanceRequest, RemoveNodeRequest,
     RenewCertificateRequest, RestartInstanceRequest, RestoreInstanceRequest, ResumeInstanceRequest,
-    RevokeCertificateRequest, RollbackServiceRequest, SnapshotInstanceRequest, SwapSlotsRequest,
-    UncordonNodeRequest, UpdateAction,
+    RevokeCertificateRequest, RollbackServiceRequest, SnapshotInstanceRequest,
+    StartInstanceRequest, StopInstanceRequest, SwapSlotsRequest, UncordonNodeRequest, UpdateAction,
 };
 use fabric_trust::{identity::Role, key::NewKey};
 use futures_util::{StreamExt as _, stream};
@@ -262,6 +262,22 @@ impl<'a> Call<'a> {
                     request_id,
                 };
                 client.instances().resume_instance(request).await.map(drop)
+            }
+            ("fabric.v1.InstanceService", "StopInstance") => {
+                let instance_id = text("shop-web-0");
+                let request = StopInstanceRequest {
+                    instance_id,
+                    request_id,
+                };
+                client.instances().stop_instance(request).await.map(drop)
+            }
+            ("fabric.v1.InstanceService", "StartInstance") => {
+                let instance_id = text("down-web-0");
+                let request = StartInstanceRequest {
+                    instance_id,
+                    request_id,
+                };
+                client.instances().start_instance(request).await.map(drop)
             }
             ("fabric.v1.InstanceService", "SnapshotInstance") => {
                 let request = SnapshotInstanceRequest {

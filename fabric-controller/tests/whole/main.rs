@@ -23,6 +23,7 @@ mod roles;
 mod services;
 mod slots;
 mod standing;
+mod stops;
 mod trust;
 mod updates;
 mod uploads;

@@ -209,6 +209,7 @@ pub fn instance(instance: &Instance) -> Value {
         "revision": instance.revision,
         "node_id": instance.node_id,
         "state": instance.state,
+        "power": words::power(instance.power()),
         "reason": instance.reason,
         "since": words::rfc3339(instance.since.as_ref()),
         "epoch": instance.epoch,
