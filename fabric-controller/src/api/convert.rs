@@ -18,7 +18,7 @@ use crate::{
     model::{
         self,
         blob::{BlobKind, BlobRecord},
-        change::{Action, Step},
+        change::Action,
         deployment::{Deployment, Slot},
         instance::{Effect, InstanceRecord, RestartScope},
         revision::Revision,
@@ -28,7 +28,7 @@ use crate::{
         update::{Cause, Update, UpdateState},
     },
     node_session,
-    reconcile::{goal::role_kind, health, rollout},
+    reconcile::{foreseen::Step, goal::role_kind, health, rollout},
     registry::{NodeSight, Registry},
 };
 
@@ -144,6 +144,7 @@ pub(super) fn step(step: Step) -> PlannedStep {
         instance_ids: step.instances.into_iter().map(String::from).collect(),
         effect: effect.into(),
         why: step.why,
+        when: step.when,
     }
 }
 
