@@ -18,7 +18,7 @@ use crate::{
     model::{
         self,
         blob::{BlobKind, BlobRecord},
-        change::{Action, Step},
+        change::Action,
         deployment::{Deployment, Slot},
         instance::{Effect, InstanceRecord, RestartScope},
         revision::Revision,
@@ -29,6 +29,7 @@ use crate::{
     },
     node_session,
     reconcile::{
+        foreseen::Step,
         goal::{self, role_kind},
         health, rollout,
     },
@@ -148,6 +149,7 @@ pub(super) fn step(step: Step) -> PlannedStep {
         instance_ids: step.instances.into_iter().map(String::from).collect(),
         effect: effect.into(),
         why: step.why,
+        when: step.when,
     }
 }
 

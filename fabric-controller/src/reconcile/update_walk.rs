@@ -321,7 +321,8 @@ impl Seen {
     }
 }
 
-fn describe(one: &Seen) -> String {
+/// An instance that is waited for, for people.
+pub(super) fn describe(one: &Seen) -> String {
     let how = match &one.health {
         Health::Ready => "yet to be changed",
         Health::Homeless => "has no node",

@@ -66,6 +66,44 @@ async fn a_role_is_spread_over_racks_and_says_why() {
     );
 }
 
+/// Two roles of one machine each, with that in both.
+fn pair(more: &str) -> String {
+    let role = |name: &str| {
+        format!(
+            "[[role]]\nname = \"{name}\"\nkind = \"vm\"\nsize = \"tiny\"\n\
+             image = \"guest-os\"\n{more}\n"
+        )
+    };
+    let size = "name = \"dir\"\n[sizes.tiny]\nvcpus = 1\nmemory = \"128MiB\"\n";
+    format!("{size}{}{}", role("east"), role("west"))
+}
+
+#[tokio::test]
+async fn two_roles_of_one_availability_set_do_not_share_a_rack() {
+    // The only node of the other rack is a small one: nobody goes there without a reason.
+    let mut told = Vec::new();
+    for more in ["", "availability_set = \"dc\""] {
+        let (_controller, client) = Controller::start().await;
+        client.upload_guest_os().await;
+        let mut small = register("n3", 0);
+        small.inventory.as_mut().unwrap().memory_bytes = 256 << 20;
+        let rack = ("fault-domain".to_owned(), "r2".to_owned());
+        small.labels.extend([rack]);
+        let _nodes = [
+            racked(&client, "n1", "r1").await,
+            racked(&client, "n2", "r1").await,
+            Node::register(&client, small).await.unwrap(),
+        ];
+        client.apply(&pair(more)).await.unwrap();
+        let placed = client.list().await.into_iter();
+        let nodes: Vec<_> = placed.map(|one| (one.instance_id, one.node_id)).collect();
+        told.push(nodes);
+    }
+    let of = |role: &str, node: &str| (format!("dir-{role}-0"), node.to_owned());
+    assert_eq!(told[0], [of("east", "n1"), of("west", "n1")]);
+    assert_eq!(told[1], [of("east", "n1"), of("west", "n3")]);
+}
+
 #[tokio::test]
 async fn what_finds_no_node_is_told_what_would_help() {
     let (_controller, client) = Controller::start().await;

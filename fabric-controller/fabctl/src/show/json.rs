@@ -103,6 +103,7 @@ pub fn step(step: &PlannedStep) -> Value {
         "instance_ids": step.instance_ids,
         "effect": words::effect(step.effect()),
         "why": step.why,
+        "when": step.when,
     })
 }
 

@@ -157,8 +157,12 @@ pub fn steps(steps: &[PlannedStep]) -> String {
             Effect::Replace => "placed anew, on a fresh disk",
             Effect::Unspecified => "changed",
         };
+        let when = match step.when.as_str() {
+            "" => String::new(),
+            when => format!("; {}", clean(when)),
+        };
         format!(
-            "{:>3}. upgrade domain {}: {}: {what}, because {}",
+            "{:>3}. upgrade domain {}: {}: {what}, because {}{when}",
             index + 1,
             step.upgrade_domain,
             step.instance_ids.join(", "),
