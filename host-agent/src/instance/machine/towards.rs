@@ -45,11 +45,8 @@ impl Machine {
         }
         if presence != self.wants() {
             self.why.clear();
-            let starts = (presence, self.wants()) == (Presence::Stop, Presence::Run);
-            if !first && starts && self.restoring.is_none() {
-                let message = "it is started, as an operator asked";
-                let by = "StartRequested";
-                tell_asked(actions, Reason::InstanceStarted, by, message, false);
+            if (presence, self.wants()) == (Presence::Stop, Presence::Run) {
+                self.starts(actions);
             }
         }
         self.drop_snapshots(actions);
@@ -234,6 +231,17 @@ impl Machine {
             self.state = State::Stopped {
                 by: StoppedBy::Goal,
             };
+        }
+    }
+
+    /// An operator's stop is over: what it has failed at before does not count any more.
+    fn starts(&mut self, actions: &mut Actions) {
+        self.ladder.reset();
+        // A way back to a snapshot tells so itself.
+        if self.restoring.is_none() {
+            let message = "it is started, as an operator asked";
+            let by = "StartRequested";
+            tell_asked(actions, Reason::InstanceStarted, by, message, false);
         }
     }
 

@@ -279,7 +279,7 @@ impl Supervisor {
                 self.goal = Some(goal);
                 wanted
             }
-            Order::Rest => self.wanted_but(Presence::Rest),
+            Order::Rest => self.wanted_but(self.rest()),
             Order::Go => self.wanted_but(Presence::Remove),
         };
         let fenced = self.node.lease.is_over() && is_to_be(wanted.presence);
@@ -292,6 +292,14 @@ impl Supervisor {
             wanted
         };
         self.feed(Input::Goal(wanted)).await;
+    }
+
+    /// What an operator has stopped stays that while its node rests.
+    fn rest(&self) -> Presence {
+        let presence = self.machine().wanted().map(|wanted| wanted.presence);
+        presence
+            .filter(|presence| *presence == Presence::Stop)
+            .unwrap_or(Presence::Rest)
     }
 
     fn wanted_but(&self, presence: Presence) -> Wanted {

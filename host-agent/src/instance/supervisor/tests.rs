@@ -469,6 +469,31 @@ async fn a_stop_is_asked_of_the_guest_and_never_undone() {
 }
 
 #[tokio::test]
+async fn a_stop_and_how_it_went_outlive_a_rest_of_the_node() {
+    let mut stage = Stage::new();
+    stage.start();
+    let _guest = stage.ready().await;
+    stage.follow(|goal| goal.power = node_wire::InstancePower::Stopped.into());
+    stage.until_state(node_wire::VmState::Stopping).await;
+    stage.vm().end(ExitKind::GuestPowerOff, "");
+    let stopped = stage.until_state(node_wire::VmState::Stopped).await;
+    stage.kill().await;
+    stage.node.board.take_down(&ID.parse().unwrap());
+    stage.start_with(Order::Rest);
+    let rests = stage.until_state(node_wire::VmState::Stopped).await;
+    assert_eq!(rests.vm_reason, stopped.vm_reason);
+    stage.follow(|_| {});
+    stage.follow(|goal| goal.power = node_wire::InstancePower::Running.into());
+    stage.until_state(node_wire::VmState::Booting).await;
+    let told = stage.told();
+    let stops = told
+        .iter()
+        .filter(|one| **one == Reason::InstanceStopped)
+        .count();
+    assert_eq!(stops, 1, "{told:?}");
+}
+
+#[tokio::test]
 async fn a_guest_that_does_not_power_off_is_stopped_all_the_same() {
     let mut stage = Stage::new();
     stage.start();
