@@ -117,10 +117,15 @@ impl Error {
         }
     }
 
-    /// True if it would work with more room on the disk.
+    /// True if it would work with more room on the disk, or a disk that can be written.
     #[must_use]
-    pub const fn is_full(&self) -> bool {
-        matches!(self, Self::Store(StoreError::Full { .. }))
+    pub const fn is_of_the_disk(&self) -> bool {
+        matches!(
+            self,
+            Self::Store(
+                StoreError::Full { .. } | StoreError::ReadOnly { .. } | StoreError::Disk { .. }
+            )
+        )
     }
 
     /// A file operation failed; a full disk is told as such.

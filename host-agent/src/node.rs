@@ -58,6 +58,8 @@ pub struct Node {
     goal: Option<NodeGoal>,
     /// Epochs of instances that go or are gone.
     epochs: EpochStore,
+    /// Whether those that are lower than one that has been seen are refused.
+    checks_epochs: bool,
     /// Complaints already made, so that each is made once.
     refused: BTreeSet<(InstanceId, String)>,
     applied: watch::Sender<u64>,
@@ -96,12 +98,23 @@ impl Node {
             supervisors: JoinSet::new(),
             goal: None,
             epochs: EpochStore::open(&journal)?,
+            checks_epochs: true,
             refused: BTreeSet::new(),
             applied: watch::Sender::new(0),
             heartbeat: watch::Sender::new(heartbeat),
             outputs: watch::Sender::default(),
             shown: watch::Sender::default(),
         })
+    }
+
+    /// The same, taking whatever epoch it is given: for simulations, which must find that.
+    /// No program is made like this.
+    #[must_use]
+    pub fn without_epoch_check(self) -> Self {
+        Self {
+            checks_epochs: false,
+            ..self
+        }
     }
 
     /// What others may look at.
@@ -261,7 +274,7 @@ impl Node {
 
     fn follow(&mut self, goal: &InstanceGoal) {
         let seen = self.seen_epoch(&goal.id);
-        if goal.epoch < seen {
+        if goal.epoch < seen && self.checks_epochs {
             self.refuse(
                 &goal.id,
                 &GoalError::Epoch {

@@ -21,7 +21,10 @@ const fn code(error: &Error) -> Code {
         Error::Precondition(_) => Code::FailedPrecondition,
         Error::Denied(_) => Code::PermissionDenied,
         Error::Aborted(_) => Code::Aborted,
-        Error::Unavailable(_) | Error::Store(StoreError::Closed) => Code::Unavailable,
+        Error::Unavailable(_)
+        | Error::Store(
+            StoreError::Closed | StoreError::ReadOnly { .. } | StoreError::Disk { .. },
+        ) => Code::Unavailable,
         Error::Exhausted(_) | Error::Store(StoreError::Full { .. }) => Code::ResourceExhausted,
         Error::Store(_) | Error::Record { .. } | Error::Io { .. } | Error::Internal(_) => {
             Code::Internal

@@ -104,7 +104,9 @@ async fn converse(
     let session = controller.registry.open(&node);
     let highest = match store_registration(controller, &registration, is_again).await {
         Ok(highest) => highest,
-        Err(error) if error.is_full() => known(controller, &registration).await?.ok_or(error)?,
+        Err(error) if error.is_of_the_disk() => {
+            known(controller, &registration).await?.ok_or(error)?
+        }
         Err(error) => return Err(error.into()),
     };
     tracing::info!(%node, agent = registration.agent_version, "session opened");
@@ -272,7 +274,7 @@ impl Talk<'_> {
                 self.highest_event = highest;
                 self.acknowledge().await
             }
-            Err(error) if error.is_full() && self.unstored.len() < UNSTORED => {
+            Err(error) if error.is_of_the_disk() && self.unstored.len() < UNSTORED => {
                 tracing::warn!(node = %self.node, %error, "events wait to be stored");
                 Ok(())
             }
@@ -356,7 +358,7 @@ async fn store_registration(
     .await
 }
 
-/// While the disk is full, a node that is known as it is may have a session all
+/// While the disk is full, or cannot be written, a node that is known as it is may have a session all
 /// the same; only the event that tells of it is lost. Answers the highest event
 /// sequence that is stored, or `None` if something had to be stored.
 async fn known(controller: &Controller, from: &Registration) -> Result<Option<u64>> {
@@ -370,7 +372,7 @@ async fn known(controller: &Controller, from: &Registration) -> Result<Option<u6
     let same = node.is_some_and(|node| as_kept(node.value))
         && from.seen_incarnation <= given
         && (from.seen_incarnation > 0 || given == 0);
-    tracing::warn!(node = %id, same, "the disk is full while a node opens its session");
+    tracing::warn!(node = %id, same, "the store cannot be written while a node opens its session");
     Ok(same.then(|| highest.map_or(0, |kept| kept.value)))
 }
 

@@ -175,11 +175,27 @@ impl Store for MemoryStore {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::store::conformance;
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn it_is_a_store() {
-        conformance::run(async || Box::new(MemoryStore::default()) as Box<dyn Store>).await;
+        // It outlives whoever has opened it.
+        let stores = Mutex::new(BTreeMap::<String, Arc<MemoryStore>>::new());
+        conformance::run(async |name: &str| {
+            let mut stores = stores.lock().unwrap();
+            Arc::clone(stores.entry(name.to_owned()).or_default()) as Arc<dyn Store>
+        })
+        .await;
+        // One that is used for many things at once is one, too.
+        let shared = Arc::new(MemoryStore::default());
+        conformance::run(async |_: &str| Arc::clone(&shared) as Arc<dyn Store>).await;
+    }
+
+    #[tokio::test]
+    async fn it_counts_by_one() {
+        conformance::it_counts_by_one(&MemoryStore::default()).await;
     }
 }

@@ -3,10 +3,11 @@
 //! [`Store`] is shaped like etcd: keys in order, a revision that counts up with
 //! every transaction, transactions guarded by comparisons, and a watch from a
 //! revision on. [`sqlite`] is the embedded implementation, [`memory`] one for
-//! simulations; `conformance` are the tests that every implementation must pass. What is kept under which key is
+//! simulations; `conformance` are the tests that every implementation must pass, for other
+//! crates with the feature of that name. What is kept under which key is
 //! [`crate::records`]'s business.
 
-#[cfg(test)]
+#[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod history;
 pub mod memory;
@@ -17,8 +18,8 @@ use std::{io, path::PathBuf, sync::Arc};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-/// Counts up by one with every transaction that changes something; 0 is an
-/// empty store.
+/// Counts up with every transaction that changes something: by one, and from 0, where
+/// nobody else uses the store.
 pub type Revision = u64;
 
 /// A value and when it was put.
@@ -225,6 +226,31 @@ pub enum StoreError {
     Full {
         /// The store's file.
         path: PathBuf,
+    },
+    /// It may not be written; nothing was changed, and it works again once it may.
+    #[error(
+        "the store {} is read-only; have its file system mounted writable again (the kernel's log \
+         says why it is not), and try again", .path.display()
+    )]
+    ReadOnly {
+        /// The store's file.
+        path: PathBuf,
+        /// What SQLite says.
+        #[source]
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    /// The disk does not do what is asked of it, as one that fails or has become read-only;
+    /// nothing was changed, and it works again once the disk does.
+    #[error(
+        "the disk of the store {} fails, or may not be written; see the kernel's log, mend that, \
+         and try again", .path.display()
+    )]
+    Disk {
+        /// The store's file.
+        path: PathBuf,
+        /// What SQLite says: which operation on the file.
+        #[source]
+        source: Arc<dyn std::error::Error + Send + Sync>,
     },
     /// The changes after that revision are not remembered; read everything again.
     #[error("the changes after revision {after} are no longer remembered")]

@@ -1,9 +1,10 @@
-//! The real program on a disk that is full, or cannot be written.
+//! The real program on a disk that is full, or cannot be written, or not any longer.
 
 use std::{
     fs::{self, File},
     io::{self, Write as _},
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use fabric_controller::{maintenance, records, store::sqlite::file};
@@ -121,6 +122,60 @@ async fn on_a_full_disk_nothing_is_changed_and_nothing_that_was_is_lost() {
     let id = format!("version-{next}");
     client.apply_with_id(&version(next), &id).await.unwrap();
     assert_eq!(generation(&as_if_killed(&data_dir)), next);
+}
+
+/// Lets no file of a process grow beyond that.
+fn limit(program: &Program, size: &str) {
+    let set = Command::new("prlimit")
+        .arg(format!("--pid={}", program.pid()))
+        .arg(format!("--fsize={size}:"))
+        .status()
+        .unwrap();
+    assert!(set.success(), "{set}");
+}
+
+#[tokio::test]
+async fn while_the_disk_refuses_writes_it_says_so_and_then_it_goes_on() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
+    // Whoever does not mind the signal is told by the write: as on a disk that fails, or
+    // has become read-only while it was written.
+    let unminded = ["sh", "-ec", "trap '' XFSZ && exec \"$@\"", "sh"];
+    let (program, client) = start(dir, &unminded.map(str::to_owned)).await;
+    client.upload_guest_os().await;
+    let mut node = Node::join(&client, "n1").await;
+    let version = |number: u64| shop(1).replace("/bin/true", &format!("/v{number}"));
+    let log = dir.join("d/store.db-wal");
+    let size = |path: &Path| fs::metadata(path).unwrap().len();
+    // The program may go on writing to its own log, which is far smaller.
+    let mut done = 0;
+    while size(&log) < 1 << 19 {
+        done += 1;
+        client.apply(&version(done)).await.unwrap();
+    }
+    node.goal_with(&["shop-web-0"]).await;
+    let seen = node.goal.incarnation;
+    assert!(size(&dir.join("log")) < 1 << 18);
+
+    limit(&program, &size(&log).to_string());
+    let next = done + 1;
+    let id = format!("version-{next}");
+    let refused = client.apply_with_id(&version(next), &id).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    let store = dir.join("d/store.db").display().to_string();
+    for word in [store.as_str(), "may not be written", "disk I/O error"] {
+        assert!(refused.message().contains(word), "no {word:?}: {refused}");
+    }
+    // What is there can be seen, and a node that comes anew has its goal.
+    assert_eq!(client.list().await.len(), 1);
+    drop(node);
+    let mut node = Node::register(&client, register("n1", seen)).await.unwrap();
+    node.goal_with(&["shop-web-0"]).await;
+    assert_eq!(generation(&as_if_killed(&dir.join("d"))), done);
+
+    limit(&program, "unlimited");
+    client.apply_with_id(&version(next), &id).await.unwrap();
+    assert_eq!(generation(&as_if_killed(&dir.join("d"))), next);
 }
 
 #[tokio::test]

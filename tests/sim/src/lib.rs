@@ -46,10 +46,18 @@ pub mod world;
 /// What is broken on purpose, to see that it is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Break {
-    /// The controller waits for nothing beyond a lease's length.
+    /// The controller waits for nothing beyond a lease's length: neither for clocks that go
+    /// wrong, nor for nodes that kill, nor for slack.
+    SkipMargins,
+    /// It waits for all of that but the slack.
     SkipSlack,
     /// An instance that is started elsewhere keeps its epoch.
     DropEpoch,
+    /// An instance that is made anew where it is gets an epoch that is over. Nodes refuse
+    /// it, so that it never is as it should be.
+    LowerEpoch,
+    /// The same, and nodes take whatever epoch they are given.
+    NoEpochCheck,
     /// The store acknowledges a service that it does not keep.
     ForgetWrite,
     /// Nobody keeps the lease of a host agent that is gone.

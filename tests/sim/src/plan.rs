@@ -48,6 +48,9 @@ pub struct NodePlan {
     pub memory_bytes: u64,
     /// How fast its clock is.
     pub rate: f64,
+    /// How late it is at killing what it runs when its lease ends: nothing else than its
+    /// guests comes to run on it from just before the end on. Less than the slack.
+    pub late: Duration,
     /// When its host agent is started.
     pub starts: Duration,
     /// What its guests do comes from this.
@@ -255,7 +258,11 @@ impl Plan {
             50 => (rng.usize(40..=100), 60),
             _ => (rng.usize(3..=20), rng.u64(40..=120)),
         };
-        let nodes = nodes(&mut rng, count, false);
+        let mut nodes = nodes(&mut rng, count, false);
+        let mut lateness = Rng::with_seed(seed ^ 0x6c61_7465);
+        for node in &mut nodes {
+            worst(&mut lateness, node);
+        }
         let calm = FIRST_FAULT + Duration::from_secs(span);
         let calls = calls(&mut rng, &nodes, calm);
         let faults = faults(&mut rng, count, calm);
@@ -299,6 +306,16 @@ fn rate(rng: &mut Rng, percent: u32) -> f64 {
     1.0 + (rng.f64() * 2.0 - 1.0) * f64::from(percent) / 100.0
 }
 
+/// Makes every other node one for which the controller waits as long as it does: nearly as
+/// slow and as late as a node may be.
+fn worst(rng: &mut Rng, node: &mut NodePlan) {
+    let (rate, late) = (0.92 + rng.f64() / 50.0, rng.u64(1_700..1_900));
+    if rng.bool() {
+        node.rate = rate;
+        node.late = Duration::from_millis(late);
+    }
+}
+
 fn nodes(rng: &mut Rng, count: usize, even: bool) -> Vec<NodePlan> {
     let racks = match even {
         true => count.clamp(1, 3),
@@ -315,7 +332,8 @@ fn nodes(rng: &mut Rng, count: usize, even: bool) -> Vec<NodePlan> {
             rng.u64(8..=32) * GIB
         },
         // Clocks of nodes may go slower than the controller's by a tenth.
-        rate: if even { 1.0 } else { rate(rng, 7) },
+        rate: if even { 1.0 } else { rate(rng, 8) },
+        late: Duration::ZERO,
         starts: Duration::from_millis(rng.u64(0..3_000)),
         seed: rng.u64(..),
     });
@@ -325,7 +343,8 @@ fn nodes(rng: &mut Rng, count: usize, even: bool) -> Vec<NodePlan> {
 fn temper(rng: &mut Rng) -> Temper {
     let sometimes = |rng: &mut Rng, percent| if rng.u32(0..3) == 0 { percent } else { 0 };
     Temper {
-        end: Duration::from_millis(5)..Duration::from_millis(1_200),
+        // Together with the keeper's looks that is what a node has for killing.
+        end: Duration::from_millis(5)..Duration::from_millis(1_700),
         launches_fail: sometimes(rng, 5),
         boots_panic: sometimes(rng, 5),
         boots_hang: sometimes(rng, 3),

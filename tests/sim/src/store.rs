@@ -98,6 +98,19 @@ impl SimulatedStore {
                 }
                 Ok(Some(txn))
             }
+            Some(Break::LowerEpoch | Break::NoEpochCheck) => {
+                let mut txn = txn;
+                for op in &mut txn.ops {
+                    if let Op::Put { key, value } = op
+                        && key.starts_with(records::INSTANCES)
+                        && let Some(old) = self.memory.get(key).await?
+                        && let Some(lower) = with_lower_epoch(&old.value, value)
+                    {
+                        *value = lower;
+                    }
+                }
+                Ok(Some(txn))
+            }
             _ => Ok(Some(txn)),
         }
     }
@@ -112,6 +125,20 @@ fn with_old_epoch(old: &Bytes, new: &Bytes) -> Option<Bytes> {
         ..new
     };
     serde_json::to_vec(&same).ok().map(Bytes::from)
+}
+
+/// The new record with an epoch from before the old one's; none if it is not made anew
+/// where it is.
+fn with_lower_epoch(old: &Bytes, new: &Bytes) -> Option<Bytes> {
+    let old: InstanceRecord = serde_json::from_slice(old).ok()?;
+    let new: InstanceRecord = serde_json::from_slice(new).ok()?;
+    let anew = new.epoch > old.epoch && new.node.is_some() && new.node == old.node;
+    let lower = InstanceRecord {
+        epoch: old.epoch.saturating_sub(1),
+        ..new
+    };
+    let bytes = serde_json::to_vec(&lower).ok()?;
+    anew.then(|| Bytes::from(bytes))
 }
 
 #[async_trait]

@@ -137,8 +137,10 @@ impl World {
                 place.path().join(node.node.as_str()),
                 plan.temper.clone(),
             )?;
-            if broken == Some(Break::NoKeeper) {
-                machine.dismiss_keeper();
+            match broken {
+                Some(Break::NoKeeper) => machine.dismiss_keeper(),
+                Some(Break::NoEpochCheck) => machine.dismiss_epoch_check(),
+                _ => {}
             }
             machines.push(machine);
         }
@@ -323,15 +325,7 @@ impl World {
             place: self.place.path().join("controller"),
             store: Arc::clone(&self.store),
             shelf: Arc::clone(&self.shelf),
-            lease: match self.broken {
-                Some(Break::SkipSlack) => LeasePolicy {
-                    drift_percent: 0,
-                    kill: Duration::ZERO,
-                    slack: Duration::ZERO,
-                    ..self.plan.lease
-                },
-                _ => self.plan.lease,
-            },
+            lease: self.lease(),
             running: Arc::clone(&self.running),
         };
         Process::start(|| async move {
@@ -340,6 +334,23 @@ impl World {
             serve::serve(controller, vec![incoming.map(Ok)], stop).await?;
             Ok(())
         })
+    }
+
+    /// How the controller holds nodes to their leases.
+    fn lease(&self) -> LeasePolicy {
+        match self.broken {
+            Some(Break::SkipMargins) => LeasePolicy {
+                drift_percent: 0,
+                kill: Duration::ZERO,
+                slack: Duration::ZERO,
+                ..self.plan.lease
+            },
+            Some(Break::SkipSlack) => LeasePolicy {
+                slack: Duration::ZERO,
+                ..self.plan.lease
+            },
+            _ => self.plan.lease,
+        }
     }
 
     fn begin_and_end_faults(&mut self) {

@@ -4,11 +4,17 @@
 #![allow(clippy::expect_used, reason = "helpers of tests")]
 
 use std::{
+    collections::BTreeMap,
     fs,
     process::{Command, Output},
 };
 
 use serde_json::Value;
+
+/// A service of six.
+const SHOP: &str = "name = \"shop\"\n[sizes.tiny]\nvcpus = 1\nmemory = \"128MiB\"\n[[role]]\nname \
+                    = \"web\"\nkind = \"web\"\nsize = \"tiny\"\ninstances = 6\nimage = \
+                    \"guest-os\"\ncommand = [\"/bin/true\"]\n";
 
 /// Runs it.
 fn sim(arguments: &[&str]) -> Output {
@@ -64,9 +70,12 @@ fn what_must_hold_holds() {
 #[test]
 fn what_is_broken_on_purpose_is_found() {
     let found = [
+        ("skip-margins", "runs twice"),
         ("skip-slack", "runs twice"),
         ("no-keeper", "runs twice"),
         ("drop-epoch", "is started under epoch"),
+        ("lower-epoch", "it has not come right"),
+        ("no-epoch-check", "is started under epoch"),
         ("forget-write", "was acknowledged and is not in the store"),
     ];
     for (broken, how) in found {
@@ -76,6 +85,10 @@ fn what_is_broken_on_purpose_is_found() {
             !output.status.success() && text.contains(how),
             "{broken}: {text}"
         );
+        if broken == "lower-epoch" {
+            let started = "is started under epoch";
+            assert!(!text.contains(started), "nodes do not refuse it: {text}");
+        }
         // And it can be seen again.
         let seed = summary(&output)["failed"][0].to_string();
         let again = sim(&["--seed", &seed, "--break", broken]);
@@ -83,14 +96,57 @@ fn what_is_broken_on_purpose_is_found() {
     }
 }
 
+/// Instances with the times, in seconds, at which that is told of each first, from then on.
+fn told(text: &str, reason: &str, from: f64) -> BTreeMap<String, f64> {
+    let mut all = BTreeMap::new();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let at = words.next().and_then(|word| word.parse::<f64>().ok());
+        let (Some(at), Some("s"), Some(who)) = (at, words.next(), words.next()) else {
+            continue;
+        };
+        if at >= from
+            && words
+                .next()
+                .is_some_and(|word| word.strip_suffix(':') == Some(reason))
+        {
+            all.entry(who.to_owned()).or_insert(at);
+        }
+    }
+    all
+}
+
+#[test]
+fn by_default_what_a_dead_node_ran_is_started_elsewhere_within_twenty_seconds() {
+    let place = tempfile::tempdir().expect("a place");
+    let file = place.path().join("shop.toml");
+    fs::write(&file, SHOP).expect("the file is written");
+    let file = file.to_str().expect("a path");
+    // At any moment between two of its reports.
+    for (seed, at) in [20_000_u32, 20_700, 21_400, 22_900].into_iter().enumerate() {
+        let (seed, kill) = (seed.to_string(), format!("node-1@{at}ms"));
+        let after = f64::from(at) / 1000.0;
+        let nodes = ["--service", file, "--nodes", "5", "--seed", &seed];
+        let output = sim(&[&nodes[..], &["--kill-node", &kill]].concat());
+        let text = text(&output);
+        assert!(output.status.success(), "{text}");
+        let lost = told(&text, "InstanceFailedOver", after);
+        assert!(!lost.is_empty(), "nothing ran on it: {text}");
+        for reason in ["InstancePlaced", "VmmStarted"] {
+            let again = told(&text, reason, after);
+            for id in lost.keys() {
+                let at = again.get(id).copied().unwrap_or(f64::INFINITY);
+                assert!(at <= after + 20.0, "{id}: {reason} at {at}: {text}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_service_file_of_ones_own_survives_the_loss_of_a_node() {
     let place = tempfile::tempdir().expect("a place");
     let file = place.path().join("shop.toml");
-    let service = "name = \"shop\"\n[sizes.tiny]\nvcpus = 1\nmemory = \"128MiB\"\n[[role]]\n\
-                   name = \"web\"\nkind = \"web\"\nsize = \"tiny\"\ninstances = 6\nimage = \
-                   \"guest-os\"\ncommand = [\"/bin/true\"]\n";
-    fs::write(&file, service).expect("the file is written");
+    fs::write(&file, SHOP).expect("the file is written");
     let file = file.to_str().expect("a path");
     let lost = [
         "--service",

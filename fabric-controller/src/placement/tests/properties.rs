@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
+use crate::placement::explain::Rule;
 
 const LABEL: &str = "disk";
 
@@ -21,7 +22,7 @@ fn nodes() -> impl Strategy<Value = Vec<Node>> {
             prop::bool::weighted(0.1),
         ),
         0u32..2,
-        prop::bool::ANY,
+        (prop::bool::ANY, kvm()),
         prop::collection::btree_set((1u8..4).prop_map(image), 0..2),
         0u64..5,
     );
@@ -38,7 +39,7 @@ fn nodes() -> impl Strategy<Value = Vec<Node>> {
                         heard,
                         (cordoned, condemned, unsteady),
                         blame,
-                        labelled,
+                        (labelled, kvm),
                         images,
                         own,
                     ),
@@ -55,6 +56,7 @@ fn nodes() -> impl Strategy<Value = Vec<Node>> {
                         condemned,
                         unsteady,
                         blame,
+                        kvm,
                         images,
                         disk_bytes: u64::from(cpus) * 100 * MIB,
                         own: gpus(own),
@@ -64,6 +66,15 @@ fn nodes() -> impl Strategy<Value = Vec<Node>> {
             )
             .collect()
     })
+}
+
+/// The KVM that a node has, if that is known, or that an instance needs, if it matters.
+fn kvm() -> impl Strategy<Value = Option<Kvm>> {
+    prop_oneof![
+        3 => Just(Some(Kvm::Hardware)),
+        1 => Just(Some(Kvm::Interpreted)),
+        1 => Just(None),
+    ]
 }
 
 /// Of four roles; all of a role are alike.
@@ -76,6 +87,8 @@ fn instances() -> impl Strategy<Value = Vec<Instance>> {
         0u8..4,
         prop_oneof![2 => Just(0u64), 1 => 1u64..4],
         any::<(bool, bool)>(),
+        0u32..4,
+        prop::option::weighted(0.3, kvm()),
     );
     let shapes = prop::collection::vec(shape, 4);
     (shapes, prop::collection::vec(0usize..4, 0..32)).prop_map(|(shapes, roles)| {
@@ -83,7 +96,9 @@ fn instances() -> impl Strategy<Value = Vec<Instance>> {
         let numbered = roles.into_iter();
         numbered
             .map(|role| {
-                let (vcpus, mib, weight, disk, image_byte, own, (strict, labelled)) = shapes[role];
+                let (vcpus, mib, weight, disk, image_byte, own, rules, fault_domains, kvm) =
+                    shapes[role];
+                let (strict, labelled) = rules;
                 let number = counts[role];
                 counts[role] += 1;
                 let mut one = instance(&format!("s-r{role}-{number}"), vcpus, mib);
@@ -103,8 +118,10 @@ fn instances() -> impl Strategy<Value = Vec<Instance>> {
                 if labelled {
                     one.needs.labels.insert(LABEL.to_owned(), "nvme".to_owned());
                 }
+                one.needs.kvm = kvm.flatten();
                 Instance {
                     upgrade_domains: 3,
+                    fault_domains,
                     ..one
                 }
             })
@@ -150,6 +167,17 @@ fn usable(node: &Node, one: &Instance) -> bool {
     filter::standing(node, &one.needs).is_empty()
 }
 
+/// What a fault domain should have of an instance's group at the most.
+fn share(instances: &[Instance], one: &Instance) -> u32 {
+    if one.fault_domains < 2 {
+        return u32::MAX;
+    }
+    let group = instances.iter().filter(|other| other.group == one.group);
+    u32::try_from(group.count())
+        .unwrap()
+        .div_ceil(one.fault_domains)
+}
+
 /// The rules at the moment of each decision, all looked up from scratch.
 fn check_each(policy: Policy, nodes: &[Node], instances: &[Instance], decisions: &[Decision]) {
     let mut now = instances.to_vec();
@@ -176,13 +204,22 @@ fn check_each(policy: Policy, nodes: &[Node], instances: &[Instance], decisions:
             let room = one.needs.resources.fits_in(&free) && one.needs.own.fits_in(&free_own);
             usable(node, &one) && room
         };
-        let keeps = |node: &Node| counts[&node.domain.0] <= least;
+        let share = share(&now, &one);
+        let keeps = |node: &Node| {
+            let has = counts[&node.domain.0];
+            has <= least && has < share
+        };
         match &decision.outcome {
             Ok(placed) => {
                 let node = nodes.iter().find(|node| node.id == placed.node).unwrap();
                 assert!(fits(node), "{} cannot take {}", node.id, one.id);
                 assert_eq!(placed.relaxed.is_none(), keeps(node));
-                if placed.relaxed.is_some() {
+                if let Some(relaxed) = &placed.relaxed {
+                    let rule = match relaxed.has > least {
+                        true => Rule::Even(least),
+                        false => Rule::Share(share),
+                    };
+                    assert_eq!((relaxed.has, relaxed.rule), (counts[&node.domain.0], rule));
                     assert_eq!(one.spreading, Spreading::Preferred);
                     assert!(!nodes.iter().any(|node| fits(node) && keeps(node)));
                 }
@@ -200,6 +237,26 @@ fn check_each(policy: Policy, nodes: &[Node], instances: &[Instance], decisions:
     }
 }
 
+/// In the end no fault domain has more than its share of a strict group.
+fn check_shares(instances: &[Instance], decisions: &[Decision]) {
+    let mut counts = BTreeMap::new();
+    for decision in decisions {
+        let Ok(placed) = &decision.outcome else {
+            continue;
+        };
+        let one = instances.iter().find(|one| one.id == decision.instance);
+        let one = one.unwrap();
+        let count = counts.entry((&one.group, &placed.domain)).or_insert(0);
+        *count += 1;
+        let share = share(instances, one);
+        assert!(
+            one.spreading != Spreading::Strict || *count <= share,
+            "{}",
+            one.id
+        );
+    }
+}
+
 fn find<'a>(nodes: &'a mut [Node], id: &NodeId) -> &'a mut Node {
     nodes.iter_mut().find(|node| node.id == *id).unwrap()
 }
@@ -214,6 +271,7 @@ proptest! {
         let decisions = place(policy, &nodes, &instances);
         prop_assert_eq!(decisions.len(), instances.len());
         check_each(policy, &nodes, &instances, &decisions);
+        check_shares(&instances, &decisions);
         let placed = carried_out(&instances, &decisions);
         for node in &nodes {
             prop_assert!(is_kept(policy, node, &placed));
@@ -301,6 +359,7 @@ proptest! {
                 Remedy::Add(needs) => nodes.push(Node {
                     labels: needs.labels.clone(),
                     own: needs.own.clone(),
+                    kvm: needs.kvm,
                     ..node("new", 16, 8192)
                 }),
             }

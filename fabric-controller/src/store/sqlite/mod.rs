@@ -112,6 +112,14 @@ fn failed(path: &Path, source: &Arc<rusqlite::Error>) -> StoreError {
         Some(rusqlite::ErrorCode::DiskFull) => StoreError::Full {
             path: path.to_owned(),
         },
+        Some(rusqlite::ErrorCode::ReadOnly) => StoreError::ReadOnly {
+            path: path.to_owned(),
+            source: source.clone(),
+        },
+        Some(rusqlite::ErrorCode::SystemIoFailure) => StoreError::Disk {
+            path: path.to_owned(),
+            source: source.clone(),
+        },
         _ => StoreError::Backend(source.clone()),
     }
 }
@@ -201,14 +209,21 @@ mod tests {
     use super::*;
     use crate::store::conformance;
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn it_is_a_store() {
         let dir = tempfile::tempdir().unwrap();
-        conformance::run(async || {
-            let dir = tempfile::tempdir_in(&dir).unwrap().keep();
-            Box::new(SqliteStore::open(&dir.join("store.db")).unwrap()) as Box<dyn Store>
+        conformance::run(async |name: &str| {
+            let file = dir.path().join(format!("{name}.db"));
+            Arc::new(SqliteStore::open(&file).unwrap()) as Arc<dyn Store>
         })
         .await;
+    }
+
+    #[tokio::test]
+    async fn it_counts_by_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&dir.path().join("store.db")).unwrap();
+        conformance::it_counts_by_one(&store).await;
     }
 
     #[tokio::test]
