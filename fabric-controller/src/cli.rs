@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use fabric_controller::{listen::Address, trust::setup::check_name};
+use fabric_controller::{listen::Address, model::lease::SILENT_PERCENT, trust::setup::check_name};
 use fabric_metrics::serve::Address as Metrics;
 use fabric_proto::id::NodeId;
 use fabric_trust::address::Address as Server;
@@ -315,6 +315,12 @@ pub struct Serve {
     /// run on whatever happens, and nothing is ever started elsewhere.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = lease)]
     pub lease: Lease,
+
+    /// How many of the nodes may be silent at once, in percent, one at least and never all:
+    /// where more are, that is taken for trouble of the controller's own network, and
+    /// nothing is started elsewhere until some are heard again.
+    #[arg(long, value_name = "PERCENT", default_value_t = SILENT_PERCENT, value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub silent_percent: u32,
 
     /// How many of the nodes the controller cordons by itself at once, in percent, because
     /// unrelated services keep failing there; at least one where there are three. 0: none.

@@ -107,7 +107,10 @@ fn run(mut settings: cli::Serve) -> anyhow::Result<()> {
     let config = Config {
         heartbeat_period: settings.heartbeat.into(),
         lost_after: settings.lost_after.into(),
-        lease: settings.lease.0.map(LeasePolicy::of),
+        lease: settings.lease.0.map(|length| LeasePolicy {
+            silent_percent: settings.silent_percent,
+            ..LeasePolicy::of(length)
+        }),
         policy: Policy {
             vcpus_per_cpu: settings.vcpus_per_cpu,
             fill: settings.fill.into(),

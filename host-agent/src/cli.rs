@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     io::{self, IsTerminal as _},
+    ops::RangeInclusive,
     path::PathBuf,
     process::ExitCode,
     time::Duration,
@@ -165,6 +166,10 @@ struct Serve {
     /// A label of this node; can be given several times.
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     labels: Vec<(String, String)>,
+    /// So many resources of your own kind, such as GPUs, for sizes that take some; can be
+    /// given several times. They are counted: no guest is given anything of them.
+    #[arg(long = "resource", value_name = "NAME=COUNT", value_parser = resource)]
+    resources: Vec<(String, u64)>,
     /// Where to serve health and reflection: unix:PATH
     /// [default: unix:DATA_DIR/host-agent.sock].
     #[arg(long, value_name = "ADDRESS")]
@@ -327,6 +332,7 @@ impl Serve {
             boot_deadline: self.boot_deadline,
             fault_injection: self.fault_injection,
             labels: self.labels.into_iter().collect::<BTreeMap<_, _>>(),
+            resources: resources(self.resources)?,
             listen: self.listen,
             metrics_listen: self.metrics_listen,
             stop_vms_on_exit: self.stop_vms_on_exit,
@@ -399,6 +405,38 @@ fn label(text: &str) -> Result<(String, String), String> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
+/// How many resources of a kind a node can have, and how many kinds: what the controller
+/// takes (`Inventory.resources`).
+const RESOURCES: RangeInclusive<u64> = 1..=1_000_000;
+const MOST_RESOURCES: usize = 16;
+
+fn resource(text: &str) -> Result<(String, u64), String> {
+    let (name, count) = text.rsplit_once('=').ok_or("must be NAME=COUNT")?;
+    if !(1..=255).contains(&name.chars().count()) || name.contains(char::is_control) {
+        return Err("a name has 1 to 255 characters, none of them a control character".to_owned());
+    }
+    let count = count.parse().ok().filter(|count| RESOURCES.contains(count));
+    let (low, high) = RESOURCES.into_inner();
+    let count = count.ok_or_else(|| format!("the count must be {low} to {high}"))?;
+    Ok((name.to_owned(), count))
+}
+
+/// Each kind once, and not too many of them.
+fn resources(said: Vec<(String, u64)>) -> anyhow::Result<BTreeMap<String, u64>> {
+    let mut all = BTreeMap::new();
+    for (name, count) in said {
+        if let Some(before) = all.insert(name.clone(), count) {
+            anyhow::bail!("--resource {name}={count}: it was said to be {before} before");
+        }
+    }
+    let kinds = all.len();
+    anyhow::ensure!(
+        kinds <= MOST_RESOURCES,
+        "--resource: there are {kinds} kinds; {MOST_RESOURCES} are the most"
+    );
+    Ok(all)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -406,6 +444,21 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn resources_are_counted_by_name_each_once() {
+        assert_eq!(resource("gpu=2"), Ok(("gpu".to_owned(), 2)));
+        for wrong in ["gpu", "=1", "gpu=0", "gpu=-1", "gpu=x", "gpu=1000001"] {
+            assert!(resource(wrong).is_err(), "{wrong} was taken");
+        }
+        let said = |all: &[(&str, u64)]| {
+            let owned = |(name, count): &(&str, u64)| ((*name).to_owned(), *count);
+            resources(all.iter().map(owned).collect())
+        };
+        assert_eq!(said(&[("gpu", 2), ("nic", 1)]).unwrap()["gpu"], 2);
+        let twice = said(&[("gpu", 2), ("gpu", 1)]).unwrap_err();
+        assert!(twice.to_string().contains("gpu=1"), "{twice}");
     }
 
     #[test]

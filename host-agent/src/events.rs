@@ -56,6 +56,8 @@ pub enum Reason {
     TemplateRefused,
     InstancePaused,
     InstanceResumed,
+    InstanceStopped,
+    InstanceStarted,
     PauseFailed,
     SnapshotTaken,
     SnapshotFailed,

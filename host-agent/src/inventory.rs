@@ -9,7 +9,8 @@ use crate::files;
 /// Memory that is left to the node itself, in bytes.
 const OWN_MEMORY: u64 = 512 * 1024 * 1024;
 
-/// Looks at the machine. What cannot be found out is left empty.
+/// Looks at the machine. What cannot be found out is left empty, and so is what only an
+/// operator knows.
 #[must_use]
 pub fn take(data: &Path, kvm_kind: &str) -> Inventory {
     let names = rustix::system::uname();
@@ -23,6 +24,7 @@ pub fn take(data: &Path, kvm_kind: &str) -> Inventory {
         kernel_release: text(names.release()),
         cpu_model: cpu_model().unwrap_or_default(),
         hostname: text(names.nodename()),
+        resources: Default::default(),
     }
 }
 

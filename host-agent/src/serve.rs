@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::Context as _;
 use fabric_metrics::serve::{Address as MetricsAddress, Listener as MetricsListener};
-use fabric_proto::id::NodeId;
+use fabric_proto::{id::NodeId, node::v1::Inventory};
 use fabric_trust::{address::Address, context::Context, dial::Dial, token::JoinToken};
 use tokio::{
     net::UnixListener,
@@ -74,6 +74,8 @@ pub struct Options {
     pub fault_injection: bool,
     /// Labels of the node.
     pub labels: BTreeMap<String, String>,
+    /// Its resources of the operator's own.
+    pub resources: BTreeMap<String, u64>,
     /// Where health and reflection are served.
     pub listen: Option<Listen>,
     /// Where metrics are served; nowhere unless somebody wants them.
@@ -224,7 +226,10 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
     let (goals, mut taken) = mpsc::channel(4);
     let identity = Identity {
         node: controller.node,
-        inventory: inventory::take(&data, &found.kvm_kind),
+        inventory: Inventory {
+            resources: options.resources,
+            ..inventory::take(&data, &found.kvm_kind)
+        },
         labels: options.labels,
     };
     let view = node.view();

@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::ErrorKind,
+    net::TcpListener,
     path::{Path, PathBuf},
     process::{Command, Output},
     thread,
@@ -59,6 +60,9 @@ pub struct Options {
     /// How long leases are; by default longer than a machine that is busy with tests
     /// can keep a host agent waiting.
     pub lease: Option<&'static str>,
+    /// How long certificates of nodes last. The node joins with a token then, and comes
+    /// by TLS instead of the controller's unix socket.
+    pub certificates: Option<&'static str>,
 }
 
 /// The node's name.
@@ -126,6 +130,12 @@ impl Cluster {
         controller.push(controller_dir.display().to_string());
         controller.extend(["--listen".into(), format!("unix:{}", at("api.sock"))]);
         controller.extend(["--lease".into(), options.lease.unwrap_or("60s").into()]);
+        let server = format!("127.0.0.1:{}", free_port()?);
+        if let Some(life) = options.certificates {
+            controller.extend(["--listen".into(), server.clone()]);
+            controller.extend(["--node-certificates".into(), life.into()]);
+        }
+        let controller = Program::start(controller, &dir.path().join("controller.log"))?;
 
         let kernel = options.kernel.as_ref().unwrap_or(&place.kernel);
         let mut host_agent = options.before_host_agent;
@@ -138,8 +148,16 @@ impl Cluster {
         host_agent.push(programs.join("host-agent").display().to_string());
         host_agent.extend(["serve".into(), "--data-dir".into()]);
         host_agent.push(node_dir.display().to_string());
-        host_agent.extend(["--controller".into(), format!("unix:{}", at("api.sock"))]);
-        host_agent.extend(["--node-id".into(), NODE.into()]);
+        if options.certificates.is_some() {
+            let programs = (
+                place.program("fabric-controller"),
+                programs.join("host-agent"),
+            );
+            join(programs, &server, (&controller_dir, &node_dir)).await?;
+        } else {
+            host_agent.extend(["--controller".into(), format!("unix:{}", at("api.sock"))]);
+            host_agent.extend(["--node-id".into(), NODE.into()]);
+        }
         host_agent.extend(["--kernel".into(), kernel.display().to_string()]);
         host_agent.extend(["--boot-deadline".into(), "120s".into()]);
         host_agent.extend(["--fault-injection".into(), "--stop-vms-on-exit".into()]);
@@ -154,7 +172,7 @@ impl Cluster {
 
         let channel = Endpoint::from_shared(format!("unix:{}", at("api.sock")))?.connect_lazy();
         let cluster = Self {
-            controller: Program::start(controller, &dir.path().join("controller.log"))?,
+            controller,
             host_agent: Program::start(host_agent, &dir.path().join("host-agent.log"))?,
             place,
             channel,
@@ -522,6 +540,38 @@ impl Cluster {
         );
         Ok(())
     }
+}
+
+/// A port of loopback at which nobody listens.
+fn free_port() -> anyhow::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// Has the node join at the controller that listens there: by these programs of the two,
+/// and these data directories.
+async fn join(
+    (controller, host_agent): (PathBuf, PathBuf),
+    server: &str,
+    (controller_dir, node_dir): (&Path, &Path),
+) -> anyhow::Result<()> {
+    let token = eventually(SOON, "the controller to make a token", || async {
+        let mut create = Command::new(&controller);
+        create.args(["token", "create", "--node", NODE, "--data-dir"]);
+        let output = create.arg(controller_dir).output();
+        let output = output.map_err(|error| error.to_string())?;
+        if output.status.success() {
+            Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
+    })
+    .await?;
+    let mut join = Command::new(host_agent);
+    join.args(["join", server, "--token", &token, "--data-dir"]);
+    let output = join.arg(node_dir).output().context("start host-agent")?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "host-agent join failed: {error}");
+    Ok(())
 }
 
 /// Connects to a port in a guest, by the VMM's socket.

@@ -46,7 +46,10 @@ const MAY_USE: [(&str, &[&str]); 15] = [
         // Its tests ask a real controller.
         &["fabric-controller", "fabric-proto", "fabric-trust", "vhd"],
     ),
-    ("fabric-tests", &["fabric-proto", "fabric-vmm", "vhd"]),
+    (
+        "fabric-tests",
+        &["fabric-proto", "fabric-trust", "fabric-vmm", "vhd"],
+    ),
     (
         "fabric-sim",
         &["fabric-proto", "fabric-controller", "host-agent", "vhd"],

@@ -32,6 +32,11 @@ async fn panic_reboot_and_power_off_are_told_apart_and_end_in_ready() -> anyhow:
         ensure!(exit["reason"] == reason, "after {fault}: {exit}");
         let end = last_end(&after)?;
         ensure!(end.cause() == cause, "after {fault}: {end:?}");
+        let word = cause.as_str_name().to_lowercase();
+        let kept = exit["cause"].as_str().unwrap_or("none");
+        ensure!(word.ends_with(&format!("cause_{kept}")), "{exit}");
+        ensure!(exit["why"] == *end.detail, "{exit}");
+        ensure!(exit["since"].is_string(), "{exit}");
         ensure!(end.time.is_some() && !end.detail.is_empty(), "{end:?}");
     }
     Ok(())

@@ -8,6 +8,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use serde_json::Value;
 
 const ID: &str = "shop-web-0";
 
@@ -109,6 +110,7 @@ async fn a_guest_goes_back_to_a_snapshot_with_its_memory_and_its_disk() -> anyho
     counts_beyond(&cluster, 3).await?;
     cluster.fabctl(&["instance", "snapshot", ID, "early", "--wait"])?;
     let at_most = count(&cluster)?.number;
+    holds_what_the_guest_believes(&cluster)?;
     let again = cluster.fabctl_output(&["instance", "snapshot", ID, "early"])?;
     ensure!(again.status.code() == Some(3), "{again:?}");
     let listed = cluster.fabctl(&["instance", "snapshots", ID, "--output", "json"])?;
@@ -184,6 +186,44 @@ async fn a_snapshot_that_cannot_be_used_costs_the_guest_nothing() -> anyhow::Res
     );
     let counted = count(&cluster)?.number;
     counts_beyond(&cluster, counted).await
+}
+
+/// Where SYSCALL is repaired, the hardware is given a target that is no address; the
+/// snapshot has the guest's own, which is one of its kernel.
+fn holds_what_the_guest_believes(cluster: &Cluster) -> anyhow::Result<()> {
+    const HARDWARE: u64 = 0x0000_8000_0000_0000;
+    const KERNEL: u64 = 0xffff_8000_0000_0000;
+    const MSR_LSTAR: u64 = 0xc000_0082;
+    let state = cluster
+        .instance_dir(ID)
+        .join("snapshots/early/snapshot/state.json");
+    let state: Value = serde_json::from_slice(&fs::read(state)?)?;
+    let mut targets = Vec::new();
+    let mut look = |value: &Value| {
+        let number = |name: &str| value[name].as_u64();
+        targets.extend(number("lstar"));
+        targets.extend(number("data").filter(|_| number("index") == Some(MSR_LSTAR)));
+        value.as_u64() != Some(HARDWARE)
+    };
+    ensure!(
+        all(&state, &mut look),
+        "what the hardware was given is in it"
+    );
+    ensure!(
+        !targets.is_empty() && targets.iter().all(|&target| target >= KERNEL),
+        "SYSCALL goes to {targets:x?}"
+    );
+    Ok(())
+}
+
+/// Whether something holds of a value and all that is in it.
+fn all(value: &Value, holds: &mut dyn FnMut(&Value) -> bool) -> bool {
+    holds(value)
+        && match value {
+            Value::Array(values) => values.iter().all(|one| all(one, holds)),
+            Value::Object(fields) => fields.values().all(|one| all(one, holds)),
+            _ => true,
+        }
 }
 
 fn counter() -> ServiceFile {

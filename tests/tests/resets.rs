@@ -39,6 +39,9 @@ async fn an_operator_resets_an_instance_in_place() -> Result<()> {
     ensure!(after_status.boot_id != before.boot_id, "{after:?}");
     let end = last_end(&after)?;
     ensure!(end.cause() == VmEndCause::Reset, "{end:?}");
+    let exit: serde_json::Value = serde_json::from_str(&after_status.last_exit_json)?;
+    ensure!(exit["cause"] == "reset", "{exit}");
+    ensure!(end.time.is_some() && exit["since"].is_string(), "{exit}");
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use std::{
     os::unix::fs::{FileExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process::ExitCode,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, ensure};
@@ -18,6 +19,7 @@ const SCRIPT: &str = "\
     echo machine-id $(cat /etc/machine-id); \
     echo host-name $(cat /proc/sys/kernel/hostname); \
     echo random $(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' '); \
+    echo time $(date +%s); \
     echo said; exec sleep 1000000";
 
 /// What it says, by its first word.
@@ -66,7 +68,24 @@ async fn two_copies_of_a_template_share_nothing_that_tells_who_they_are() -> any
     let cids: BTreeSet<_> = [cid(&cluster, instances[0])?, cid(&cluster, instances[1])?].into();
     ensure!(cids.len() == 2, "one context id for two guests: {cids:?}");
 
-    // What happens to one is said on its own console.
+    // One that is copied later is not of the time of its template.
+    cluster.apply(&service.instances(3))?;
+    cluster.until_ready("shop-web-2").await?;
+    let started = cluster.until_event("shop-web-2", "VmmStarted").await?;
+    ensure!(started.message.contains("from a template"), "{started:?}");
+    said(&cluster, "shop-web-2").await?;
+    let time: i64 = last_word(&cluster, "shop-web-2", "time")?
+        .context("it has not said the time")?
+        .parse()?;
+    let start = started.time.context("an event without a time")?.seconds;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() as i64;
+    ensure!(
+        (start..=now).contains(&time),
+        "started at {start}, it said {time} before {now}"
+    );
+
+    // What happens to one is said on its own console, and breaks no other's connection.
+    let hellos = count(&cluster, "shop-web-1", "GuestHello").await?;
     cluster.fault("shop-web-0", "panic").await?;
     cluster
         .until("shop-web-0", "to be Ready again", |now| {
@@ -77,6 +96,8 @@ async fn two_copies_of_a_template_share_nothing_that_tells_who_they_are() -> any
     ensure!(!console.contains("panic"), "{console}");
     let same = cluster.instance("shop-web-1").await?;
     ensure!(status(&same)?.boot_id == other[0], "{same:#?}");
+    let hellos_then = count(&cluster, "shop-web-1", "GuestHello").await?;
+    ensure!(hellos_then == hellos, "it had to say hello again");
 
     // It booted on the disk that it had, and is the same machine after another boot.
     let again = eventually(BOOT, "the role to have said who it is now", || async {
@@ -166,17 +187,24 @@ async fn said(cluster: &Cluster, instance: &str) -> anyhow::Result<Vec<String>> 
         let log = cluster
             .fabctl(&["instance", "logs", instance])
             .map_err(|error| format!("{error:#}"))?;
-        let last = |what: &str| {
-            let found = log.lines().rev().find_map(|line| line.split_once(what));
-            found.map(|(_, value)| value.trim().to_owned())
-        };
-        let said: Option<Vec<_>> = SAID.iter().map(|what| last(what)).collect();
+        let said: Option<Vec<_>> = SAID.iter().map(|what| last(&log, what)).collect();
         match said {
             Some(said) if log.trim_end().ends_with("said") => Ok(said),
             _ => Err(log),
         }
     })
     .await
+}
+
+/// What a role has said last behind a word.
+fn last_word(cluster: &Cluster, instance: &str, word: &str) -> anyhow::Result<Option<String>> {
+    let log = cluster.fabctl(&["instance", "logs", instance])?;
+    Ok(last(&log, word))
+}
+
+fn last(log: &str, word: &str) -> Option<String> {
+    let found = log.lines().rev().find_map(|line| line.split_once(word));
+    found.map(|(_, value)| value.trim().to_owned())
 }
 
 async fn count(cluster: &Cluster, instance: &str, reason: &str) -> anyhow::Result<usize> {

@@ -110,6 +110,14 @@ pub fn program(project: &Project, package: &str) -> Result<()> {
     .with_context(|| format!("building {package}"))
 }
 
+/// Builds the simulation with what its tests have been built with, as nothing is compiled
+/// anew then.
+pub fn simulation(project: &Project) -> Result<()> {
+    let mut command = cargo(project, &["test", "--release", "--no-run", "--workspace"]);
+    command.args(["--exclude", "fabric-tests", "--test", "simulation"]);
+    process::run(&mut command).context("building the simulation")
+}
+
 /// Builds the static programs that run in guests: the guest agent, the demo's role,
 /// and what tests and measurements talk with.
 pub fn guest_programs(project: &Project) -> Result<()> {

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::{build, process, project::Project};
 
-/// Its package and program.
+/// The program.
 const PROGRAM: &str = "fabric-sim";
 
 /// Simulate whole clusters, with faults: `sim --help` says how.
@@ -20,7 +20,7 @@ pub struct Options {
 
 /// Runs the task.
 pub fn run(project: &Project, options: &Options) -> Result<()> {
-    build::program(project, PROGRAM)?;
+    build::simulation(project)?;
     let program = project.target.join("release").join(PROGRAM);
     process::run(&mut process::command(program, &options.arguments))
 }

@@ -73,6 +73,7 @@ impl Workload {
                 architecture: Architecture::X86_64,
                 kvm: Some(Kvm::Hardware),
                 images: Default::default(),
+                own: Default::default(),
             }
         };
         (0..count).map(node).collect()

@@ -1,5 +1,6 @@
 //! What operators ask a real controller when something is wrong: `why`, `doctor`,
-//! `support-bundle`, `watch`. The node is played here.
+//! `support-bundle`, `watch`; and what they ask before they change something: `service
+//! plan`, `diff` and `history`, `explain`, `simulate`. The node is played here.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use std::{
@@ -38,7 +39,7 @@ use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     sync::mpsc,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -117,12 +118,57 @@ impl Fabric {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// A service with secrets in its file.
-    async fn apply_shop(&self) {
+    /// The same, as JSON.
+    async fn json(&self, arguments: &[&str]) -> Value {
+        let arguments = [arguments, &["--output", "json"]].concat();
+        serde_json::from_str(&self.printed(&arguments).await).unwrap()
+    }
+
+    /// The same, once it says that.
+    async fn printed_with(&self, arguments: &[&str], words: &str) -> String {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let printed = self.printed(arguments).await;
+            if printed.contains(words) {
+                return printed;
+            }
+            assert!(Instant::now() < deadline, "no {words:?} in {printed}");
+        }
+    }
+
+    async fn upload_guest_os(&self) {
         let image = self.path("guest-os.vhd");
         vhd::create_fixed(&image, &vhd::CreateOptions::new(64 * 1024)).unwrap();
         self.printed(&["image", "upload", image.to_str().unwrap()])
             .await;
+    }
+
+    /// A file of a service whose role has so many instances in two upgrade domains, and
+    /// whatever is added; its name.
+    fn file(&self, name: &str, instances: u32, command: &str, more: &str) -> String {
+        let file = self.path(name);
+        let role = |name: &str, instances: u32| {
+            format!(
+                "[[role]]\nname = \"{name}\"\nkind = \"web\"\nsize = \"tiny\"\n\
+                 image = \"guest-os\"\ninstances = {instances}\ncommand = [\"{command}\"]\n"
+            )
+        };
+        let more = match more {
+            "" => String::new(),
+            name => role(name, 1),
+        };
+        let text = format!(
+            "name = \"shop\"\n[sizes.tiny]\nvcpus = 1\nmemory = \"128MiB\"\n\
+             [update]\nupgrade_domains = 2\n{}{more}",
+            role("web", instances)
+        );
+        fs::write(&file, text).unwrap();
+        file.to_str().unwrap().to_owned()
+    }
+
+    /// A service with secrets in its file.
+    async fn apply_shop(&self) {
+        self.upload_guest_os().await;
         let [setting, environment, argument] = SECRETS;
         let file = self.path("shop.toml");
         let text = format!(
@@ -186,20 +232,31 @@ impl Node {
 
     /// Reports how its one instance is, once it is told to have one.
     async fn has(&mut self, state: VmState) {
-        let (incarnation, epoch) = loop {
+        self.has_each(&[("shop-web-0", state)]).await;
+    }
+
+    /// Reports how its instances are, once it is told to have them.
+    async fn has_each(&mut self, wished: &[(&str, VmState)]) {
+        let goal = loop {
             let answer = timeout(SOON, self.answers.message()).await.unwrap();
-            if let Some(Message::Goal(goal)) = answer.unwrap().unwrap().message
-                && let Some(one) = goal.instances.first()
-            {
-                break (goal.incarnation, one.epoch);
+            let Some(Message::Goal(goal)) = answer.unwrap().unwrap().message else {
+                continue;
+            };
+            if goal.instances.len() == wished.len() {
+                break goal;
             }
         };
-        let status = InstanceStatus {
-            instance_id: "shop-web-0".to_owned(),
-            epoch,
-            vm_state: state.into(),
+        let status = |(id, state): &(&str, VmState)| InstanceStatus {
+            instance_id: (*id).to_owned(),
+            epoch: goal
+                .instances
+                .iter()
+                .find(|one| one.instance_id == *id)
+                .unwrap()
+                .epoch,
+            vm_state: (*state).into(),
             vm_reason: format!("it wrote {}", SECRETS[0]),
-            role: (state == VmState::Running).then(|| RoleStatus {
+            role: (*state == VmState::Running).then(|| RoleStatus {
                 role: "web".to_owned(),
                 state: RoleState::Ready.into(),
                 ..RoleStatus::default()
@@ -207,8 +264,8 @@ impl Node {
             ..InstanceStatus::default()
         };
         self.say(Report::Status(NodeStatus {
-            applied_incarnation: incarnation,
-            instances: vec![status],
+            applied_incarnation: goal.incarnation,
+            instances: wished.iter().map(status).collect(),
             disk_free_bytes: 1 << 20,
             ..NodeStatus::default()
         }))
@@ -566,4 +623,211 @@ async fn watch_gives_the_terminal_back_whatever_ends_it() {
         kill(process(pid), Signal::SIGHUP).unwrap();
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_labelled_in_one_line_and_says_who_says_what() {
+    let fabric = Fabric::start().await;
+    let _node = Node::join(&fabric).await;
+    let labelled = ["node", "label", "n1", "disk=nvme", "--fault-domain", "r7"];
+    let shown = fabric.printed(&labelled).await;
+    let lines: Vec<Vec<_>> = shown
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert!(lines.contains(&vec!["disk", "nvme", "operator"]), "{shown}");
+    let domain = vec!["(fault", "domain)", "r7", "operator"];
+    assert!(lines.contains(&domain), "{shown}");
+    let shown = fabric
+        .printed(&["node", "show", "n1", "--output", "json"])
+        .await;
+    let node: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(node["operator_labels"]["disk"], "nvme");
+    assert_eq!(node["operator_fault_domain"], "r7");
+    let back = ["node", "label", "n1", "disk-", "--no-fault-domain"];
+    let shown = fabric.printed(&back).await;
+    assert!(!shown.contains("disk"), "{shown}");
+    let twice = fabric
+        .fabctl(&["node", "label", "n1", "disk=nvme", "disk=hdd"])
+        .await;
+    assert_eq!(twice.status.code(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_says_to_whom_what_happens_in_what_order_and_why() {
+    let fabric = Fabric::start().await;
+    fabric.upload_guest_os().await;
+    let first = fabric.file("first.toml", 4, "/v1", "");
+    let next = fabric.file("next.toml", 5, "/v2", "worker");
+    let other = fabric.file("other.toml", 5, "/v3", "worker");
+    fabric.printed(&["service", "apply", "-f", &first]).await;
+    let mut node = Node::join(&fabric).await;
+    node.has_each(&[
+        ("shop-web-0", VmState::Running),
+        ("shop-web-1", VmState::Backoff),
+        ("shop-web-2", VmState::Running),
+        ("shop-web-3", VmState::Running),
+    ])
+    .await;
+    fabric
+        .printed_with(&["instance", "list"], "Recovering")
+        .await;
+
+    let command = "command: [\"/v1\"] → [\"/v2\"]";
+    let role =
+        format!("~ role web: instances: 4 → 5; {command}; its instances start their role anew");
+    let changes = [
+        role.as_str(),
+        "+ instance shop-web-4: instances 4 → 5",
+        "+ role worker: size tiny, image guest-os",
+        "+ instance shop-worker-0: new role",
+    ];
+    let diff = fabric.printed(&["service", "diff", "-f", &next]).await;
+    assert_eq!(diff.lines().collect::<Vec<_>>(), changes);
+
+    let plan = fabric.printed(&["service", "plan", "-f", &next]).await;
+    let lines: Vec<_> = plan.lines().collect();
+    assert_eq!(lines[..4], changes);
+    let anew = format!("role started anew, because {command}");
+    // The second domain is the first: something is down there.
+    let begin = format!(
+        "  1. upgrade domain 1: shop-web-1, shop-web-3: {anew}; before others, for instance \
+         shop-web-1 is down already (Recovering"
+    );
+    assert!(lines[5].starts_with(&begin), "{plan}");
+    let second = format!("  2. upgrade domain 0: shop-web-0, shop-web-2: {anew}");
+    assert_eq!(lines[6], second, "{plan}");
+    assert_eq!(
+        lines[7..],
+        ["this is what would change; nothing was done"],
+        "{plan}"
+    );
+
+    let json = fabric.json(&["service", "plan", "-f", &next]).await;
+    assert_eq!(json["dry_run"], true);
+    assert_eq!(json["under_way"], "");
+    assert_eq!(json["changes"][1]["detail"], "instances 4 → 5");
+    let step = &json["steps"][0];
+    assert_eq!(step["upgrade_domain"], 1);
+    assert_eq!(
+        step["instance_ids"],
+        serde_json::json!(["shop-web-1", "shop-web-3"])
+    );
+    assert_eq!(step["why"], command);
+    let when = step["when"].as_str().unwrap();
+    assert!(when.starts_with("before others"), "{json:#}");
+    assert_eq!(json["steps"][1]["when"], "");
+    let diff = fabric.json(&["service", "diff", "-f", &next]).await;
+    assert_eq!(diff["changes"], json["changes"]);
+
+    // With an update under way, a plan is of what is left, or of what takes its place.
+    fabric.printed(&["service", "apply", "-f", &next]).await;
+    fabric.printed(&["update", "pause", "shop"]).await;
+    let left = fabric.printed(&["service", "plan", "-f", &next]).await;
+    assert!(left.starts_with("nothing changes\nan update is paused"));
+    assert!(left.contains("the steps are what is left of it"), "{left}");
+    assert!(left.contains(&second[4..]), "{left}");
+    let json = fabric.json(&["service", "plan", "-f", &other]).await;
+    let under_way = json["under_way"].as_str().unwrap();
+    assert!(
+        under_way.ends_with("it ends, and another one takes its place"),
+        "{json:#}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn history_has_the_revisions_newest_first() {
+    let fabric = Fabric::start().await;
+    fabric.upload_guest_os().await;
+    for command in ["/v1", "/v2"] {
+        let file = fabric.file("shop.toml", 1, command, "");
+        fabric.printed(&["service", "apply", "-f", &file]).await;
+    }
+    let told = fabric.printed(&["service", "history", "shop"]).await;
+    let lines: Vec<_> = told.lines().collect();
+    assert!(lines[0].starts_with("REVISION"), "{told}");
+    assert!(lines[1].starts_with('2') && lines[2].starts_with('1'));
+    assert!(lines[1].contains("production") && lines[1].ends_with("applied"));
+
+    let json = fabric.json(&["service", "history", "shop"]).await;
+    let numbers: Vec<_> = json.as_array().unwrap().iter().collect();
+    assert_eq!(numbers.len(), 2);
+    assert_eq!(
+        (&json[0]["number"], &json[1]["number"]),
+        (&2.into(), &1.into())
+    );
+    assert_eq!(json[0]["slot"], "production");
+    let text = json[1]["definition_toml"].as_str().unwrap();
+    assert!(text.contains("/v1"), "{json:#}");
+    let output = fabric.fabctl(&["service", "history", "nothing"]).await;
+    assert_eq!(output.status.code(), Some(3), "there is no such service");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn explain_says_why_an_instance_is_where_it_is_or_nowhere() {
+    let fabric = Fabric::start().await;
+    fabric.upload_guest_os().await;
+    let file = fabric.file("shop.toml", 1, "/v1", "");
+    fabric.printed(&["service", "apply", "-f", &file]).await;
+    let told = fabric.printed(&["explain", "shop-web-0"]).await;
+    assert!(told.starts_with("shop-web-0 has no node: "), "{told}");
+    assert!(told.contains("start a host agent"), "{told}");
+    let json = fabric.json(&["explain", "shop-web-0"]).await;
+    assert_eq!(json["node_id"], "");
+    assert_ne!(json["unplaceable"], "");
+
+    let mut node = Node::join(&fabric).await;
+    node.has(VmState::Running).await;
+    let is_there = "shop-web-0 is on node n1, and would be placed there again";
+    let told = fabric
+        .printed_with(&["explain", "shop-web-0"], is_there)
+        .await;
+    assert!(told.contains("best: "), "{told}");
+    let json = fabric.json(&["explain", "shop-web-0"]).await;
+    assert_eq!(
+        (&json["node_id"], &json["chosen_node_id"]),
+        (&"n1".into(), &"n1".into())
+    );
+    assert_eq!(json["verdicts"][0]["fits"], true);
+    assert_eq!(json["unplaceable"], "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn simulate_says_who_would_go_where_and_does_nothing() {
+    let fabric = Fabric::start().await;
+    fabric.upload_guest_os().await;
+    let file = fabric.file("shop.toml", 1, "/v1", "");
+    fabric.printed(&["service", "apply", "-f", &file]).await;
+    let mut node = Node::join(&fabric).await;
+    node.has(VmState::Running).await;
+    fabric.printed_with(&["instance", "list"], "Ready").await;
+
+    let told = fabric.printed(&["simulate", "--kill-node", "n1"]).await;
+    assert!(
+        told.starts_with("0 would be placed, 1 would find no node, 0 would stay where they are"),
+        "{told}"
+    );
+    assert!(told.ends_with("nothing was done\n"), "{told}");
+    let json = fabric.json(&["simulate", "--kill-node", "n1"]).await;
+    let miss = &json["misses"][0];
+    assert_eq!(miss["instance_id"], "shop-web-0");
+    assert_eq!(miss["from_node_id"], "n1");
+
+    let with_another = [
+        "simulate",
+        "--kill-node",
+        "n1",
+        "--add-nodes",
+        "1",
+        "--shape",
+        "4x8GiB",
+    ];
+    let told = fabric.printed(&with_another).await;
+    assert!(told.starts_with("1 would be placed, 0 would find no node"));
+    let json = fabric.json(&with_another).await;
+    assert_eq!(json["moves"][0]["instance_id"], "shop-web-0");
+    assert_ne!(json["moves"][0]["to_node_id"], "n1");
+    assert_eq!(json["misses"], serde_json::json!([]));
+    let list = fabric.json(&["instance", "list"]).await;
+    assert_eq!(list[0]["node_id"], "n1", "{list:#}");
 }

@@ -18,7 +18,7 @@ use crate::{
     model::{
         self,
         blob::{BlobKind, BlobRecord},
-        change::{Action, Step},
+        change::Action,
         deployment::{Deployment, Slot},
         instance::{Effect, InstanceRecord, RestartScope},
         revision::Revision,
@@ -28,7 +28,11 @@ use crate::{
         update::{Cause, Update, UpdateState},
     },
     node_session,
-    reconcile::{goal::role_kind, health, rollout},
+    reconcile::{
+        foreseen::Step,
+        goal::{self, role_kind},
+        health, rollout,
+    },
     registry::{NodeSight, Registry},
 };
 
@@ -52,6 +56,7 @@ pub(super) fn inventory(inventory: &model::node::Inventory) -> Inventory {
         kernel_release: inventory.kernel_release.clone(),
         cpu_model: inventory.cpu_model.clone(),
         hostname: inventory.hostname.clone(),
+        resources: inventory.resources.to_map(),
     }
 }
 
@@ -144,6 +149,7 @@ pub(super) fn step(step: Step) -> PlannedStep {
         instance_ids: step.instances.into_iter().map(String::from).collect(),
         effect: effect.into(),
         why: step.why,
+        when: step.when,
     }
 }
 
@@ -329,10 +335,12 @@ pub(super) fn instance(record: &InstanceRecord, registry: &Registry) -> Instance
         size: record.spec.size_name.clone(),
         vcpus: record.spec.size.vcpus,
         memory_bytes: record.spec.size.memory_bytes,
+        resources: record.spec.resources.to_map(),
         snapshots: snapshots(record, registry),
         slot: SlotMessage::Unspecified.into(),
         upgrade_domain: 0,
         revision: record.revision,
+        power: goal::power(record).into(),
     }
 }
 

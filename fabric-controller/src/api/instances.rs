@@ -15,6 +15,7 @@ use fabric_proto::{
         PauseInstanceResponse, RestartInstanceRequest, RestartInstanceResponse,
         RestoreInstanceRequest, RestoreInstanceResponse, ResumeInstanceRequest,
         ResumeInstanceResponse, SnapshotInstanceRequest, SnapshotInstanceResponse,
+        StartInstanceRequest, StartInstanceResponse, StopInstanceRequest, StopInstanceResponse,
         StreamOutputRequest, StreamOutputResponse, WatchInstancesRequest, WatchInstancesResponse,
         instance_service_server::InstanceService,
     },
@@ -22,7 +23,7 @@ use fabric_proto::{
 use tokio::time;
 use tonic::{Request, Response, Status};
 
-use super::{Answers, Gone, Operator, convert, stream};
+use super::{Answers, Gone, Operator, convert, keeps::check_is_not_stopped, stream};
 use crate::{
     clock,
     controller::Controller,
@@ -94,6 +95,20 @@ impl InstanceService for InstanceApi {
         request: Request<ResumeInstanceRequest>,
     ) -> Result<Response<ResumeInstanceResponse>, Status> {
         Ok(Response::new(self.resume(request.into_inner()).await?))
+    }
+
+    async fn stop_instance(
+        &self,
+        request: Request<StopInstanceRequest>,
+    ) -> Result<Response<StopInstanceResponse>, Status> {
+        Ok(Response::new(self.stop(request.into_inner()).await?))
+    }
+
+    async fn start_instance(
+        &self,
+        request: Request<StartInstanceRequest>,
+    ) -> Result<Response<StartInstanceResponse>, Status> {
+        Ok(Response::new(self.start(request.into_inner()).await?))
     }
 
     async fn snapshot_instance(
@@ -168,6 +183,7 @@ impl InstanceApi {
                 let why = format!("instance {id} is being removed; there is nothing to restart");
                 return Err(Error::Precondition(why));
             }
+            check_is_not_stopped(&kept.value)?;
             if kept.value.keep.paused {
                 let why = format!(
                     "instance {id} is paused, and would stay as it is; resume it first: \

@@ -1,4 +1,4 @@
-//! Pauses, snapshots, and the way back to one: the calls of [`InstanceApi`] that change
+//! Pauses, stops, snapshots, and the way back to one: the calls of [`InstanceApi`] that change
 //! what is kept of an instance.
 
 use fabric_proto::{
@@ -8,6 +8,7 @@ use fabric_proto::{
         DeleteSnapshotRequest, DeleteSnapshotResponse, PauseInstanceRequest, PauseInstanceResponse,
         RestoreInstanceRequest, RestoreInstanceResponse, ResumeInstanceRequest,
         ResumeInstanceResponse, SnapshotInstanceRequest, SnapshotInstanceResponse,
+        StartInstanceRequest, StartInstanceResponse, StopInstanceRequest, StopInstanceResponse,
     },
 };
 use prost::Message;
@@ -46,6 +47,7 @@ impl InstanceApi {
         let once = Once::new("PauseInstance", &request.request_id, &content)?;
         self.change(once, &request.instance_id, |record| {
             let answer = PauseInstanceResponse {};
+            check_is_not_stopped(&record)?;
             if record.keep.paused {
                 return Ok(Change { to: None, answer });
             }
@@ -80,6 +82,51 @@ impl InstanceApi {
         .await
     }
 
+    /// Whatever it does, and wherever it is: what does not run now is not started then.
+    pub(super) async fn stop(&self, request: StopInstanceRequest) -> Result<StopInstanceResponse> {
+        let content = StopInstanceRequest {
+            request_id: String::new(),
+            ..request.clone()
+        };
+        let once = Once::new("StopInstance", &request.request_id, &content)?;
+        self.change(once, &request.instance_id, |record| {
+            let answer = StopInstanceResponse {};
+            if record.keep.stopped {
+                return Ok(Change { to: None, answer });
+            }
+            let message = "an operator stops it".to_owned();
+            let record = with_keep(record, |keep| {
+                keep.stopped = true;
+                keep.paused = false;
+            });
+            let to = Some((record, Reason::StopRequested, message));
+            Ok(Change { to, answer })
+        })
+        .await
+    }
+
+    pub(super) async fn start(
+        &self,
+        request: StartInstanceRequest,
+    ) -> Result<StartInstanceResponse> {
+        let content = StartInstanceRequest {
+            request_id: String::new(),
+            ..request.clone()
+        };
+        let once = Once::new("StartInstance", &request.request_id, &content)?;
+        self.change(once, &request.instance_id, |record| {
+            let answer = StartInstanceResponse {};
+            if !record.keep.stopped {
+                return Ok(Change { to: None, answer });
+            }
+            let message = "an operator starts it".to_owned();
+            let record = with_keep(record, |keep| keep.stopped = false);
+            let to = Some((record, Reason::StartRequested, message));
+            Ok(Change { to, answer })
+        })
+        .await
+    }
+
     pub(super) async fn snapshot(
         &self,
         request: SnapshotInstanceRequest,
@@ -91,6 +138,7 @@ impl InstanceApi {
         let once = Once::new("SnapshotInstance", &request.request_id, &content)?;
         let name = snapshot_name(&request.snapshot)?;
         self.change(once, &request.instance_id, |record| {
+            check_is_not_stopped(&record)?;
             self.check_runs(&record, "put into a snapshot")?;
             let keep = record.keep.with(name.clone());
             let keep =
@@ -120,6 +168,7 @@ impl InstanceApi {
             let restart = record.restart.again(RestartScope::Restore);
             let record = with_keep(InstanceRecord { restart, ..record }, |keep| {
                 keep.paused = false;
+                keep.stopped = false;
                 keep.restore = Some(name.clone());
             });
             let message = format!("an operator takes it back to snapshot {name}");
@@ -224,6 +273,18 @@ impl InstanceApi {
             }
         }
     }
+}
+
+/// Only a start does anything to what was stopped, or a way back to a snapshot.
+pub(super) fn check_is_not_stopped(record: &InstanceRecord) -> Result<()> {
+    let id = &record.id;
+    if record.keep.stopped {
+        return Err(Error::Precondition(format!(
+            "instance {id} is stopped, and stays so until it is started: `fabctl instance start \
+             {id}`"
+        )));
+    }
+    Ok(())
 }
 
 fn with_keep(mut record: InstanceRecord, change: impl FnOnce(&mut Keep)) -> InstanceRecord {

@@ -7,6 +7,7 @@ mod convert;
 mod events;
 mod instances;
 mod keeps;
+mod labels;
 mod nodes;
 mod placement;
 mod services;

@@ -6,13 +6,14 @@ use fabric_proto::{
     id::NodeId,
     v1::{
         CordonNodeRequest, CordonNodeResponse, DrainNodeRequest, DrainNodeResponse,
-        ListNodesRequest, ListNodesResponse, Node, RemoveNodeRequest, RemoveNodeResponse,
-        UncordonNodeRequest, UncordonNodeResponse, node_service_server::NodeService,
+        LabelNodeRequest, LabelNodeResponse, ListNodesRequest, ListNodesResponse, Node,
+        RemoveNodeRequest, RemoveNodeResponse, UncordonNodeRequest, UncordonNodeResponse,
+        node_service_server::NodeService,
     },
 };
 use tonic::{Request, Response, Status};
 
-use super::convert;
+use super::{convert, labels::Labelling};
 use crate::{
     clock,
     controller::Controller,
@@ -22,6 +23,7 @@ use crate::{
         event::{EventRecord, Reason, SubjectKind},
         instance::InstanceRecord,
         node::NodeRecord,
+        own::OwnResources,
         steadiness::Steadiness,
     },
     records::{self, Kept},
@@ -93,6 +95,23 @@ impl NodeService for NodeApi {
         Ok(Response::new(node.await?))
     }
 
+    async fn label_node(
+        &self,
+        request: Request<LabelNodeRequest>,
+    ) -> Result<Response<LabelNodeResponse>, Status> {
+        let request = request.into_inner();
+        let content = LabelNodeRequest {
+            request_id: String::new(),
+            ..request.clone()
+        };
+        let once = Once::new("LabelNode", &request.request_id, &content)?;
+        let (id, intent) = (&request.node_id, Labelling::read(content)?);
+        let node = self.change(once, id, Intent::Label(intent), |node| LabelNodeResponse {
+            node: Some(node),
+        });
+        Ok(Response::new(node.await?))
+    }
+
     async fn remove_node(
         &self,
         request: Request<RemoveNodeRequest>,
@@ -102,17 +121,22 @@ impl NodeService for NodeApi {
 }
 
 /// What an operator wants of a node.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 enum Intent {
     Cordon,
     Uncordon,
     Drain,
+    Label(Labelling),
 }
 
 impl Intent {
     /// The node as it is to be, and what is told of it.
-    fn apply(self, record: NodeRecord) -> (NodeRecord, Reason, &'static str) {
+    fn apply(&self, record: NodeRecord) -> ControllerResult<(NodeRecord, Reason, String)> {
         let (cordoned, draining, reason, what) = match self {
+            Self::Label(labelling) => {
+                let what = labelling.to_string();
+                return Ok((labelling.apply(record)?, Reason::NodeLabelled, what));
+            }
             // One that is drained goes on being drained.
             Self::Cordon => (
                 true,
@@ -147,9 +171,9 @@ impl Intent {
                 steadiness: Steadiness::default(),
                 ..record
             },
-            Self::Cordon | Self::Drain => record,
+            Self::Cordon | Self::Drain | Self::Label(_) => record,
         };
-        (record, reason, what)
+        Ok((record, reason, what.to_owned()))
     }
 }
 
@@ -175,11 +199,11 @@ impl NodeApi {
         R: prost::Message + Default,
     {
         let now = clock::now();
-        let answer = &answer;
+        let (answer, intent) = (&answer, &intent);
         let answered = once
             .commit(&*self.controller.store, now, || async move {
                 let kept = self.find(id).await?;
-                let (record, reason, message) = intent.apply(kept.value.clone());
+                let (record, reason, message) = intent.apply(kept.value.clone())?;
                 let placed = self.placed(&record.node_id).await?;
                 let shown = self.node(&record, &placed.iter().collect::<Vec<_>>());
                 let mut txn = Txn::new();
@@ -284,12 +308,17 @@ impl NodeApi {
 
     fn node(&self, record: &NodeRecord, placed: &[&InstanceRecord]) -> Node {
         let sight = self.controller.registry.sight(&record.node_id);
+        let mut resources = OwnResources::default();
+        for one in placed {
+            resources.add(&one.spec.resources);
+        }
         Node {
             node_id: record.node_id.to_string(),
             connected: sight.connected,
             last_seen: sight.last_seen.map(convert::timestamp),
             inventory: Some(convert::inventory(&record.inventory)),
-            labels: record.labels.clone(),
+            labels: record.all_labels(),
+            operator_labels: record.operator_labels.clone(),
             agent_version: record.agent_version.clone(),
             instances: u32::try_from(placed.len()).unwrap_or(u32::MAX),
             vcpus_used: placed.iter().map(|record| record.spec.size.vcpus).sum(),
@@ -297,9 +326,11 @@ impl NodeApi {
                 .iter()
                 .map(|record| record.spec.size.memory_bytes)
                 .sum(),
+            resources_used: resources.to_map(),
             goal_incarnation: sight.goal_incarnation,
             applied_incarnation: sight.report.map_or(0, |report| report.applied_incarnation),
             fault_domain: record.fault_domain().to_owned(),
+            operator_fault_domain: record.fault_domain.clone().unwrap_or_default(),
             cordoned: record.cordoned,
             draining: record.draining,
             fenced: record.fenced,

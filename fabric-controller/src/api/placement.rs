@@ -238,6 +238,7 @@ fn added(request: &SimulatePlacementRequest, nodes: &[Node]) -> ControllerResult
             architecture: Default::default(),
             kvm,
             images: Default::default(),
+            own: Default::default(),
         })));
     }
     Ok(added)

@@ -28,7 +28,7 @@ use crate::{
     idempotency::Once,
     model::{
         blob::{BlobKind, BlobRecord, BlobRef},
-        change::{self, Change, Step},
+        change::{self, Change},
         definition::{self, ServiceDefinition},
         deployment::{Deployment, Slot, Version},
         event::{EventRecord, Reason, SubjectKind},
@@ -38,6 +38,10 @@ use crate::{
         service::{ServiceRecord, ServiceRole},
         time::WallTime,
         update::Cause,
+    },
+    reconcile::{
+        foreseen::{self, Step},
+        health,
     },
     records::{self, Kept},
     store::{Range, Txn},
@@ -161,6 +165,7 @@ pub(super) struct Planned {
     pub(super) record: ServiceRecord,
     changes: Vec<Change>,
     steps: Vec<Step>,
+    under_way: String,
     pub(super) txn: Txn,
 }
 
@@ -169,6 +174,8 @@ pub(super) struct Wanted<'a> {
     pub(super) name: &'a ServiceName,
     pub(super) slot: Slot,
     pub(super) version: Version,
+    /// The instances of the service that there are.
+    pub(super) instances: &'a [InstanceRecord],
     pub(super) who: &'a str,
     pub(super) what: String,
     pub(super) now: WallTime,
@@ -215,6 +222,7 @@ impl ServiceApi {
             changes: planned.changes.into_iter().map(convert::change).collect(),
             service: Some(self.shown(&planned.record, instances)),
             steps: planned.steps.into_iter().map(convert::step).collect(),
+            under_way: planned.under_way,
         }
     }
 
@@ -230,7 +238,7 @@ impl ServiceApi {
         let (definition, text) = (&definition, &request.definition_toml);
         let (instances, who) = (&instances, &who);
         let now = clock::now();
-        let plan = || self.plan(definition, text, slot, who, now);
+        let plan = || self.plan((definition, text), slot, instances, who, now);
         if request.dry_run {
             return Ok(self.applied(plan().await?, instances));
         }
@@ -254,9 +262,9 @@ impl ServiceApi {
     /// empty if nothing changes.
     async fn plan(
         &self,
-        definition: &ServiceDefinition,
-        text: &str,
+        (definition, text): (&ServiceDefinition, &str),
         slot: Slot,
+        instances: &[InstanceRecord],
         who: &str,
         now: WallTime,
     ) -> ControllerResult<Planned> {
@@ -272,6 +280,7 @@ impl ServiceApi {
                 roles,
                 policy: definition.policy,
             },
+            instances,
             who,
             what: "applied".to_owned(),
             now,
@@ -294,6 +303,7 @@ impl ServiceApi {
             name,
             slot,
             version,
+            instances,
             who,
             what,
             now,
@@ -308,14 +318,14 @@ impl ServiceApi {
         };
         let roles = there.map_or(&[][..], |there| &there.version.roles);
         let changes = change::changes(name, colour, roles, &version.roles);
-        let steps = there.map_or_else(Vec::new, |there| change::steps(name, there, &version));
         if let Some(record) = before
             && there.is_some_and(|there| there.version == version)
         {
             return Ok(Planned {
                 record: record.clone(),
                 changes,
-                steps,
+                steps: there.map_or_else(Vec::new, |there| self.steps(there, instances, now)),
+                under_way: there.map_or_else(String::new, |one| foreseen::under_way(one, one)),
                 txn: Txn::new(),
             });
         }
@@ -327,6 +337,9 @@ impl ServiceApi {
         if let Err(error) = deployment.instances(name) {
             return Err(Error::Precondition(format!("{error}; take shorter names")));
         }
+        let steps = self.steps(&deployment, instances, now);
+        let under_way =
+            there.map_or_else(String::new, |there| foreseen::under_way(there, &deployment));
         let mut slots = before
             .map(|record| record.slots.clone())
             .unwrap_or_default();
@@ -360,8 +373,26 @@ impl ServiceApi {
             record,
             changes,
             steps,
+            under_way,
             txn: records::add_event(txn, &event)?,
         })
+    }
+
+    /// What becomes of the instances that there are, as they are now.
+    fn steps(
+        &self,
+        deployment: &Deployment,
+        instances: &[InstanceRecord],
+        now: WallTime,
+    ) -> Vec<Step> {
+        let registry = &self.controller.registry;
+        let own: Vec<_> = instances
+            .iter()
+            .filter(|one| one.colour == deployment.colour)
+            .collect();
+        // What its node has not taken up yet is a matter of moments.
+        let health = |one: &InstanceRecord| health::health(one, registry, true);
+        foreseen::steps(deployment, &own, &health, now)
     }
 
     /// Puts a service and remembers what it was to be; forgets the oldest of that.
@@ -441,15 +472,9 @@ impl ServiceApi {
             }
             Err(other) => return Err(other),
         };
-        let BlobRecord {
-            digest, size_bytes, ..
-        } = kept.value.clone();
+        let blob = BlobRef::of(name, &kept.value);
         found.insert(records::blob(kind, &kept.value.name), kept);
-        Ok(BlobRef {
-            name,
-            digest,
-            size_bytes,
-        })
+        Ok(blob)
     }
 
     /// No two services may have instances of the same id.

@@ -127,6 +127,7 @@ impl ServiceApi {
                 name: &record.name,
                 slot,
                 version,
+                instances,
                 who,
                 what: format!("back to revision {}", kept.value.number),
                 now,

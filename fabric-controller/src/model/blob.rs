@@ -74,6 +74,28 @@ pub struct BlobRef {
     pub digest: Digest,
     /// Size of the file, in bytes.
     pub size_bytes: u64,
+    /// Size of the disk that is in it, in bytes; 0 where nobody noted it.
+    #[serde(default)]
+    pub virtual_bytes: u64,
+}
+
+impl BlobRef {
+    /// A blob under the name by which it was found.
+    #[must_use]
+    pub fn of(name: String, record: &BlobRecord) -> Self {
+        Self {
+            name,
+            digest: record.digest.clone(),
+            size_bytes: record.size_bytes,
+            virtual_bytes: record.vhd.virtual_bytes,
+        }
+    }
+
+    /// How large a disk that differs from it can become, in bytes.
+    #[must_use]
+    pub fn disk_bytes(&self) -> u64 {
+        self.size_bytes.max(self.virtual_bytes)
+    }
 }
 
 /// An upload that has begun.

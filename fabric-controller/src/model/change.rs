@@ -1,13 +1,15 @@
-//! What applying a file changes, and in which steps: for people.
+//! What applying a file changes: for people.
+//!
+//! [`crate::reconcile::foreseen`] says in which steps.
 
 use std::{collections::BTreeMap, fmt};
 
-use fabric_proto::id::{InstanceId, RoleName, ServiceName};
+use fabric_proto::id::{RoleName, ServiceName};
 
 use super::{
     blob::BlobRef,
-    deployment::{Colour, Deployment, Version},
-    instance::{Effect, InstanceSpec, instance_id},
+    deployment::Colour,
+    instance::{Effect, InstanceSpec},
     service::ServiceRole,
 };
 
@@ -68,12 +70,11 @@ pub fn changes(
         }
     }
     for role in old.iter().filter(|role| !after.contains_key(role.name())) {
-        changes.push(Change::new(
-            Action::Delete,
-            format!("role {}", role.name()),
-            "",
-        ));
-        count(name, role, 0..role.instances, Action::Delete, &mut changes);
+        let subject = format!("role {}", role.name());
+        changes.push(Change::new(Action::Delete, subject, "not there any more"));
+        let numbers = 0..role.instances;
+        let why = "its role is not there any more";
+        count(name, role, numbers, Action::Delete, why, &mut changes);
     }
     changes
 }
@@ -108,7 +109,8 @@ fn created(service: &Namer<'_>, role: &ServiceRole, changes: &mut Vec<Change>) {
         format!("role {}", role.name()),
         detail,
     ));
-    count(service, role, 0..role.instances, Action::Create, changes);
+    let numbers = 0..role.instances;
+    count(service, role, numbers, Action::Create, "new role", changes);
 }
 
 fn updated(service: &Namer<'_>, old: &ServiceRole, new: &ServiceRole, changes: &mut Vec<Change>) {
@@ -121,20 +123,11 @@ fn updated(service: &Namer<'_>, old: &ServiceRole, new: &ServiceRole, changes: &
         let subject = format!("role {}", new.name());
         changes.push(Change::new(Action::Update, subject, details.join("; ")));
     }
-    count(
-        service,
-        new,
-        old.instances..new.instances,
-        Action::Create,
-        changes,
-    );
-    count(
-        service,
-        new,
-        new.instances..old.instances,
-        Action::Delete,
-        changes,
-    );
+    let why = format!("instances {} → {}", old.instances, new.instances);
+    let more = old.instances..new.instances;
+    count(service, new, more, Action::Create, &why, changes);
+    let fewer = new.instances..old.instances;
+    count(service, new, fewer, Action::Delete, &why, changes);
 }
 
 fn count(
@@ -142,60 +135,11 @@ fn count(
     role: &ServiceRole,
     numbers: std::ops::Range<u32>,
     action: Action,
+    why: &str,
     changes: &mut Vec<Change>,
 ) {
-    changes.extend(
-        numbers.map(|number| Change::new(action, service.instance(role.name(), number), "")),
-    );
-}
-
-/// One step of an update: what happens to the instances of an upgrade domain.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Step {
-    /// The upgrade domain.
-    pub domain: u32,
-    /// The role.
-    pub role: RoleName,
-    /// Its instances in there.
-    pub instances: Vec<InstanceId>,
-    /// What happens to each of them.
-    pub effect: Effect,
-    /// Why: what differs.
-    pub why: String,
-}
-
-/// The steps by which the instances of a deployment are brought to another version,
-/// as long as all of them are Ready: one that is down already goes first.
-#[must_use]
-pub fn steps(name: &ServiceName, old: &Deployment, new: &Version) -> Vec<Step> {
-    let mut steps = Vec::new();
-    for role in &new.roles {
-        let Some(was) = old.version.role(role.name()) else {
-            continue;
-        };
-        let effect = was.spec.effect_of(&role.spec);
-        if effect == Effect::Nothing {
-            continue;
-        }
-        let why = spec_differences(&was.spec, &role.spec).join("; ");
-        let mut domains: BTreeMap<u32, Vec<InstanceId>> = BTreeMap::new();
-        for number in 0..was.instances.min(role.instances) {
-            // Ids were checked when the service was applied.
-            if let Ok(id) = instance_id(name, role.name(), old.colour, number) {
-                let domain = role.upgrade_domain(number);
-                domains.entry(domain).or_default().push(id);
-            }
-        }
-        steps.extend(domains.into_iter().map(|(domain, instances)| Step {
-            domain,
-            role: role.name().clone(),
-            instances,
-            effect,
-            why: why.clone(),
-        }));
-    }
-    steps.sort_by_key(|step| step.domain);
-    steps
+    let names = numbers.map(|number| service.instance(role.name(), number));
+    changes.extend(names.map(|name| Change::new(action, name, why)));
 }
 
 /// What differs between two versions of a role, each in a few words.
@@ -227,14 +171,20 @@ fn compare(found: &mut Vec<String>, what: &str, old: &dyn fmt::Display, new: &dy
 }
 
 /// The same for what an instance is.
-fn spec_differences(was: &InstanceSpec, is: &InstanceSpec) -> Vec<String> {
+#[must_use]
+pub fn spec_differences(was: &InstanceSpec, is: &InstanceSpec) -> Vec<String> {
     let mut found = Vec::new();
     let mut compare = |what: &str, old: &dyn fmt::Display, new: &dyn fmt::Display| {
         compare(&mut found, what, old, new);
     };
     let size = |spec: &InstanceSpec| {
         let mib = spec.size.memory_bytes >> 20;
-        format!("{} ({} vCPU, {mib} MiB)", spec.size_name, spec.size.vcpus)
+        let own = match spec.resources.is_empty() {
+            true => String::new(),
+            false => format!(", {}", spec.resources),
+        };
+        let vcpus = spec.size.vcpus;
+        format!("{} ({vcpus} vCPU, {mib} MiB{own})", spec.size_name)
     };
     compare("nodes", &was.nodes, &is.nodes);
     let blob = |blob: &BlobRef| format!("{} ({:.19})", blob.name, blob.digest.as_str());
@@ -314,8 +264,19 @@ mod tests {
             told(&[], &[role(2)]),
             [
                 "Create role web size tiny, image guest-os, package hello-web",
-                "Create instance shop-web-0 ",
-                "Create instance shop-web-1 ",
+                "Create instance shop-web-0 new role",
+                "Create instance shop-web-1 new role",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_role_that_is_left_out_goes_with_its_instances() {
+        assert_eq!(
+            told(&[role(1)], &[]),
+            [
+                "Delete role web not there any more",
+                "Delete instance shop-web-0 its role is not there any more",
             ]
         );
     }
@@ -331,14 +292,14 @@ mod tests {
             told(&[role(1)], &[role(2)]),
             [
                 "Update role web instances: 1 → 2",
-                "Create instance shop-web-1 "
+                "Create instance shop-web-1 instances 1 → 2"
             ]
         );
         assert_eq!(
             told(&[role(2)], &[role(1)]),
             [
                 "Update role web instances: 2 → 1",
-                "Delete instance shop-web-1 "
+                "Delete instance shop-web-1 instances 2 → 1"
             ]
         );
     }
@@ -357,35 +318,5 @@ mod tests {
             told[0].starts_with("Update role web package: hello-web (sha256:020202020202) → none")
         );
         assert!(told[0].ends_with("settings: +colour; its instances start anew on fresh disks"));
-    }
-
-    #[test]
-    fn steps_go_by_upgrade_domain_and_say_what_happens_to_whom_and_why() {
-        let version = |roles| Version {
-            definition_toml: String::new(),
-            roles,
-            policy: crate::model::update::UpdatePolicy::default(),
-        };
-        let mut new = role(6);
-        new.spec.role.command.push("x".to_owned());
-        new.upgrade_domains = 2;
-        let old = Deployment::new(Colour::Plain, 1, version(vec![role(4)]));
-        let steps = steps(&"shop".parse().unwrap(), &old, &version(vec![new]));
-        let told: Vec<_> = steps
-            .iter()
-            .map(|step| {
-                let ids: Vec<_> = step.instances.iter().map(InstanceId::as_str).collect();
-                (step.domain, ids)
-            })
-            .collect();
-        assert_eq!(
-            told,
-            [
-                (0, vec!["shop-web-0", "shop-web-2"]),
-                (1, vec!["shop-web-1", "shop-web-3"]),
-            ]
-        );
-        assert_eq!(steps[0].effect, Effect::RestartRole);
-        assert!(steps[0].why.starts_with("command: "), "{}", steps[0].why);
     }
 }

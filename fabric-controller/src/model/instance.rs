@@ -8,6 +8,7 @@ use super::{
     definition::{NodeRules, Role},
     deployment::Colour,
     keep::Keep,
+    own::OwnResources,
     size::Size,
     time::WallTime,
 };
@@ -109,6 +110,9 @@ pub struct InstanceSpec {
     pub size_name: String,
     /// Its size.
     pub size: Size,
+    /// Resources of the operator's own that its size takes.
+    #[serde(default, skip_serializing_if = "OwnResources::is_empty")]
+    pub resources: OwnResources,
     /// The image it boots from.
     pub image: BlobRef,
     /// Its role's package.
@@ -125,7 +129,7 @@ impl InstanceSpec {
     #[must_use]
     pub fn effect_of(&self, new: &Self) -> Effect {
         let digest = |blob: &Option<BlobRef>| blob.as_ref().map(|blob| blob.digest.clone());
-        if self.size != new.size || self.nodes != new.nodes {
+        if self.size != new.size || self.resources != new.resources || self.nodes != new.nodes {
             Effect::Replace
         } else if self.image.digest != new.image.digest
             || digest(&self.package) != digest(&new.package)
@@ -194,7 +198,7 @@ pub struct InstanceRecord {
     pub epoch: u64,
     /// The restarts that it was asked for.
     pub restart: Restart,
-    /// Whether it is to stand still, and its snapshots.
+    /// Whether it is to stand still or to be down, and its snapshots.
     #[serde(default)]
     pub keep: Keep,
     /// Whether it is to be.
@@ -221,7 +225,7 @@ impl InstanceRecord {
         self.node = None;
         self.epoch = epoch;
         // They are on that node's disk.
-        self.keep = self.keep.forgotten();
+        self.keep = self.keep.elsewhere();
         self.changed = now;
     }
 }
@@ -282,6 +286,7 @@ pub(crate) mod tests {
             name: name.to_owned(),
             digest: fabric_proto::id::Digest::of_sha256(&[byte; 32]),
             size_bytes: 1 << 20,
+            virtual_bytes: 1 << 20,
         };
         InstanceSpec {
             size_name: "tiny".to_owned(),
@@ -290,6 +295,7 @@ pub(crate) mod tests {
                 memory_bytes: 128 * MIB,
                 cpu_weight: 0,
             },
+            resources: OwnResources::default(),
             image: blob("guest-os", 1),
             package: Some(blob("hello-web", 2)),
             role: Role {
@@ -327,6 +333,10 @@ pub(crate) mod tests {
         assert_eq!(effect(&command), Effect::RestartRole);
         assert_eq!(effect(&|new| new.package = None), Effect::Reimage);
         assert_eq!(effect(&|new| new.size.vcpus = 2), Effect::Replace);
+        let gpu = |new: &mut InstanceSpec| {
+            new.resources = [("gpu".to_owned(), 1)].into_iter().collect();
+        };
+        assert_eq!(effect(&gpu), Effect::Replace);
         let kvm = |new: &mut InstanceSpec| new.nodes.kvm = Some(Kvm::Hardware);
         assert_eq!(effect(&kvm), Effect::Replace);
     }

@@ -1,4 +1,4 @@
-//! Whether an instance is to stand still, and the snapshots that it is to have.
+//! Whether an instance is to stand still or to be down, and the snapshots that it is to have.
 
 use fabric_proto::id::SnapshotName;
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,9 @@ pub const MOST_SNAPSHOTS: usize = 8;
 pub struct Keep {
     /// Whether it is to stand still.
     pub paused: bool,
+    /// Whether it is to be down.
+    #[serde(default)]
+    pub stopped: bool,
     /// The snapshots that it is to have, oldest first.
     pub snapshots: Vec<Snapshot>,
     /// Generation of the newest snapshot that it was ever to have.
@@ -77,6 +80,22 @@ impl Keep {
         }
     }
 
+    /// What is left when it is to be on another node: it has nothing to go on from there,
+    /// and is stopped as it was.
+    #[must_use]
+    pub fn elsewhere(&self) -> Self {
+        Self {
+            stopped: self.stopped,
+            ..self.forgotten()
+        }
+    }
+
+    /// Whether an operator wants it not to work.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.paused || self.stopped
+    }
+
     /// The same without that snapshot.
     #[must_use]
     pub fn without(&self, name: &SnapshotName) -> Self {
@@ -112,6 +131,18 @@ mod tests {
         let first = keep.find(&name("a")).unwrap().generation;
         let again = anew.with(name("a")).unwrap();
         assert!(again.find(&name("a")).unwrap().generation > first);
+    }
+
+    #[test]
+    fn a_stop_goes_with_it_to_another_node_and_a_pause_does_not() {
+        let keep = Keep {
+            paused: true,
+            stopped: true,
+            ..Keep::default()
+        };
+        let there = keep.elsewhere();
+        assert!(there.stopped && !there.paused);
+        assert!(!keep.forgotten().stopped);
     }
 
     #[test]

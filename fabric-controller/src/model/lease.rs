@@ -12,6 +12,9 @@
 
 use std::time::Duration;
 
+/// What [`LeasePolicy::silent_percent`] is when nothing else is said: a third.
+pub const SILENT_PERCENT: u32 = 33;
+
 /// How nodes are held to their leases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeasePolicy {
@@ -37,7 +40,7 @@ impl LeasePolicy {
             drift_percent: 10,
             kill: Duration::from_secs(2),
             slack: Duration::from_secs(2),
-            silent_percent: 33,
+            silent_percent: SILENT_PERCENT,
         }
     }
 
@@ -76,6 +79,22 @@ mod tests {
             LeasePolicy::default().replace_after(),
             Duration::from_secs(15)
         );
+    }
+
+    #[test]
+    fn the_share_that_may_be_silent_is_the_operators_but_one_may_be_and_never_all() {
+        let most = |percent, nodes| {
+            let policy = LeasePolicy {
+                silent_percent: percent,
+                ..LeasePolicy::default()
+            };
+            policy.most_silent(nodes)
+        };
+        assert_eq!(
+            [0, 10, 50, 100].map(|percent| most(percent, 10)),
+            [1, 1, 5, 9]
+        );
+        assert_eq!(most(100, 1), 0);
     }
 
     #[test]

@@ -14,8 +14,10 @@
 //! | [`os_line`] | OS images with versions |
 //! | [`change`] | what applying a file changes, for people |
 //! | [`instance`] | one instance of a role as it is kept |
-//! | [`keep`] | its pause and its snapshots |
+//! | [`keep`] | its pause, its stop and its snapshots |
+//! | [`label`] | what labels of machines may be |
 //! | [`lease`] | how long a node may run what it was told to |
+//! | [`own`] | resources that only operators know what they are, counted |
 //! | [`state`] | the one word that users see for an instance |
 //! | [`node`] | a machine as it is kept |
 //! | [`blame`] | which machines are to blame for what fails on them |
@@ -34,9 +36,11 @@ pub mod deployment;
 pub mod event;
 pub mod instance;
 pub mod keep;
+pub mod label;
 pub mod lease;
 pub mod node;
 pub mod os_line;
+pub mod own;
 pub mod revision;
 pub mod service;
 pub mod size;

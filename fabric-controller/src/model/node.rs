@@ -8,7 +8,7 @@ use std::{
 use fabric_proto::id::{InstanceId, NodeId, ServiceName};
 use serde::{Deserialize, Serialize};
 
-use super::{steadiness::Steadiness, time::WallTime};
+use super::{own::OwnResources, steadiness::Steadiness, time::WallTime};
 
 /// What a node has, as its host agent says.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +27,9 @@ pub struct Inventory {
     pub cpu_model: String,
     /// Host name.
     pub hostname: String,
+    /// Resources of the operator's own.
+    #[serde(default, skip_serializing_if = "OwnResources::is_empty")]
+    pub resources: OwnResources,
 }
 
 /// How a node's KVM runs guest kernels.
@@ -64,6 +67,9 @@ pub struct NodeRecord {
     pub inventory: Inventory,
     /// Labels from its own configuration.
     pub labels: BTreeMap<String, String>,
+    /// Labels from an operator; they win over its own. See [`Self::all_labels`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub operator_labels: BTreeMap<String, String>,
     /// Version of its host agent.
     pub agent_version: String,
     /// When it first registered.
@@ -107,6 +113,7 @@ impl NodeRecord {
             node_id,
             inventory: Inventory::default(),
             labels: BTreeMap::new(),
+            operator_labels: BTreeMap::new(),
             agent_version: String::new(),
             registered,
             lost: false,
@@ -121,12 +128,21 @@ impl NodeRecord {
         }
     }
 
+    /// Its labels, for whoever looks for a node: its own, and those from an operator.
+    #[must_use]
+    pub fn all_labels(&self) -> BTreeMap<String, String> {
+        let mut labels = self.labels.clone();
+        labels.extend(self.operator_labels.clone());
+        labels
+    }
+
     /// What it fails together with: what the operator says, else its label
     /// `fault-domain`, else it is a domain of its own.
     #[must_use]
     pub fn fault_domain(&self) -> &str {
         self.fault_domain
             .as_ref()
+            .or_else(|| self.operator_labels.get(FAULT_DOMAIN))
             .or_else(|| self.labels.get(FAULT_DOMAIN))
             .map_or(self.node_id.as_str(), String::as_str)
     }
@@ -156,4 +172,37 @@ pub struct GoalRecord {
     pub fingerprint: String,
     /// The instances in it.
     pub instances: BTreeSet<InstanceId>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(of: &[(&str, &str)]) -> BTreeMap<String, String> {
+        let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+        of.iter().map(owned).collect()
+    }
+
+    #[test]
+    fn an_operators_labels_win_over_those_of_the_node() {
+        let node = NodeRecord {
+            labels: labels(&[("disk", "hdd"), ("rack", "r1")]),
+            operator_labels: labels(&[("disk", "nvme")]),
+            ..NodeRecord::new("n1".parse().unwrap(), WallTime::EPOCH)
+        };
+        let all = labels(&[("disk", "nvme"), ("rack", "r1")]);
+        assert_eq!(node.all_labels(), all);
+    }
+
+    #[test]
+    fn a_fault_domain_is_the_operators_then_a_label_then_the_node_itself() {
+        let mut node = NodeRecord::new("n1".parse().unwrap(), WallTime::EPOCH);
+        assert_eq!(node.fault_domain(), "n1");
+        node.labels = labels(&[(FAULT_DOMAIN, "r1")]);
+        assert_eq!(node.fault_domain(), "r1");
+        node.operator_labels = labels(&[(FAULT_DOMAIN, "r2")]);
+        assert_eq!(node.fault_domain(), "r2");
+        node.fault_domain = Some("r3".to_owned());
+        assert_eq!(node.fault_domain(), "r3");
+    }
 }

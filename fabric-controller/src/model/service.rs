@@ -60,6 +60,7 @@ impl ServiceRole {
         let spec = InstanceSpec {
             size_name: definition.size_name,
             size: definition.size,
+            resources: definition.resources,
             image,
             package,
             role: definition.role,

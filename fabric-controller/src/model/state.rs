@@ -10,6 +10,7 @@
 //!                                                          Unknown: node not heard
 //! any → Stopping → (removed), or Stopped
 //! Starting, Ready, Busy, Unhealthy ⇄ Paused
+//! any → Stopping → Stopped → Preparing: as an operator says
 //! ```
 
 use std::fmt;

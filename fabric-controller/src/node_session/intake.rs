@@ -16,7 +16,9 @@ use crate::{
     error::{Error, Result},
     model::{
         event::{Because, EventRecord, SubjectKind},
+        label,
         node::Inventory,
+        own::{self, OwnResources},
         time::WallTime,
     },
     registry::Report,
@@ -30,8 +32,6 @@ const LAST_WORDS: usize = 64 * 1024;
 const INSTANCES: usize = 10_000;
 /// Most snapshots of one instance that a node may tell of.
 const SNAPSHOTS: usize = 64;
-/// Most labels of a node.
-const LABELS: usize = 64;
 /// Longest reason of an event.
 const REASON: usize = 64;
 
@@ -65,9 +65,10 @@ pub(super) fn register(message: Register) -> Result<Registration> {
             message.protocol_version, PROTOCOL_VERSION
         )));
     }
-    if message.labels.len() > LABELS {
+    if message.labels.len() > label::MOST {
         return Err(Error::Invalid(format!(
-            "labels: there are more than {LABELS}"
+            "labels: there are more than {}",
+            label::MOST
         )));
     }
     // One below the highest leaves room to count on.
@@ -88,6 +89,7 @@ pub(super) fn register(message: Register) -> Result<Registration> {
             kernel_release: line(&inventory.kernel_release),
             cpu_model: line(&inventory.cpu_model),
             hostname: line(&inventory.hostname),
+            resources: resources(inventory.resources)?,
         },
         labels: message
             .labels
@@ -96,6 +98,31 @@ pub(super) fn register(message: Register) -> Result<Registration> {
             .collect(),
         seen_incarnation: message.seen_incarnation,
     })
+}
+
+/// Placement counts by these: what is wrong is not cut to size.
+fn resources(said: BTreeMap<String, u64>) -> Result<OwnResources> {
+    if said.len() > own::MOST {
+        return Err(Error::Invalid(format!(
+            "resources: there are more than {}",
+            own::MOST
+        )));
+    }
+    for (kind, count) in &said {
+        if !label::is_valid(kind) {
+            return Err(Error::Invalid(format!(
+                "resources: {kind:?} is no name; names {}",
+                label::RULE
+            )));
+        }
+        if !own::COUNTS.contains(count) {
+            let (low, high) = own::COUNTS.into_inner();
+            return Err(Error::Invalid(format!(
+                "resources: {count} of {kind:?}; it must be {low} to {high}"
+            )));
+        }
+    }
+    Ok(said.into_iter().collect())
 }
 
 /// Checks a status.

@@ -8,7 +8,7 @@ use super::{
     cluster::{Cluster, Placed},
     filter::{self, Refusal},
     score::Score,
-    types::{FaultDomain, Group, Instance, Needs, Resources, Spreading},
+    types::{Amount, FaultDomain, Group, Instance, Needs, OwnResources, Resources, Spreading},
 };
 
 /// A spread that could not be kept for want of room, or of domains.
@@ -75,7 +75,7 @@ pub enum Remedy {
     /// A node only breaks the spread.
     Relax(Group),
     /// A node only lacks room, and could have it.
-    Free(NodeId, Resources),
+    Free(NodeId, Resources, OwnResources),
     /// Another node.
     Add(Needs),
 }
@@ -86,10 +86,11 @@ impl fmt::Display for Remedy {
             Self::Uncordon(node) => write!(f, "uncordon node {node}"),
             Self::Reconnect(node) => write!(f, "bring node {node} back"),
             Self::Label(node, labels) => {
-                write!(f, "label node {node} with")?;
+                write!(f, "label node {node}: `fabctl node label {node}")?;
                 labels
                     .iter()
-                    .try_for_each(|(key, value)| write!(f, " {key}={value}"))
+                    .try_for_each(|(key, value)| write!(f, " {}", word(key, value)))?;
+                f.write_str("`")
             }
             Self::Relax(group) => {
                 write!(
@@ -97,7 +98,7 @@ impl fmt::Display for Remedy {
                     "let the spread of {group} be preferred instead of strict"
                 )
             }
-            Self::Free(node, short) => {
+            Self::Free(node, short, own) => {
                 let mut what = Vec::new();
                 if short.millicores > 0 {
                     what.push(super::types::Cores(short.millicores).to_string());
@@ -109,10 +110,14 @@ impl fmt::Display for Remedy {
                 if short.disk_bytes > 0 {
                     what.push(format!("{} MiB of disk", mib(short.disk_bytes)));
                 }
+                if !own.is_empty() {
+                    what.push(own.to_string());
+                }
                 write!(f, "free {} on node {node}", what.join(" and "))
             }
             Self::Add(needs) => {
-                write!(f, "add a node with {} free", needs.resources)?;
+                let amount = Amount(&needs.resources, &needs.own);
+                write!(f, "add a node with {amount} free")?;
                 if let Some(kvm) = needs.kvm {
                     write!(f, ", {kvm} KVM")?;
                 }
@@ -125,11 +130,24 @@ impl fmt::Display for Remedy {
     }
 }
 
+/// A label as a word of a command line, in quotes if a shell would take it for more.
+fn word(key: &str, value: &str) -> String {
+    let plain = |char: char| char.is_alphanumeric() || "-_./:@%+,".contains(char);
+    let word = format!("{key}={value}");
+    if key.chars().chain(value.chars()).all(plain) {
+        word
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
 /// Why no node can take an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unplaceable {
     /// What it asks for.
     pub needed: Resources,
+    /// What it asks for of an operator's own resources.
+    pub needed_own: OwnResources,
     /// How many nodes there are.
     pub nodes: usize,
     /// How many of them can be asked.
@@ -172,6 +190,7 @@ impl Unplaceable {
         };
         Self {
             needed: instance.needs.resources,
+            needed_own: instance.needs.own.clone(),
             nodes: all.len(),
             connected: all.iter().filter(connected).count(),
             short,
@@ -189,10 +208,11 @@ impl fmt::Display for Unplaceable {
         if self.connected == 0 {
             return f.write_str("no node is connected");
         }
+        let needed = Amount(&self.needed, &self.needed_own);
         if self.short.is_empty() {
-            write!(f, "no node can take it ({}): ", self.needed)?;
+            write!(f, "no node can take it ({needed}): ")?;
         } else {
-            write!(f, "no node has room for {}: ", self.needed)?;
+            write!(f, "no node has room for {needed}: ")?;
             for (index, (node, free)) in self.short.iter().enumerate() {
                 let comma = if index == 0 { "" } else { ", " };
                 write!(f, "{comma}{node} has {free} free")?;
@@ -228,6 +248,8 @@ pub struct Verdict {
     pub capacity: Resources,
     /// What of it is free.
     pub free: Resources,
+    /// What of an operator's own resources is free.
+    pub free_own: OwnResources,
     /// Its standing if it can take the instance, or every reason why it cannot.
     pub outcome: Result<Standing, Vec<Refusal>>,
 }
@@ -319,7 +341,9 @@ impl Cluster {
         let verdict = |(number, host): (u32, &super::host::Host)| {
             let (domain, free) = (&self.domains[host.domain as usize], host.free());
             let mut why = filter::standing(&host.node, needs);
+            let free_own = host.free_own();
             why.extend(filter::room(&free, &needs.resources));
+            why.extend(filter::own_room(&host.node, &free_own, &needs.own));
             let in_domain = spread.in_domain(host.domain);
             if let Some(rule) = Rule::broken(in_domain, least, share).filter(|_| strict) {
                 why.push(Refusal::Spread {
@@ -340,6 +364,7 @@ impl Cluster {
                 domain: domain.clone(),
                 capacity: host.capacity,
                 free,
+                free_own,
                 outcome: if why.is_empty() {
                     Ok(standing())
                 } else {
@@ -393,9 +418,12 @@ fn remedies(all: &[Verdict], instance: &Instance) -> Vec<Remedy> {
         .filter(|(verdict, why)| {
             why.iter().all(Refusal::is_room) && needs.resources.fits_in(&verdict.capacity)
         })
-        .map(|(verdict, _)| (needs.resources.minus(&verdict.free), &verdict.node))
+        .map(|(verdict, _)| {
+            let short = needs.resources.minus(&verdict.free);
+            (short, needs.own.minus(&verdict.free_own), &verdict.node)
+        })
         .min();
-    let free = free.map(|(short, node)| Remedy::Free(node.clone(), short));
+    let free = free.map(|(short, own, node)| Remedy::Free(node.clone(), short, own));
     let add = Some(Remedy::Add(needs.clone()));
     [uncordon, reconnect, label, relax, free, add]
         .into_iter()

@@ -4,7 +4,9 @@ use std::fmt;
 
 use super::{
     explain::Rule,
-    types::{Architecture, Cores, FaultDomain, Group, Health, Kvm, Needs, Node, Resources},
+    types::{
+        Architecture, Cores, FaultDomain, Group, Health, Kvm, Needs, Node, OwnResources, Resources,
+    },
 };
 
 /// Why a node cannot take an instance.
@@ -44,6 +46,24 @@ pub enum Refusal {
         has: Option<String>,
         /// What is needed.
         needed: String,
+    },
+    /// It has too few of an operator's own resources, whatever is on it.
+    NoResource {
+        /// Of which kind.
+        kind: String,
+        /// How many it has.
+        has: u64,
+        /// What is needed.
+        needed: u64,
+    },
+    /// Too few of an operator's own resources are free.
+    Resource {
+        /// Of which kind.
+        kind: String,
+        /// How many are free.
+        free: u64,
+        /// What is needed.
+        needed: u64,
     },
     /// Too few processors are free.
     Cores {
@@ -85,7 +105,7 @@ impl Refusal {
     pub const fn is_room(&self) -> bool {
         matches!(
             self,
-            Self::Cores { .. } | Self::Memory { .. } | Self::Disk { .. }
+            Self::Cores { .. } | Self::Memory { .. } | Self::Disk { .. } | Self::Resource { .. }
         )
     }
 
@@ -102,6 +122,8 @@ impl Refusal {
             Self::Architecture { .. } => "Architecture",
             Self::Kvm { .. } => "Kvm",
             Self::Label { .. } => "Label",
+            Self::NoResource { .. } => "NoResource",
+            Self::Resource { .. } => "Resource",
             Self::Cores { .. } => "Cores",
             Self::Memory { .. } => "Memory",
             Self::Disk { .. } => "Disk",
@@ -122,6 +144,8 @@ impl Refusal {
             Self::Architecture { .. } => "of another architecture",
             Self::Kvm { .. } => "of another KVM kind",
             Self::Label { .. } => "without the labels",
+            Self::NoResource { .. } => "without the own resources",
+            Self::Resource { .. } => "short of own resources",
             Self::Cores { .. } => "short of processors",
             Self::Memory { .. } => "short of memory",
             Self::Disk { .. } => "short of disk",
@@ -171,6 +195,12 @@ impl fmt::Display for Refusal {
                 needed,
             } => {
                 write!(f, "it has no label {key}, {needed:?} is needed")
+            }
+            Self::NoResource { kind, has, needed } => {
+                write!(f, "it has {has} {kind} in all, {needed} are needed")
+            }
+            Self::Resource { kind, free, needed } => {
+                write!(f, "{free} {kind} are free, {needed} are needed")
             }
             Self::Cores { free, needed } => {
                 write!(
@@ -248,7 +278,26 @@ pub(super) fn standing(node: &Node, needs: &Needs) -> Vec<Refusal> {
             });
         }
     }
+    for (kind, needed) in needs.own.iter() {
+        let has = node.own.of(kind);
+        if has < needed {
+            let kind = kind.to_owned();
+            why.push(Refusal::NoResource { kind, has, needed });
+        }
+    }
     why
+}
+
+/// Why a node that could have it cannot take it with so many of its own resources free.
+pub(super) fn own_room(node: &Node, free: &OwnResources, needed: &OwnResources) -> Vec<Refusal> {
+    let short =
+        |(kind, needed): &(&str, u64)| free.of(kind) < *needed && *needed <= node.own.of(kind);
+    let refusal = |(kind, needed): (&str, u64)| Refusal::Resource {
+        kind: kind.to_owned(),
+        free: free.of(kind),
+        needed,
+    };
+    needed.iter().filter(short).map(refusal).collect()
 }
 
 /// Why it cannot take it with so much free.

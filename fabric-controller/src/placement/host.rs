@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fabric_proto::id::Digest;
 
-use super::types::{Needs, Node, Policy, Resources};
+use super::types::{Needs, Node, OwnResources, Policy, Resources};
 
 /// See the [module](self).
 #[derive(Debug, Clone)]
@@ -15,6 +15,8 @@ pub(super) struct Host {
     pub(super) capacity: Resources,
     /// A node can have promised more than it has, if it has shrunk.
     promised: Resources,
+    /// The same of an operator's own resources.
+    promised_own: OwnResources,
     /// The images that are there, and the sizes of which there has been an instance.
     images: BTreeMap<Digest, BTreeSet<Resources>>,
 }
@@ -26,6 +28,7 @@ impl Host {
             domain,
             capacity: node.capacity(policy),
             promised: Resources::default(),
+            promised_own: OwnResources::default(),
             images: images
                 .map(|image| (image.clone(), BTreeSet::new()))
                 .collect(),
@@ -37,8 +40,20 @@ impl Host {
         self.capacity.minus(&self.promised)
     }
 
+    /// How many of an operator's own resources are free.
+    pub(super) fn free_own(&self) -> OwnResources {
+        self.node.own.minus(&self.promised_own)
+    }
+
+    /// Whether there is room.
+    pub(super) fn has_room(&self, needs: &Needs) -> bool {
+        needs.resources.fits_in(&self.free())
+            && (needs.own.is_empty() || needs.own.fits_in(&self.free_own()))
+    }
+
     pub(super) fn take(&mut self, needs: &Needs) {
         self.promised = self.promised.plus(&needs.resources);
+        self.promised_own.add(&needs.own);
         let Some(image) = &needs.image else { return };
         if let Some(sizes) = self.images.get_mut(image) {
             sizes.insert(needs.resources);
@@ -51,6 +66,7 @@ impl Host {
     /// The image stays in the node's cache.
     pub(super) fn release(&mut self, needs: &Needs) {
         self.promised = self.promised.minus(&needs.resources);
+        self.promised_own.subtract(&needs.own);
     }
 
     /// The sizes that there is a template for; `None` if the image is not there.

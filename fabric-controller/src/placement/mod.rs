@@ -17,8 +17,8 @@
 //! | [`whatif`] | the same questions asked of a cluster that is not there |
 //!
 //! **Hard rules.** The node is heard, steadily, and neither cordoned nor condemned; architecture, KVM kind and labels
-//! are right; processors, memory and disk are free. Memory and disk are never promised
-//! twice; processors are, as often as [`Policy`] says, since a lab's guests mostly wait.
+//! are right; processors, memory, disk and the operator's own resources are free. Of these
+//! only processors are promised twice, as often as [`Policy`] says, since a lab's guests mostly wait.
 //! A size whose weight is below that of whole cores takes that share of them.
 //!
 //! **The grid.** A fault domain is a rack, an upgrade domain an instance's number modulo
@@ -54,8 +54,8 @@ pub use self::{
     filter::Refusal,
     score::Score,
     types::{
-        Architecture, FaultDomain, Fill, Group, Health, Instance, Kvm, Needs, Node, Policy,
-        Resources, Spreading,
+        Architecture, FaultDomain, Fill, Group, Health, Instance, Kvm, Needs, Node, OwnResources,
+        Policy, Resources, Spreading,
     },
 };
 
@@ -89,10 +89,20 @@ fn place_all(cluster: &mut Cluster, instances: &[Instance]) -> Vec<Decision> {
         .collect()
 }
 
-/// Biggest first, since little ones fit into what is left; those that are spread
-/// together one after another.
-fn order(instance: &Instance) -> (Reverse<Resources>, &Group, u32, &InstanceId) {
+/// What an instance is placed by before others.
+type Order<'a> = (
+    Reverse<&'a OwnResources>,
+    Reverse<Resources>,
+    &'a Group,
+    u32,
+    &'a InstanceId,
+);
+
+/// Those first that few nodes can take, then the biggest, since little ones fit into what
+/// is left; those that are spread together one after another.
+fn order(instance: &Instance) -> Order<'_> {
     (
+        Reverse(&instance.needs.own),
         Reverse(instance.needs.resources),
         &instance.group,
         instance.number,

@@ -71,7 +71,7 @@ impl Hosts {
 
     /// Points of a node, if it has room.
     fn points(&self, node: u32, needs: &Needs) -> Option<u32> {
-        let room = needs.resources.fits_in(&self.get(node).free());
+        let room = self.get(node).has_room(needs);
         room.then(|| self.score(node, needs).total())
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use fabric_proto::id::{Digest, InstanceId, NodeId};
 
 use crate::model::size::Size;
-pub use crate::model::{definition::Spreading, node::Kvm};
+pub use crate::model::{definition::Spreading, node::Kvm, own::OwnResources};
 
 /// Thousandths of a core in one.
 const MILLI: u64 = 1000;
@@ -89,6 +89,20 @@ impl fmt::Display for Resources {
             Cores(self.millicores),
             self.memory_bytes >> 20
         )
+    }
+}
+
+/// So much of everything, for people: "1 vCPU and 64 MiB and 1 gpu".
+pub(super) struct Amount<'a>(pub(super) &'a Resources, pub(super) &'a OwnResources);
+
+impl fmt::Display for Amount<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(resources, own) = self;
+        write!(f, "{resources}")?;
+        match own.is_empty() {
+            true => Ok(()),
+            false => write!(f, " and {own}"),
+        }
     }
 }
 
@@ -221,6 +235,8 @@ pub struct Node {
     pub kvm: Option<Kvm>,
     /// Images that are there although no instance there uses them.
     pub images: BTreeSet<Digest>,
+    /// Resources of the operator's own.
+    pub own: OwnResources,
 }
 
 impl Node {
@@ -245,6 +261,8 @@ impl Node {
 pub struct Needs {
     /// How much.
     pub resources: Resources,
+    /// How much of an operator's own resources.
+    pub own: OwnResources,
     /// Labels that the node must have.
     pub labels: BTreeMap<String, String>,
     /// Architecture of its image.

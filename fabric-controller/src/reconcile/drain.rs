@@ -2,7 +2,7 @@
 //!
 //! Pure. Of each role at most one upgrade domain is moved at a time, and only while
 //! everything of it in other domains is well, as a rolling update would have it; what
-//! is known to be down, or paused, may go at once. Nothing is taken from where it is
+//! is known to be down, or paused or stopped, may go at once. Nothing is taken from where it is
 //! unless there is a place for it elsewhere. What is moved is *moving*
 //! ([`Phase::Moving`]) until its node says that it is gone; then it is placed anew like
 //! any other.
@@ -86,7 +86,7 @@ fn take<'a>(
     // Of what nothing can be said, as right after its node was told something else, it is
     // not known that nobody would notice.
     let is_useless = |one: &InstanceRecord| {
-        one.keep.paused || matches!(health(one), Health::Down(_) | Health::Failed(_))
+        one.keep.is_held() || matches!(health(one), Health::Down(_) | Health::Failed(_))
     };
     let down: BTreeSet<u32> = instances
         .iter()

@@ -7,6 +7,10 @@
 //!
 //! A node that is fenced does not count any more, neither as silent nor at all, until
 //! it registers again: a second failure is not held up by the first.
+//!
+//! What an operator has stopped stays where it is, with its disk, while its node is
+//! silent: nothing would run elsewhere either. It goes elsewhere when it is started, or its
+//! node is removed; where it comes, it is stopped as it was.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -108,6 +112,10 @@ pub(super) fn take_off(
             // The plan sees that it is gone.
             continue;
         }
+        let is_there = input.nodes.iter().any(|one| one.node_id == node);
+        if record.phase == Phase::Wanted && record.keep.stopped && is_there {
+            continue;
+        }
         record.leave_node(input.next_epoch, now);
         plan.put.insert(record.id.clone(), record.clone());
         let message = format!(
@@ -115,7 +123,6 @@ pub(super) fn take_off(
             record.epoch
         );
         plan.tell(now, Reason::InstanceFailedOver, &record.id, message);
-        let is_there = input.nodes.iter().any(|one| one.node_id == node);
         let reason = if is_there {
             Reason::NodeFenced
         } else {
@@ -161,6 +168,18 @@ mod tests {
         assert!(verdict.fence.is_empty());
         let only = decide(&policy, &silences(&[100]));
         assert_eq!(only.held, Some(Held { silent: 1, of: 1 }));
+    }
+
+    #[test]
+    fn how_many_are_many_is_the_operators_to_say() {
+        let policy = LeasePolicy {
+            silent_percent: 67,
+            ..LeasePolicy::default()
+        };
+        let verdict = decide(&policy, &silences(&[15, 16, 1]));
+        assert_eq!(fenced(&verdict), ["n0", "n1"]);
+        let held = decide(&policy, &silences(&[15, 16, 17])).held;
+        assert_eq!(held, Some(Held { silent: 3, of: 3 }));
     }
 
     #[test]

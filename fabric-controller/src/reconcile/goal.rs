@@ -72,12 +72,7 @@ fn instance_goal(record: &InstanceRecord) -> InstanceGoal {
     InstanceGoal {
         instance_id: record.id.to_string(),
         epoch: record.epoch,
-        power: if record.keep.paused {
-            InstancePower::Paused
-        } else {
-            InstancePower::Running
-        }
-        .into(),
+        power: power(record).into(),
         vcpus: spec.size.vcpus,
         memory_bytes: spec.size.memory_bytes,
         cpu_weight: spec.size.cpu_weight,
@@ -101,6 +96,18 @@ fn instance_goal(record: &InstanceRecord) -> InstanceGoal {
             .as_ref()
             .map(ToString::to_string)
             .unwrap_or_default(),
+    }
+}
+
+/// What its node is to do with it.
+#[must_use]
+pub const fn power(record: &InstanceRecord) -> InstancePower {
+    if record.keep.stopped {
+        InstancePower::Stopped
+    } else if record.keep.paused {
+        InstancePower::Paused
+    } else {
+        InstancePower::Running
     }
 }
 
@@ -229,6 +236,17 @@ mod tests {
             (role.name.as_str(), role.uid, role.restart_generation),
             ("web", 1000, 1)
         );
+    }
+
+    #[test]
+    fn what_is_stopped_is_in_the_goal_and_stays_down() {
+        let mut stopped = record("n1");
+        stopped.keep.stopped = true;
+        for paused in [false, true] {
+            stopped.keep.paused = paused;
+            let goal = node_goal([&stopped].into_iter(), Vec::new(), TERMS);
+            assert_eq!(goal.instances[0].power(), InstancePower::Stopped);
+        }
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub fn health(record: &InstanceRecord, registry: &Registry, has_taken_up: bool) 
     };
     match derived.state {
         InstanceState::Unknown | InstanceState::Paused => Health::Unseen(how),
-        _ if record.keep.paused || sight.view != NodeView::Heard => Health::Unseen(how),
+        _ if record.keep.is_held() || sight.view != NodeView::Heard => Health::Unseen(how),
         _ if !has_taken_up => Health::Unseen("its node has not taken up the change yet".to_owned()),
         InstanceState::Failed => Health::Failed(how),
         InstanceState::Ready if is_anew(record, status) => Health::Ready,

@@ -11,6 +11,7 @@ pub mod blame;
 pub mod drain;
 pub mod escalate;
 pub mod failover;
+pub mod foreseen;
 pub mod goal;
 pub mod health;
 pub mod os_updates;

@@ -119,11 +119,7 @@ fn newer<'a>(
     let mut last = None;
     for role in &mut newer.roles {
         if let Some(image) = newer_image(role, images) {
-            role.spec.image = BlobRef {
-                name: image.value.name.to_string(),
-                digest: image.value.digest.clone(),
-                size_bytes: image.value.size_bytes,
-            };
+            role.spec.image = BlobRef::of(image.value.name.to_string(), &image.value);
             last = Some(image);
         }
     }

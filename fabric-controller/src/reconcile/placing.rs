@@ -40,11 +40,12 @@ pub fn node(record: &NodeRecord, connected: bool) -> Node {
         condemned: record.condemned,
         unsteady: record.steadiness.held,
         blame: record.blame,
-        labels: record.labels.clone(),
+        labels: record.all_labels(),
         // Ours is a virtual machine monitor for x86-64.
         architecture: Architecture::X86_64,
         kvm: record.kvm(),
         images: Default::default(),
+        own: inventory.resources.clone(),
     }
 }
 
@@ -122,10 +123,10 @@ pub fn instances<'a>(
 fn needs(spec: &InstanceSpec) -> Needs {
     Needs {
         resources: Resources {
-            // A differencing disk can become as large as what it differs from.
-            disk_bytes: spec.image.size_bytes,
+            disk_bytes: spec.image.disk_bytes(),
             ..Resources::of(spec.size)
         },
+        own: spec.resources.clone(),
         image: Some(spec.image.digest.clone()),
         labels: spec.nodes.labels.clone(),
         kvm: spec.nodes.kvm,
@@ -224,4 +225,34 @@ fn say_why_homeless(before: Option<&InstanceRecord>, record: &InstanceRecord, pl
         }
     };
     plan.because(reason, SubjectKind::Instance, &record.id);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        model::instance::tests::{record, spec},
+        reconcile::tests::node_record,
+    };
+
+    #[test]
+    fn a_disk_has_room_for_all_that_it_can_become() {
+        let mut node = node_record("n1");
+        node.inventory.disk_bytes = 100;
+        let mut asked = [record("n1"), record("n1")];
+        for (number, one) in asked.iter_mut().enumerate() {
+            one.id = format!("shop-web-{number}").parse().unwrap();
+            (one.spec.image.size_bytes, one.spec.image.virtual_bytes) = (1, 60);
+            one.node = None;
+        }
+        let asked = asked.map(|one| instance(&one, None));
+        let placed = placement::place(Policy::default(), &[self::node(&node, true)], &asked);
+        let placed = placed.iter().filter(|one| one.outcome.is_ok());
+        assert_eq!(placed.count(), 1);
+
+        // A record of before there was a note of it.
+        let mut old = spec().image;
+        old.virtual_bytes = 0;
+        assert_eq!(old.disk_bytes(), old.size_bytes);
+    }
 }

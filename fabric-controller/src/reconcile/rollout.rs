@@ -118,7 +118,8 @@ fn see(
 }
 
 /// The update that is under way, or one that must begin.
-fn current(
+#[must_use]
+pub fn current(
     deployment: &Deployment,
     instances: &[&InstanceRecord],
     now: WallTime,

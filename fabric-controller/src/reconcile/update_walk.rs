@@ -13,7 +13,7 @@
 //!   while other domains are down too, as when a bad version is everywhere.
 //! - An instance that has no node is not running: it is given the new spec at once, and
 //!   the update waits until it has a place.
-//! - One that nothing is known of, or that an operator has paused, is not touched;
+//! - One that nothing is known of, or that an operator has paused or stopped, is not touched;
 //!   it counts as down, but never as a failure of the version.
 //!
 //! An update fails when an instance that it has changed is `Failed`, or not `Ready` in
@@ -321,7 +321,8 @@ impl Seen {
     }
 }
 
-fn describe(one: &Seen) -> String {
+/// An instance that is waited for, for people.
+pub(super) fn describe(one: &Seen) -> String {
     let how = match &one.health {
         Health::Ready => "yet to be changed",
         Health::Homeless => "has no node",

@@ -9,10 +9,10 @@ use fabric_controller::{
 use fabric_proto::v1::{
     ApplyServiceRequest, BeginUploadRequest, BlobKind, ControlUpdateRequest, CordonNodeRequest,
     CreateTokenRequest, DeleteBlobRequest, DeleteServiceRequest, DeleteSnapshotRequest,
-    DrainNodeRequest, JoinNodeRequest, PauseInstanceRequest, RemoveNodeRequest,
+    DrainNodeRequest, JoinNodeRequest, LabelNodeRequest, PauseInstanceRequest, RemoveNodeRequest,
     RenewCertificateRequest, RestartInstanceRequest, RestoreInstanceRequest, ResumeInstanceRequest,
-    RevokeCertificateRequest, RollbackServiceRequest, SnapshotInstanceRequest, SwapSlotsRequest,
-    UncordonNodeRequest, UpdateAction,
+    RevokeCertificateRequest, RollbackServiceRequest, SnapshotInstanceRequest,
+    StartInstanceRequest, StopInstanceRequest, SwapSlotsRequest, UncordonNodeRequest, UpdateAction,
 };
 use fabric_trust::{identity::Role, key::NewKey};
 use futures_util::{StreamExt as _, stream};
@@ -151,6 +151,16 @@ impl<'a> Call<'a> {
                 };
                 client.nodes().drain_node(request).await.map(drop)
             }
+            ("fabric.v1.NodeService", "LabelNode") => {
+                let request = LabelNodeRequest {
+                    node_id: text("n2"),
+                    set: [(text("disk"), text("nvme"))].into(),
+                    fault_domain: Some(text("r1")),
+                    request_id,
+                    ..LabelNodeRequest::default()
+                };
+                client.nodes().label_node(request).await.map(drop)
+            }
             ("fabric.v1.NodeService", "RemoveNode") => {
                 let node_id = text("n2");
                 let request = RemoveNodeRequest {
@@ -252,6 +262,22 @@ impl<'a> Call<'a> {
                     request_id,
                 };
                 client.instances().resume_instance(request).await.map(drop)
+            }
+            ("fabric.v1.InstanceService", "StopInstance") => {
+                let instance_id = text("shop-web-0");
+                let request = StopInstanceRequest {
+                    instance_id,
+                    request_id,
+                };
+                client.instances().stop_instance(request).await.map(drop)
+            }
+            ("fabric.v1.InstanceService", "StartInstance") => {
+                let instance_id = text("down-web-0");
+                let request = StartInstanceRequest {
+                    instance_id,
+                    request_id,
+                };
+                client.instances().start_instance(request).await.map(drop)
             }
             ("fabric.v1.InstanceService", "SnapshotInstance") => {
                 let request = SnapshotInstanceRequest {

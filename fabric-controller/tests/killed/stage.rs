@@ -15,7 +15,7 @@ use fabric_proto::{
     v1::{
         ApplyServiceRequest, BlobKind, CertificateRole, CordonNodeRequest,
         CreateCertificateRequest, CreateTokenRequest, PauseInstanceRequest, Slot,
-        SnapshotInstanceRequest,
+        SnapshotInstanceRequest, StopInstanceRequest,
     },
 };
 use fabric_trust::key::NewKey;
@@ -165,7 +165,8 @@ pub fn arm(step: Step, dir: &Path) -> PathBuf {
 }
 
 /// The stage's instances, and what they are.
-const WORDS: [(&str, &str); 4] = [
+const WORDS: [(&str, &str); 5] = [
+    ("down-web-0", "Stopped"),
     ("shop-web-0", "Ready"),
     ("snap-web-0", "Ready"),
     ("still-web-0", "Paused"),
@@ -192,16 +193,24 @@ async fn services(client: &Client) {
         })
         .await
         .unwrap();
-    for name in ["shop", "snap", "still"] {
+    for name in ["down", "shop", "snap", "still"] {
         client.apply(&service(name, 1, "/v1")).await.unwrap();
     }
-    let ready = WORDS.map(|(id, word)| (id, if word == "Paused" { "Ready" } else { word }));
+    let ready = WORDS.map(|(id, word)| match word {
+        "Paused" | "Stopped" => (id, "Ready"),
+        _ => (id, word),
+    });
     client.wait_for_words(&ready).await;
     let pause = PauseInstanceRequest {
         instance_id: "still-web-0".to_owned(),
         request_id: String::new(),
     };
     client.instances().pause_instance(pause).await.unwrap();
+    let stop = StopInstanceRequest {
+        instance_id: "down-web-0".to_owned(),
+        request_id: String::new(),
+    };
+    client.instances().stop_instance(stop).await.unwrap();
     let snapshot = SnapshotInstanceRequest {
         instance_id: "snap-web-0".to_owned(),
         snapshot: "early".to_owned(),
@@ -245,8 +254,10 @@ pub fn is(goal: &InstanceGoal) -> InstanceStatus {
         snapshots: snapshots.collect(),
         ..ready_as(goal)
     };
-    if goal.power() == InstancePower::Paused {
-        is.vm_state = VmState::Paused.into();
+    match goal.power() {
+        InstancePower::Paused => is.vm_state = VmState::Paused.into(),
+        InstancePower::Stopped => is.vm_state = VmState::Stopped.into(),
+        InstancePower::Running | InstancePower::Unspecified => {}
     }
     if goal.instance_id.starts_with("walk")
         && let Some(role) = &mut is.role

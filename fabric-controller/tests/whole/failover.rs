@@ -3,7 +3,7 @@
 use fabric_proto::v1::{Instance, ListInstancesRequest};
 use tokio::time::Instant;
 
-use crate::framework::*;
+use crate::{framework::*, program::Program};
 
 async fn shown(client: &Client) -> Instance {
     let mut instances = client.instances();
@@ -99,6 +99,24 @@ async fn nothing_is_moved_while_most_nodes_are_silent() {
     )
     .await;
     assert_eq!(shown(&client).await.node_id, "n1");
+}
+
+#[tokio::test]
+async fn two_of_three_may_be_silent_where_the_command_line_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let held_to = "--lease 1s --heartbeat 50ms --lost-after 1s --silent-percent 67";
+    let arguments: Vec<_> = held_to.split(' ').collect();
+    let (_program, client) = Program::start_as(&[], dir.path(), &arguments).await;
+    let (_first, mut others, _) = silent_one(&client).await;
+    others.remove(0);
+    let one = until(
+        "another node",
+        async || shown(&client).await,
+        |one| one.node_id != "n1" && one.state == "Ready",
+    )
+    .await;
+    assert_eq!(one.node_id, "n3");
+    assert!(client.reasons("nodes").await.is_empty());
 }
 
 #[tokio::test]

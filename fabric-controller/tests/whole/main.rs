@@ -23,6 +23,7 @@ mod roles;
 mod services;
 mod slots;
 mod standing;
+mod stops;
 mod then;
 mod trust;
 mod updates;

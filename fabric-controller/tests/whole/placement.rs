@@ -1,12 +1,12 @@
 //! Why an instance is where it is, and what would be if.
 
 use fabric_proto::v1::{
-    ExplainPlacementRequest, ExplainPlacementResponse, SimulatePlacementRequest,
-    SimulatePlacementResponse,
+    ExplainPlacementRequest, ExplainPlacementResponse, LabelNodeRequest, Node as NodeMessage,
+    SimulatePlacementRequest, SimulatePlacementResponse,
 };
 use tonic::{Code, Status};
 
-use crate::framework::{Client, Controller, Node, register, shop};
+use crate::framework::{Client, Controller, Node, register, shop, until};
 
 async fn explain(client: &Client, id: &str) -> Result<ExplainPlacementResponse, Status> {
     let request = ExplainPlacementRequest {
@@ -64,6 +64,44 @@ async fn a_role_is_spread_over_racks_and_says_why() {
         explain(&client, "nobody").await.unwrap_err().code(),
         Code::NotFound
     );
+}
+
+/// Two roles of one machine each, with that in both.
+fn pair(more: &str) -> String {
+    let role = |name: &str| {
+        format!(
+            "[[role]]\nname = \"{name}\"\nkind = \"vm\"\nsize = \"tiny\"\n\
+             image = \"guest-os\"\n{more}\n"
+        )
+    };
+    let size = "name = \"dir\"\n[sizes.tiny]\nvcpus = 1\nmemory = \"128MiB\"\n";
+    format!("{size}{}{}", role("east"), role("west"))
+}
+
+#[tokio::test]
+async fn two_roles_of_one_availability_set_do_not_share_a_rack() {
+    // The only node of the other rack is a small one: nobody goes there without a reason.
+    let mut told = Vec::new();
+    for more in ["", "availability_set = \"dc\""] {
+        let (_controller, client) = Controller::start().await;
+        client.upload_guest_os().await;
+        let mut small = register("n3", 0);
+        small.inventory.as_mut().unwrap().memory_bytes = 256 << 20;
+        let rack = ("fault-domain".to_owned(), "r2".to_owned());
+        small.labels.extend([rack]);
+        let _nodes = [
+            racked(&client, "n1", "r1").await,
+            racked(&client, "n2", "r1").await,
+            Node::register(&client, small).await.unwrap(),
+        ];
+        client.apply(&pair(more)).await.unwrap();
+        let placed = client.list().await.into_iter();
+        let nodes: Vec<_> = placed.map(|one| (one.instance_id, one.node_id)).collect();
+        told.push(nodes);
+    }
+    let of = |role: &str, node: &str| (format!("dir-{role}-0"), node.to_owned());
+    assert_eq!(told[0], [of("east", "n1"), of("west", "n1")]);
+    assert_eq!(told[1], [of("east", "n1"), of("west", "n3")]);
 }
 
 #[tokio::test]
@@ -128,4 +166,158 @@ async fn a_simulation_says_who_would_go_where_and_does_nothing() {
     assert_eq!(refused.message(), "there is no node n9");
     let nothing = simulate(&client, SimulatePlacementRequest::default()).await;
     assert_eq!(nothing.unwrap_err().code(), Code::InvalidArgument);
+}
+
+async fn label(client: &Client, request: LabelNodeRequest) -> Result<NodeMessage, Status> {
+    let answer = client.nodes().label_node(request).await?;
+    Ok(answer.into_inner().node.unwrap())
+}
+
+/// What says of node n1 that it has that label.
+fn with(key: &str, value: &str) -> LabelNodeRequest {
+    LabelNodeRequest {
+        node_id: "n1".to_owned(),
+        set: [(key.to_owned(), value.to_owned())].into(),
+        ..LabelNodeRequest::default()
+    }
+}
+
+/// A role for nodes with fast disks.
+fn picky() -> String {
+    format!("{}node_labels = {{ disk = \"nvme\" }}\n", shop(1))
+}
+
+#[tokio::test]
+async fn a_label_from_an_operator_makes_room_and_outlives_the_nodes_own_and_a_restart() {
+    let (controller, client) = Controller::start().await;
+    client.upload_guest_os().await;
+    let mut says = register("n1", 0);
+    says.labels.insert("disk".to_owned(), "hdd".to_owned());
+    let mut node = Node::register(&client, says.clone()).await.unwrap();
+    node.next_goal().await;
+    node.status(vec![]).await;
+    client.apply(&picky()).await.unwrap();
+    let why = explain(&client, "shop-web-0").await.unwrap();
+    assert_eq!(why.verdicts[0].refusals[0].reason, "Label");
+    let remedy = "label node n1: `fabctl node label n1 disk=nvme`";
+    assert_eq!(why.remedies[0], remedy);
+
+    let request = LabelNodeRequest {
+        fault_domain: Some("r7".to_owned()),
+        request_id: "once".to_owned(),
+        ..with("disk", "nvme")
+    };
+    let labelled = label(&client, request.clone()).await.unwrap();
+    assert_eq!(labelled.labels["disk"], "nvme");
+    assert_eq!(labelled.fault_domain, "r7");
+    node.goal_with(&["shop-web-0"]).await;
+    assert_eq!(label(&client, request).await.unwrap(), labelled);
+    let reasons = client.reasons("n1").await;
+    assert_eq!(reasons[2..], ["NodeLabelled"]);
+
+    // What the node says again is no matter, before and after a restart.
+    says.seen_incarnation = node.goal.incarnation;
+    drop(node);
+    let node = Node::register(&client, says.clone()).await.unwrap();
+    assert_eq!(client.node("n1").await.labels["disk"], "nvme");
+    drop(node);
+    let (_controller, client) = controller.restart().await;
+    let _node = Node::register(&client, says).await.unwrap();
+    let kept = client.node("n1").await;
+    assert_eq!(kept.labels["disk"], "nvme");
+    assert_eq!(kept.operator_labels, kept.labels);
+    let domains = (kept.fault_domain, kept.operator_fault_domain);
+    assert_eq!(domains, ("r7".to_owned(), "r7".to_owned()));
+
+    // Taken back, the node's own counts again; what is there stays.
+    let back = LabelNodeRequest {
+        node_id: "n1".to_owned(),
+        remove: vec!["disk".to_owned()],
+        fault_domain: Some(String::new()),
+        ..LabelNodeRequest::default()
+    };
+    let node = label(&client, back.clone()).await.unwrap();
+    assert_eq!((&*node.labels["disk"], &*node.fault_domain), ("hdd", "n1"));
+    assert_eq!(client.list().await[0].node_id, "n1");
+    let own = label(&client, back).await.unwrap_err();
+    assert_eq!(own.code(), Code::FailedPrecondition);
+}
+
+#[tokio::test]
+async fn labels_that_cannot_be_are_refused() {
+    let (_controller, client) = Controller::start().await;
+    let _node = Node::join(&client, "n1").await;
+    let empty = label(&client, with("disk", "")).await.unwrap_err();
+    assert_eq!(empty.code(), Code::InvalidArgument);
+    let nobody = LabelNodeRequest {
+        node_id: "n9".to_owned(),
+        ..with("disk", "nvme")
+    };
+    let nobody = label(&client, nobody).await.unwrap_err();
+    assert_eq!(nobody.code(), Code::NotFound);
+    assert!(client.node("n1").await.labels.is_empty());
+}
+
+/// A node with so many GPUs.
+async fn with_gpus(client: &Client, name: &str, count: u64) -> Node {
+    let mut says = register(name, 0);
+    if let Some(inventory) = &mut says.inventory {
+        inventory.resources.insert("gpu".to_owned(), count);
+    }
+    Node::register(client, says).await.unwrap()
+}
+
+#[tokio::test]
+async fn an_operators_own_resources_are_never_promised_twice() {
+    let (_controller, client) = Controller::start().await;
+    client.upload_guest_os().await;
+    let _nodes = [
+        Node::join(&client, "n1").await.live(),
+        with_gpus(&client, "n2", 2).await.live(),
+    ];
+    let gpus = shop(3).replace("memory", "resources = { gpu = 1 }\nmemory");
+    client.apply(&gpus).await.unwrap();
+    let placed = until(
+        "two on the node that has some",
+        async || client.list().await,
+        |all| all.iter().filter(|one| one.node_id == "n2").count() == 2,
+    )
+    .await;
+    assert_eq!(placed[0].resources["gpu"], 1);
+    let homeless: Vec<_> = placed.iter().filter(|one| one.node_id.is_empty()).collect();
+    assert_eq!(homeless.len(), 1, "{placed:#?}");
+    let why = explain(&client, &homeless[0].instance_id).await.unwrap();
+    let refusals: Vec<_> = why
+        .verdicts
+        .iter()
+        .map(|one| (&*one.refusals[0].reason, &*one.refusals[0].message))
+        .collect();
+    assert_eq!(
+        refusals,
+        [
+            ("NoResource", "it has 0 gpu in all, 1 are needed"),
+            ("Resource", "0 gpu are free, 1 are needed"),
+        ]
+    );
+    assert_eq!(why.remedies[0], "free 1 gpu on node n2");
+    let node = client.node("n2").await;
+    assert_eq!(node.resources_used["gpu"], 2);
+    assert_eq!(node.inventory.unwrap().resources["gpu"], 2);
+
+    let _another = with_gpus(&client, "n3", 1).await.live();
+    until(
+        "the last on a node that has come",
+        async || client.list().await,
+        |all| all.iter().any(|one| one.node_id == "n3"),
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_node_whose_resources_cannot_be_counted_is_refused() {
+    let (_controller, client) = Controller::start().await;
+    let mut none = with_gpus(&client, "n1", 0).await;
+    let none = none.answer().await.unwrap_err();
+    assert_eq!(none.code(), Code::InvalidArgument);
+    assert!(none.message().contains("it must be 1 to 1000000"), "{none}");
 }

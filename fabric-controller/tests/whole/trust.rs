@@ -3,10 +3,10 @@
 use std::{os::unix::fs::PermissionsExt as _, time::Duration};
 
 use fabric_proto::{
-    node::v1::FetchBlobRequest,
+    node::v1::{FetchBlobRequest, OutputKind, SendOutputRequest},
     v1::{
         CreateTokenRequest, JoinNodeRequest, JoinNodeResponse, RenewCertificateRequest,
-        RevokeCertificateRequest,
+        RevokeCertificateRequest, StreamOutputRequest,
     },
 };
 use fabric_trust::{
@@ -205,7 +205,7 @@ async fn a_node_speaks_for_itself_only() {
         "{denied:?}"
     );
 
-    let (_one, _other) = (Node::join(&one, "n1").await, Node::join(&other, "n2").await);
+    let (mut n1, mut n2) = (Node::join(&one, "n1").await, Node::join(&other, "n2").await);
     local.apply(&shop(1)).await.unwrap();
     let fetch = |client: &Client| {
         let request = FetchBlobRequest {
@@ -222,16 +222,47 @@ async fn a_node_speaks_for_itself_only() {
         |node| !node.is_empty(),
     )
     .await;
-    let (has, has_not) = if placed == "n1" {
-        (&one, &other)
+    let (has, has_not, node) = if placed == "n1" {
+        (&one, &other, &mut n1)
     } else {
-        (&other, &one)
+        (&other, &one, &mut n2)
     };
     until("its image", async || fetch(has).await.is_ok(), |got| *got).await;
     assert_eq!(
         fetch(has_not).await.unwrap_err().code(),
         Code::PermissionDenied
     );
+
+    // What an operator is shown comes from the node that was asked for it.
+    let request = StreamOutputRequest {
+        instance_id: "shop-web-0".to_owned(),
+        kind: OutputKind::Log.into(),
+        ..StreamOutputRequest::default()
+    };
+    let shown = local.instances().stream_output(request).await.unwrap();
+    let mut shown = shown.into_inner();
+    while node.goal.outputs.is_empty() {
+        node.next_goal().await;
+    }
+    let stream_id = node.goal.outputs[0].stream_id.clone();
+    let send = |client: &Client, said: &'static str| {
+        let piece = SendOutputRequest {
+            stream_id: stream_id.clone(),
+            data: said.as_bytes().into(),
+            ..SendOutputRequest::default()
+        };
+        let mut client = client.host_agent();
+        async move { client.send_output(tokio_stream::iter([piece])).await }
+    };
+    let refused = send(has_not, "a lie").await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    // The stream is still there for who was asked.
+    send(has, "the truth").await.unwrap();
+    let mut text = Vec::new();
+    while let Some(piece) = shown.message().await.unwrap() {
+        text.extend_from_slice(&piece.data);
+    }
+    assert_eq!(String::from_utf8(text).unwrap(), "the truth");
 }
 
 #[tokio::test]

@@ -46,7 +46,9 @@ pub struct Manifest {
     /// The template that its machine was started from last, if it was.
     #[serde(default)]
     pub template: Option<Key>,
-    /// Last words of its last VMM, or what there is to say of one that had none.
+    /// How its last virtual machine ended, as one JSON object: last words of its VMM, or
+    /// what there is to say of one that had none, and why, as [`last_exit`](super::last_exit)
+    /// adds it.
     pub last_exit: String,
     /// When that ended.
     #[serde(default)]

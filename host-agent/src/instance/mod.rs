@@ -7,6 +7,7 @@
 //! | [`machine`] | all decisions, pure; opens with the picture of the states |
 //! | [`supervisor`] | carries them out; one task per instance |
 //! | [`manifest`] | the record that survives the host agent |
+//! | [`last_exit`] | what is kept of a virtual machine's end |
 //! | [`directory`] | names of files, ways to sockets |
 //! | [`disks`] | image, package, differencing disk |
 //! | [`turn`] | how many copies are started at a time |
@@ -14,6 +15,7 @@
 
 pub mod directory;
 pub mod disks;
+pub mod last_exit;
 pub mod machine;
 pub mod manifest;
 pub mod snapshots;

@@ -73,8 +73,10 @@ pub enum Presence {
     Run,
     /// What runs should stand still; what does not should not be started.
     Pause,
-    /// It should be stopped; its disk stays.
+    /// An operator wants it stopped; its disk stays.
     Stop,
+    /// It should be down for as long as its node rests; its disk stays.
+    Rest,
     /// It should be down at once, for the node has no lease; its disk stays.
     Fence,
     /// It should not be here.
@@ -156,6 +158,9 @@ pub enum State {
         how: Stopping,
         /// When the next, harder way is taken.
         deadline: Duration,
+        /// Whether that has been before: it did not go in time.
+        #[serde(default)]
+        overdue: bool,
         /// What comes after.
         then: Then,
     },
@@ -447,6 +452,8 @@ pub enum Cause {
     RoleFailed,
     /// It was stopped, as the goal or an operator said.
     Stopped,
+    /// The same, but it did not go in time: its role or all of it was killed.
+    StoppedByForce,
     /// It was reset, as an operator said; its process went on.
     Reset,
     /// Its node's lease ended.
@@ -462,6 +469,31 @@ pub enum Cause {
     /// The VMM failed.
     #[default]
     VmmFailed,
+}
+
+impl Cause {
+    /// The word, as it is told, kept and shown.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::PoweredOff => "powered_off",
+            Self::Rebooted => "rebooted",
+            Self::Panicked => "panicked",
+            Self::TripleFault => "triple_fault",
+            Self::Hung => "hung",
+            Self::NotUp => "not_up",
+            Self::RoleFailed => "role_failed",
+            Self::Stopped => "stopped",
+            Self::StoppedByForce => "stopped_by_force",
+            Self::Reset => "reset",
+            Self::LeaseEnded => "lease_ended",
+            Self::Killed => "killed",
+            Self::OutOfMemory => "out_of_memory",
+            Self::ForbiddenCall => "forbidden_call",
+            Self::Refused => "refused",
+            Self::VmmFailed => "vmm_failed",
+        }
+    }
 }
 
 impl From<ExitKind> for Cause {

@@ -105,6 +105,7 @@ fn cause(cause: Cause) -> wire::VmEndCause {
         Cause::NotUp => wire::VmEndCause::NotUp,
         Cause::RoleFailed => wire::VmEndCause::RoleFailed,
         Cause::Stopped => wire::VmEndCause::Stopped,
+        Cause::StoppedByForce => wire::VmEndCause::StoppedByForce,
         Cause::Reset => wire::VmEndCause::Reset,
         Cause::LeaseEnded => wire::VmEndCause::LeaseEnded,
         Cause::Killed => wire::VmEndCause::Killed,

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
-use fabric_proto::{id::InstanceId, node::v1 as wire};
+use fabric_proto::{guest::v1 as guest, id::InstanceId, node::v1 as wire};
 use fabric_vmm::control::{self, Request, Stats};
 use procfs::process::Process;
 use tokio::{sync::watch, task::JoinSet};
@@ -105,6 +105,9 @@ impl Places {
                 continue;
             }
             metrics.look_at_process(id, report.vmm_pid);
+            if let Some(role) = &report.role {
+                metrics.note_role(id, role);
+            }
             if let Some(shown) = shown.get(id) {
                 running.push((id.clone(), Arc::clone(&shown.directory)));
             }
@@ -153,6 +156,19 @@ impl Metrics {
         self.vm_disk_bytes.clear();
         self.vm_waited.clear();
         self.vm_exits.clear();
+        self.role_state.clear();
+        self.role_restarts.clear();
+        self.role_failures.clear();
+    }
+
+    /// What a guest agent reports of its role.
+    fn note_role(&self, id: &InstanceId, role: &guest::RoleStatus) {
+        let id = id.as_str();
+        let state = role.state().as_str_name().trim_start_matches("ROLE_STATE_");
+        self.role_state.of([id, &state.to_lowercase()]).set(1.0);
+        self.role_restarts.of([id]).inc_by(role.restarts.into());
+        let failures = f64::from(role.consecutive_failures);
+        self.role_failures.of([id]).set(failures);
     }
 
     fn look_at_process(&self, id: &InstanceId, pid: u32) {
@@ -224,6 +240,29 @@ mod tests {
         });
         let stats = answers.next().unwrap();
         metrics.note(&id, &stats);
+        metrics.note_role(&id, &guest::RoleStatus::default());
+    }
+
+    #[test]
+    fn a_role_is_told_as_its_guest_agent_reports_it() {
+        let metrics = Metrics::default();
+        let role = guest::RoleStatus {
+            state: guest::RoleState::Busy.into(),
+            restarts: 3,
+            consecutive_failures: 2,
+            ..guest::RoleStatus::default()
+        };
+        metrics.note_role(&"shop-web-0".parse().unwrap(), &role);
+        let text = metrics.list.text().unwrap();
+        for line in [
+            "fabric_node_role_state{instance=\"shop-web-0\",state=\"busy\"} 1",
+            "fabric_node_role_restarts_total{instance=\"shop-web-0\"} 3",
+            "fabric_node_role_failures{instance=\"shop-web-0\"} 2",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+        metrics.forget_machines();
+        assert!(!metrics.list.text().unwrap().contains("shop-web-0"));
     }
 
     #[tokio::test]

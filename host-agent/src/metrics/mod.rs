@@ -38,6 +38,9 @@ pub struct Metrics {
     vm_waited: Labelled<2, Sum>,
     vm_exits: Labelled<2, Counter>,
     vm_unasked: Level,
+    role_state: Labelled<2, Level>,
+    role_restarts: Labelled<1, Counter>,
+    role_failures: Labelled<1, Level>,
 }
 
 impl Default for Metrics {
@@ -136,6 +139,23 @@ impl Default for Metrics {
             vm_unasked: it.gauge(
                 "vm_unanswering",
                 "Virtual machines that run and did not say in time what they count",
+            ),
+            role_state: it.gauges(
+                "role_state",
+                ["instance", "state"],
+                "1 for the state that a guest agent reports of its role: `starting`, `ready`, \
+                 `busy` (its readiness probe fails), `unhealthy` or `stopped`",
+            ),
+            role_restarts: it.counters(
+                "role_restarts",
+                ["instance"],
+                "Restarts of a role by its guest agent, after an end or a failed liveness \
+                 probe, since the guest was booted",
+            ),
+            role_failures: it.gauges(
+                "role_failures",
+                ["instance"],
+                "Failures of a role in a row, without its having been ready in between",
             ),
             list,
         }

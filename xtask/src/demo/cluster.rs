@@ -211,40 +211,53 @@ impl Story {
         self.fabctl(&["node", "uncordon", &node])
     }
 
-    /// Returns how long an instance said nothing while it changed nodes.
+    /// Returns how long an instance said nothing at least while it changed nodes.
     fn cut_off(&mut self) -> Result<u64> {
         let from = self.node_of(INSTANCE)?;
-        let number = number_of(&from)?;
+        let (number, there) = (number_of(&from)?, self.on(&from));
         self.step(
             "A node is cut off from the network",
             |story| story.fabric.cut_off(number, true),
             |story| story.all_ready(INSTANCES) && story.none_on(&from),
         )?;
-        let to = self.node_of(INSTANCE)?;
-        let old = self.fabric.instance_dir_on(&from, INSTANCE);
-        let new = self.fabric.instance_dir_on(&to, INSTANCE);
-        let has_begun = |_: &Self| diary(&new).is_ok_and(|entries| !entries.is_empty());
-        self.see("its first words there", has_begun)?;
-        let (there, here) = (diary(&old)?, diary(&new)?);
-        let (last, first) = (there.last(), here.first());
-        let (last, first) = last.zip(first).context("it kept no diary")?;
-        let gap = first.checked_sub(*last).with_context(|| {
-            format!("{INSTANCE} ran twice: until {last} on {from}, from {first} on {to}")
-        })?;
-        println!("  {INSTANCE} said its last on {from} {gap} ms before its first on {to}");
+        let gap = self.never_twice(&from, &there)?;
         self.fabric.cut_off(number, false)?;
         self.see("the node to be back", |story| story.has("NodeConnected"))?;
         Ok(gap)
     }
 
+    /// Reads the diaries that instances kept on the node that they had, and on the one that
+    /// they have: the last word there comes before the first one here. Returns the shortest
+    /// time between these.
+    fn never_twice(&mut self, from: &str, instances: &[String]) -> Result<u64> {
+        let mut shortest = u64::MAX;
+        for instance in instances {
+            let to = self.node_of(instance)?;
+            let old = self.fabric.instance_dir_on(from, instance);
+            let new = self.fabric.instance_dir_on(&to, instance);
+            let has_begun = |_: &Self| diary(&new).is_ok_and(|entries| !entries.is_empty());
+            self.see("its first words there", has_begun)?;
+            let (there, here) = (diary(&old)?, diary(&new)?);
+            let (last, first) = (there.last(), here.first());
+            let (last, first) = last.zip(first).context("it kept no diary")?;
+            let gap = first.checked_sub(*last).with_context(|| {
+                format!("{instance} ran twice: until {last} on {from}, from {first} on {to}")
+            })?;
+            println!("  {instance} said its last on {from} {gap} ms before its first on {to}");
+            shortest = shortest.min(gap);
+        }
+        Ok(shortest)
+    }
+
     fn kill(&mut self) -> Result<()> {
         let node = self.node_of(INSTANCE)?;
-        let number = number_of(&node)?;
+        let (number, there) = (number_of(&node)?, self.on(&node));
         self.step(
             "A node is killed, with all that it runs",
             |story| story.fabric.kill_node(number),
             |story| story.all_ready(INSTANCES) && story.none_on(&node),
         )?;
+        self.never_twice(&node, &there)?;
         self.fabric.serve_node(number)
     }
 
@@ -337,6 +350,13 @@ impl Story {
 
     fn none_on(&self, node: &str) -> bool {
         self.instances.values().all(|one| one.node_id != node)
+    }
+
+    /// The instances on a node.
+    fn on(&self, node: &str) -> Vec<String> {
+        let there = self.instances.iter();
+        let there = there.filter(|(_, one)| one.node_id == node);
+        there.map(|(id, _)| id.clone()).collect()
     }
 
     fn node_of(&self, instance: &str) -> Result<String> {

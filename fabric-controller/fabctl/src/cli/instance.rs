@@ -32,6 +32,12 @@ pub enum InstanceCommand {
     Pause(OneInstance),
     /// Let one that is paused go on, with its clock set anew.
     Resume(OneInstance),
+    /// Stop one: its guest powers off, and is ended when it does not within its role's
+    /// stop_grace. It keeps its disk and its node, and nothing starts it again but
+    /// `start` and `restore`.
+    Stop(OneInstance),
+    /// Start one that was stopped, on its disk.
+    Start(OneInstance),
     /// Take a snapshot of one: its memory, devices and disk as they are now. It
     /// stands still for as long as that takes.
     Snapshot(OneSnapshot),
@@ -41,7 +47,7 @@ pub enum InstanceCommand {
         id: String,
     },
     /// Take one back to a snapshot of itself. What it has done since is lost; one
-    /// that is paused is resumed by it.
+    /// that is paused is resumed by it, one that is stopped is started.
     Restore(OneSnapshot),
     /// Delete a snapshot.
     DeleteSnapshot {
@@ -60,7 +66,8 @@ pub enum InstanceCommand {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  fabctl instance pause shop-web-0 --wait\n  \
-fabctl instance resume shop-web-0 --wait --timeout 30s"
+fabctl instance resume shop-web-0 --wait --timeout 30s\n  \
+fabctl instance stop shop-web-0 --wait\n  fabctl instance start shop-web-0 --wait"
 )]
 pub struct OneInstance {
     /// Its id, such as shop-web-0.

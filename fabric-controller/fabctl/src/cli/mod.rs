@@ -17,7 +17,7 @@ pub use self::{
     context::ContextCommand,
     health::{Doctor, SupportBundle},
     instance::{InstanceCommand, OneInstance, OneSnapshot, Output, Scope},
-    node::{DrainNode, NodeCommand},
+    node::{DrainNode, LabelChange, LabelNode, NodeCommand},
     placement::{Explain, Simulate},
     service::{
         Apply, DeleteService, OneUpdate, Plan, Rollback, ServiceCommand, Slot, UpdateCommand,
@@ -156,6 +156,35 @@ mod tests {
         assert!(parse(&["--add-nodes", "2"]).is_err());
         assert!(parse(&["--add-nodes", "2", "--shape", "4x8GiB"]).is_ok());
         assert!(parse(&["--kill-node", "n1", "--kill-node", "n2"]).is_ok());
+    }
+
+    #[test]
+    fn labels_are_set_and_taken_back_in_one_line() {
+        let parse =
+            |rest: &[&str]| Cli::try_parse_from([&["fabctl", "node", "label"], rest].concat());
+        let cli = parse(&["n1", "disk=nvme", "of=a=b", "gpu-", "--fault-domain", "r1"]).unwrap();
+        let Command::Node(NodeCommand::Label(label)) = cli.command else {
+            panic!("it is something else");
+        };
+        let set = |key: &str, value: &str| LabelChange::Set(key.to_owned(), value.to_owned());
+        let changes = [
+            set("disk", "nvme"),
+            set("of", "a=b"),
+            LabelChange::Remove("gpu".to_owned()),
+        ];
+        assert_eq!(label.changes, changes);
+        assert!(parse(&["n1", "--no-fault-domain"]).is_ok());
+        for wrong in [
+            &["n1"][..],
+            &["n1", "disk"],
+            &["n1", "=nvme"],
+            &["n1", "disk="],
+            &["n1", "-"],
+            &["n1", "--fault-domain", ""],
+            &["n1", "--fault-domain", "r1", "--no-fault-domain"],
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub(super) async fn run(context: &Context, command: InstanceCommand) -> Result<(
         InstanceCommand::Restart { id, scope } => restart(context, id, scope).await,
         InstanceCommand::Pause(one) => keep::pause(context, one).await,
         InstanceCommand::Resume(one) => keep::resume(context, one).await,
+        InstanceCommand::Stop(one) => keep::stop(context, one).await,
+        InstanceCommand::Start(one) => keep::start(context, one).await,
         InstanceCommand::Snapshot(one) => keep::snapshot(context, one).await,
         InstanceCommand::Snapshots { id } => keep::list(context, id).await,
         InstanceCommand::Restore(one) => keep::restore(context, one).await,

@@ -1,10 +1,11 @@
-//! `fabctl instance pause|resume|snapshot|snapshots|restore|delete-snapshot`
+//! `fabctl instance pause|resume|stop|start|snapshot|snapshots|restore|delete-snapshot`
 
 use fabric_proto::{
-    node::v1::{SnapshotState, SnapshotStatus},
+    node::v1::{SnapshotState, SnapshotStatus, VmState},
     v1::{
         DeleteSnapshotRequest, GetInstanceRequest, Instance, PauseInstanceRequest,
         RestoreInstanceRequest, ResumeInstanceRequest, SnapshotInstanceRequest,
+        StartInstanceRequest, StopInstanceRequest,
     },
 };
 use serde_json::{Value, json};
@@ -50,6 +51,54 @@ pub(super) async fn resume(context: &Context, one: OneInstance) -> Result<()> {
         "is ready"
     } else {
         "is about to go on"
+    };
+    say(
+        context,
+        &format!("{id} {what}"),
+        json!({ "instance_id": id }),
+    )
+}
+
+pub(super) async fn stop(context: &Context, one: OneInstance) -> Result<()> {
+    let request = StopInstanceRequest {
+        instance_id: one.id.clone(),
+        request_id: request_id(),
+    };
+    context.client.instances().stop_instance(request).await?;
+    let id = &one.id;
+    // A role that has ended is called Stopped as well, in a guest that runs.
+    let stopped = |it: Option<&Instance>| {
+        let down = |it: &Instance| {
+            let status = it.status.as_ref();
+            status.is_some_and(|status| status.vm_state() == VmState::Stopped)
+        };
+        Ok(it.is_some_and(|it| it.state == "Stopped" && down(it)))
+    };
+    wait_if(context, &one.wait, id, "stopped", stopped).await?;
+    let what = if one.wait.wait {
+        "is stopped"
+    } else {
+        "is being stopped"
+    };
+    say(
+        context,
+        &format!("{id} {what}"),
+        json!({ "instance_id": id }),
+    )
+}
+
+pub(super) async fn start(context: &Context, one: OneInstance) -> Result<()> {
+    let request = StartInstanceRequest {
+        instance_id: one.id.clone(),
+        request_id: request_id(),
+    };
+    context.client.instances().start_instance(request).await?;
+    let id = &one.id;
+    wait_if(context, &one.wait, id, "ready", |it| Ok(is_ready(it))).await?;
+    let what = if one.wait.wait {
+        "is ready"
+    } else {
+        "is being started"
     };
     say(
         context,

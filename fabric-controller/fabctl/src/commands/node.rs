@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use fabric_proto::v1::{
-    CordonNodeRequest, DrainNodeRequest, ListNodesRequest, Node, RemoveNodeRequest,
-    UncordonNodeRequest,
+    CordonNodeRequest, DrainNodeRequest, LabelNodeRequest, ListNodesRequest, Node,
+    RemoveNodeRequest, UncordonNodeRequest,
 };
 use tokio::time::{self, Instant};
 use tonic::Status;
 
 use super::Context;
 use crate::{
-    cli::{DrainNode, Format, NodeCommand},
+    cli::{DrainNode, Format, LabelChange, LabelNode, NodeCommand},
     client::request_id,
     error::{Failure, Result},
     show::{self, json, table},
@@ -41,6 +41,7 @@ pub(super) async fn run(context: &Context, command: NodeCommand) -> Result<()> {
             show_one(context, answer.into_inner().node)
         }
         NodeCommand::Drain(settings) => drain(context, settings).await,
+        NodeCommand::Label(settings) => label(context, settings).await,
         NodeCommand::Remove(one) => {
             let request = RemoveNodeRequest {
                 node_id: one.name.clone(),
@@ -84,6 +85,35 @@ fn show_one(context: &Context, node: Option<Node>) -> Result<()> {
     let node = node.ok_or(Failure::Answer("node"))?;
     match context.format {
         Format::Table => show::print_line(&table::nodes(&[node])),
+        Format::Json => show::print_json(&json::node(&node)),
+    }
+}
+
+async fn label(context: &Context, settings: LabelNode) -> Result<()> {
+    let mut request = LabelNodeRequest {
+        node_id: settings.name,
+        request_id: request_id(),
+        fault_domain: settings.fault_domain,
+        ..LabelNodeRequest::default()
+    };
+    if settings.no_fault_domain {
+        request.fault_domain = Some(String::new());
+    }
+    for change in settings.changes {
+        match change {
+            LabelChange::Remove(key) => request.remove.push(key),
+            LabelChange::Set(key, value) => {
+                let last = request.set.insert(key.clone(), value.clone());
+                if last.is_some_and(|last| last != value) {
+                    return Err(Failure::Input(format!("label {key} is given two values")));
+                }
+            }
+        }
+    }
+    let answer = context.client.nodes().label_node(request).await?;
+    let node = answer.into_inner().node.ok_or(Failure::Answer("node"))?;
+    match context.format {
+        Format::Table => show::print_line(&table::labels(&node)),
         Format::Json => show::print_json(&json::node(&node)),
     }
 }

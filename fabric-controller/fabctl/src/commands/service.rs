@@ -118,6 +118,7 @@ fn as_json(answer: &ApplyServiceResponse, dry_run: bool) -> Value {
         "dry_run": dry_run,
         "changes": changes,
         "steps": steps,
+        "under_way": answer.under_way,
         "service": answer.service.as_ref().map(shown::service),
     })
 }
@@ -154,6 +155,9 @@ async fn diff(context: &Context, plan: Plan) -> Result<()> {
 
 fn show_changes(answer: &ApplyServiceResponse, dry_run: bool) -> Result<()> {
     show::print_line(&table::changes(&answer.changes))?;
+    if !answer.under_way.is_empty() {
+        show::print_line(&show::clean(&answer.under_way))?;
+    }
     if !answer.steps.is_empty() {
         show::print_line("one upgrade domain after another, each when the last is Ready:")?;
         show::print_line(&table::steps(&answer.steps))?;

@@ -5,7 +5,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use fabric_proto::v1::{GetControllerResponse, Instance, Node, Slot, UpdateState};
+use fabric_proto::{
+    node::v1::InstancePower,
+    v1::{GetControllerResponse, Instance, Node, Slot, UpdateState},
+};
 use fabric_trust::identity::Identity;
 use prost_types::Timestamp;
 
@@ -329,6 +332,11 @@ fn instance_of(
         }
     );
     match state {
+        "Stopped" if instance.power() == InstancePower::Stopped => Some(Finding::notice(
+            subject,
+            what,
+            format!("`fabctl instance start {id}` starts it"),
+        )),
         "Ready" | "Stopped" | "Stopping" => None,
         "Paused" => Some(Finding::notice(
             subject,

@@ -185,6 +185,15 @@ fn instances() {
             "{word}"
         );
     }
+    // What has stopped by itself is as it should be; what was stopped may be forgotten.
+    let stopped = |power: InstancePower| {
+        found(|facts| {
+            facts.instances[0].state = "Stopped".to_owned();
+            facts.instances[0].power = power.into();
+        })
+    };
+    assert_eq!(stopped(InstancePower::Running), []);
+    assert_eq!(stopped(InstancePower::Stopped).len(), 1);
     // For whatever should go on by itself there is some patience; Failed has had its.
     let recent = |word: &str| {
         found(|facts| {

@@ -45,9 +45,12 @@ pub fn node(node: &Node) -> Value {
             "kernel_release": inventory.kernel_release,
             "cpu_model": inventory.cpu_model,
             "hostname": inventory.hostname,
+            "resources": inventory.resources,
         },
         "labels": node.labels,
+        "operator_labels": node.operator_labels,
         "fault_domain": node.fault_domain,
+        "operator_fault_domain": node.operator_fault_domain,
         "cordoned": node.cordoned,
         "draining": node.draining,
         "fenced": node.fenced,
@@ -60,6 +63,7 @@ pub fn node(node: &Node) -> Value {
         "instances": node.instances,
         "vcpus_used": node.vcpus_used,
         "memory_used_bytes": node.memory_used_bytes,
+        "resources_used": node.resources_used,
         "goal_incarnation": node.goal_incarnation,
         "applied_incarnation": node.applied_incarnation,
     })
@@ -99,6 +103,7 @@ pub fn step(step: &PlannedStep) -> Value {
         "instance_ids": step.instance_ids,
         "effect": words::effect(step.effect()),
         "why": step.why,
+        "when": step.when,
     })
 }
 
@@ -205,12 +210,14 @@ pub fn instance(instance: &Instance) -> Value {
         "revision": instance.revision,
         "node_id": instance.node_id,
         "state": instance.state,
+        "power": words::power(instance.power()),
         "reason": instance.reason,
         "since": words::rfc3339(instance.since.as_ref()),
         "epoch": instance.epoch,
         "size": instance.size,
         "vcpus": instance.vcpus,
         "memory_bytes": instance.memory_bytes,
+        "resources": instance.resources,
         "vm_state": words::vm_state(&status),
         "vm_reason": status.vm_reason,
         "vm_since": words::rfc3339(status.vm_since.as_ref()),

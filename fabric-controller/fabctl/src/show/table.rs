@@ -83,6 +83,25 @@ pub fn nodes(nodes: &[Node]) -> String {
     text(&table, "no nodes; `host-agent serve` joins a machine")
 }
 
+/// What a node is like, and who says so.
+#[must_use]
+pub fn labels(node: &Node) -> String {
+    let who = |by_operator| if by_operator { "operator" } else { "node" };
+    let mut table = table(["LABEL", "VALUE", "FROM"]);
+    let domain = match (&node.operator_fault_domain, node.labels.get("fault-domain")) {
+        (operators, _) if !operators.is_empty() => "operator",
+        (_, Some(_)) => "label",
+        (_, None) => "by itself",
+    };
+    for (key, value) in &node.labels {
+        let from = who(node.operator_labels.contains_key(key));
+        table.add_row([clean(key), clean(value), from.into()]);
+    }
+    let fault = clean(&node.fault_domain);
+    table.add_row(["(fault domain)".into(), fault, domain.into()]);
+    text(&table, "")
+}
+
 /// Blobs of one kind.
 #[must_use]
 pub fn blobs(blobs: &[Blob], kind: BlobKind) -> String {
@@ -138,8 +157,12 @@ pub fn steps(steps: &[PlannedStep]) -> String {
             Effect::Replace => "placed anew, on a fresh disk",
             Effect::Unspecified => "changed",
         };
+        let when = match step.when.as_str() {
+            "" => String::new(),
+            when => format!("; {}", clean(when)),
+        };
         format!(
-            "{:>3}. upgrade domain {}: {}: {what}, because {}",
+            "{:>3}. upgrade domain {}: {}: {what}, because {}{when}",
             index + 1,
             step.upgrade_domain,
             step.instance_ids.join(", "),

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use fabric_proto::{
     guest::v1::{RoleKind, RoleState, RoleStatus},
-    node::v1::{InstanceStatus, SnapshotStatus, VmEnd, VmEndCause, VmState},
+    node::v1::{InstancePower, InstanceStatus, SnapshotStatus, VmEnd, VmEndCause, VmState},
     v1::{BlobKind, ChangeAction, Effect, Node, Slot, UpdateState},
 };
 use prost_types::Timestamp;
@@ -21,6 +21,12 @@ fn word(name: &str, prefix: &str) -> String {
 #[must_use]
 pub fn vm_state(status: &InstanceStatus) -> String {
     word(VmState::as_str_name(&status.vm_state()), "VM_STATE_")
+}
+
+/// What an operator wants of an instance.
+#[must_use]
+pub fn power(power: InstancePower) -> String {
+    word(power.as_str_name(), "INSTANCE_POWER_")
 }
 
 /// Why a virtual machine ended.

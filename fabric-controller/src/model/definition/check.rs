@@ -16,7 +16,8 @@ use super::{
 };
 use crate::model::{
     deployment::Colour,
-    instance,
+    instance, label,
+    own::{self, OwnResources},
     size::{self, CPU_WEIGHT, MEMORY, MIB, Size, VCPUS},
 };
 
@@ -245,10 +246,17 @@ fn longest_id(
     }
 }
 
+/// A size with all that it takes.
+#[derive(Debug, Clone)]
+struct Shape {
+    size: Size,
+    resources: OwnResources,
+}
+
 fn own_sizes(
     raw: &BTreeMap<Spanned<String>, raw::Size>,
     top: &mut Part<'_, '_>,
-) -> BTreeMap<String, Option<Size>> {
+) -> BTreeMap<String, Option<Shape>> {
     let mut sizes = BTreeMap::new();
     for (name, size) in raw {
         let mut part = top.inside(&format!("size {:?}", name.get_ref()));
@@ -262,15 +270,43 @@ fn own_sizes(
         let memory = memory(&size.memory, &mut part);
         let weight = size.cpu_weight.as_ref();
         let cpu_weight = weight.map(|weight| part.number("cpu_weight", weight, &CPU_WEIGHT));
-        let size = vcpus.zip(memory).map(|(vcpus, memory_bytes)| Size {
-            vcpus,
-            memory_bytes,
-            cpu_weight: cpu_weight.flatten().unwrap_or_default(),
+        let resources = resources(&size.resources, &mut part);
+        let size = vcpus.zip(memory).map(|(vcpus, memory_bytes)| Shape {
+            size: Size {
+                vcpus,
+                memory_bytes,
+                cpu_weight: cpu_weight.flatten().unwrap_or_default(),
+            },
+            resources,
         });
         // A size with a problem is known all the same: one mistake, one message.
         sizes.insert(name.get_ref().clone(), size);
     }
     sizes
+}
+
+/// What a size takes of an operator's own resources.
+fn resources(
+    raw: &BTreeMap<Spanned<String>, Spanned<i64>>,
+    part: &mut Part<'_, '_>,
+) -> OwnResources {
+    let mut all = Vec::new();
+    for (kind, count) in raw {
+        let text = kind.get_ref();
+        if !label::is_valid(text) {
+            let what = format!("resources: {text:?} is no name; names {}", label::RULE);
+            part.wrong(&kind.span(), &what);
+        }
+        let count = part.number(&format!("resources: {text:?}"), count, &own::COUNTS);
+        all.extend(count.map(|count| (text.clone(), count)));
+    }
+    if let Some((first, _)) = raw.first_key_value()
+        && raw.len() > own::MOST
+    {
+        let what = format!("resources: there are more than {}", own::MOST);
+        part.wrong(&first.span(), &what);
+    }
+    all.into_iter().collect()
 }
 
 fn memory(value: &Spanned<String>, part: &mut Part<'_, '_>) -> Option<u64> {
@@ -294,7 +330,7 @@ fn memory(value: &Spanned<String>, part: &mut Part<'_, '_>) -> Option<u64> {
 
 fn role(
     raw: &raw::Role,
-    sizes: &BTreeMap<String, Option<Size>>,
+    sizes: &BTreeMap<String, Option<Shape>>,
     domains: rollout::Domains,
     ports: &mut BTreeSet<u16>,
     part: &mut Part<'_, '_>,
@@ -309,7 +345,7 @@ fn role(
             ("vm", RoleKind::Vm),
         ],
     );
-    let size = size_of(&raw.size, sizes, part);
+    let shape = size_of(&raw.size, sizes, part);
     let instances = raw.instances.as_ref().map_or(Some(1), |value| {
         part.number("instances", value, &(0..=instance::MOST_INSTANCES))
     });
@@ -339,6 +375,7 @@ fn role(
     let restart = restart(raw.restart.as_ref(), &mut part.inside("restart"));
     let warm_start = warm_start(raw, kind, part);
     let rollout = rollout::role(raw, kind, domains, part);
+    let Shape { size, resources } = shape?;
     Some(RoleDefinition {
         role: Role {
             name: name?,
@@ -356,7 +393,8 @@ fn role(
             warm_start,
         },
         size_name: raw.size.get_ref().clone(),
-        size: size?,
+        size,
+        resources,
         instances: instances?,
         image: raw.image.get_ref().clone(),
         package: raw
@@ -403,14 +441,17 @@ fn warm_start(
 
 fn size_of(
     value: &Spanned<String>,
-    own: &BTreeMap<String, Option<Size>>,
+    own: &BTreeMap<String, Option<Shape>>,
     part: &mut Part<'_, '_>,
-) -> Option<Size> {
+) -> Option<Shape> {
     let name = value.get_ref();
     if let Some(size) = own.get(name) {
-        return *size;
+        return size.clone();
     }
-    let found = size::azure(name);
+    let found = size::azure(name).map(|size| Shape {
+        size,
+        resources: OwnResources::default(),
+    });
     if found.is_none() {
         let azures = size::AZURE.iter().map(|(name, _)| *name);
         let known: Vec<_> = azures.chain(own.keys().map(String::as_str)).collect();

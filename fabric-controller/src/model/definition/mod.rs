@@ -20,7 +20,7 @@ use fabric_proto::id::{RoleName, ServiceName};
 use serde::{Deserialize, Serialize};
 
 pub use self::problem::{DefinitionError, Problem};
-use super::{node::Kvm, size::Size, update::UpdatePolicy};
+use super::{node::Kvm, own::OwnResources, size::Size, update::UpdatePolicy};
 
 /// Longest service file, in bytes.
 pub const LONGEST_FILE: usize = 256 * 1024;
@@ -45,6 +45,9 @@ pub struct RoleDefinition {
     pub size_name: String,
     /// The size.
     pub size: Size,
+    /// Resources of the operator's own that the size takes.
+    #[serde(default)]
+    pub resources: OwnResources,
     /// How many instances.
     pub instances: u32,
     /// Name or digest of the image.

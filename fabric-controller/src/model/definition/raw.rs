@@ -39,6 +39,8 @@ pub(super) struct Size {
     pub(super) vcpus: Spanned<i64>,
     pub(super) memory: Spanned<String>,
     pub(super) cpu_weight: Option<Spanned<i64>>,
+    #[serde(default)]
+    pub(super) resources: BTreeMap<Spanned<String>, Spanned<i64>>,
 }
 
 /// `[[role]]`

@@ -6,8 +6,8 @@ use fabric_proto::id::RoleName;
 use toml::Spanned;
 
 use super::{NodeRules, OsUpdates, RoleKind, Spreading, check::Part, raw};
-use crate::model::node::Kvm;
 use crate::model::update::{FAULT_DOMAINS, OnFailure, UPGRADE_DOMAINS, UpdatePolicy};
+use crate::model::{label, node::Kvm};
 
 /// Time that an upgrade domain must have been Ready.
 const BAKE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(24 * 3600);
@@ -15,11 +15,6 @@ const BAKE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(24 *
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
 /// Domains of either kind.
 const DOMAINS: RangeInclusive<u32> = 1..=20;
-
-/// Most labels that a role can ask for.
-const LABELS: usize = 16;
-/// Longest key or value of a label, in characters.
-const LABEL: usize = 255;
 
 /// What `[update]` says for all roles.
 #[derive(Debug, Clone, Copy)]
@@ -112,12 +107,11 @@ fn nodes(raw: &raw::Role, part: &mut Part<'_, '_>) -> NodeRules {
     let mut labels = BTreeMap::new();
     for (key, value) in &raw.node_labels {
         for text in [key, value] {
-            let length = text.get_ref().chars().count();
-            if !(1..=LABEL).contains(&length) || text.get_ref().contains(char::is_control) {
+            if !label::is_valid(text.get_ref()) {
                 let what = format!(
-                    "node_labels: {:?} can be no node's; keys and values have 1 to {LABEL} \
-                     characters, none of them a control character",
-                    text.get_ref()
+                    "node_labels: {:?} can be no node's; keys and values {}",
+                    text.get_ref(),
+                    label::RULE
                 );
                 part.wrong(&text.span(), &what);
             }
@@ -125,9 +119,9 @@ fn nodes(raw: &raw::Role, part: &mut Part<'_, '_>) -> NodeRules {
         labels.insert(key.get_ref().clone(), value.get_ref().clone());
     }
     if let Some((first, _)) = raw.node_labels.first_key_value()
-        && labels.len() > LABELS
+        && labels.len() > label::MOST_ASKED
     {
-        let what = format!("node_labels: there are more than {LABELS}");
+        let what = format!("node_labels: there are more than {}", label::MOST_ASKED);
         part.wrong(&first.span(), &what);
     }
     let kvm = raw.kvm.as_ref();

@@ -311,6 +311,40 @@ fn how_a_service_is_updated_is_said_for_all_roles_and_for_one() {
 }
 
 #[test]
+fn a_size_takes_resources_of_the_operators_own() {
+    let with = |resources: &str| {
+        let size = format!("memory = \"128MiB\"\nresources = {resources}");
+        assert!(SHOP.contains("memory = \"128MiB\""));
+        parse(&SHOP.replace("memory = \"128MiB\"", &size), "f")
+    };
+    let role = with("{ gpu = 1, \"big dongle\" = 2 }")
+        .unwrap()
+        .roles
+        .remove(0);
+    assert_eq!(role.resources.to_string(), "2 big dongle and 1 gpu");
+    assert!(parse(SHOP, "f").unwrap().roles[0].resources.is_empty());
+    let kinds: Vec<_> = (0..17).map(|kind| format!("k{kind} = 1")).collect();
+    for (resources, said) in [
+        (
+            "{ gpu = 0 }",
+            "resources: \"gpu\" 0 is out of range; it must be 1 to 1000000",
+        ),
+        ("{ gpu = -1 }", "resources: \"gpu\" -1 is out of range"),
+        (
+            "{ \"\" = 1 }",
+            "resources: \"\" is no name; names have 1 to 255 characters",
+        ),
+        (
+            &*format!("{{ {} }}", kinds.join(", ")),
+            "resources: there are more than 16",
+        ),
+    ] {
+        let error = with(resources).unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+    }
+}
+
+#[test]
 fn a_role_says_which_nodes_it_is_for_and_how_it_is_spread() {
     let web = |keys: &str| {
         let text = SHOP.replace("user = 1000", keys);

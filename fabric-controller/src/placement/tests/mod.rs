@@ -40,6 +40,7 @@ fn node(name: &str, cpus: u32, mib: u64) -> Node {
         architecture: Architecture::X86_64,
         kvm: Some(Kvm::Hardware),
         images: Default::default(),
+        own: Default::default(),
     }
 }
 
@@ -88,6 +89,25 @@ fn on(node: &str, instance: Instance) -> Instance {
         node: Some(node.parse().unwrap()),
         ..instance
     }
+}
+
+/// So many GPUs.
+fn gpus(count: u64) -> OwnResources {
+    [("gpu".to_owned(), count)].into_iter().collect()
+}
+
+/// A node with so many GPUs.
+fn with_gpus(count: u64, node: Node) -> Node {
+    Node {
+        own: gpus(count),
+        ..node
+    }
+}
+
+/// An instance that takes so many.
+fn taking_gpus(count: u64, mut instance: Instance) -> Instance {
+    instance.needs.own = gpus(count);
+    instance
 }
 
 fn image(byte: u8) -> Digest {

@@ -24,6 +24,7 @@ fn nodes() -> impl Strategy<Value = Vec<Node>> {
         0u32..2,
         (prop::bool::ANY, kvm()),
         prop::collection::btree_set((1u8..4).prop_map(image), 0..2),
+        0u64..5,
     );
     prop::collection::vec(one, 0..10).prop_map(|nodes| {
         let numbered = nodes.into_iter().enumerate();
@@ -40,6 +41,7 @@ fn nodes() -> impl Strategy<Value = Vec<Node>> {
                         blame,
                         (labelled, kvm),
                         images,
+                        own,
                     ),
                 )| {
                     let mut node = racked(&format!("n{n}"), &format!("r{rack}"), cpus, mib);
@@ -57,6 +59,7 @@ fn nodes() -> impl Strategy<Value = Vec<Node>> {
                         kvm,
                         images,
                         disk_bytes: u64::from(cpus) * 100 * MIB,
+                        own: gpus(own),
                         ..node
                     }
                 },
@@ -82,6 +85,7 @@ fn instances() -> impl Strategy<Value = Vec<Instance>> {
         0u32..150,
         0u64..200,
         0u8..4,
+        prop_oneof![2 => Just(0u64), 1 => 1u64..4],
         any::<(bool, bool)>(),
         0u32..4,
         prop::option::weighted(0.3, kvm()),
@@ -92,7 +96,7 @@ fn instances() -> impl Strategy<Value = Vec<Instance>> {
         let numbered = roles.into_iter();
         numbered
             .map(|role| {
-                let (vcpus, mib, weight, disk, image_byte, rules, fault_domains, kvm) =
+                let (vcpus, mib, weight, disk, image_byte, own, rules, fault_domains, kvm) =
                     shapes[role];
                 let (strict, labelled) = rules;
                 let number = counts[role];
@@ -106,6 +110,7 @@ fn instances() -> impl Strategy<Value = Vec<Instance>> {
                         cpu_weight: weight,
                     })
                 };
+                one.needs.own = gpus(own);
                 one.needs.image = (image_byte > 0).then(|| image(image_byte));
                 if strict {
                     one.spreading = Spreading::Strict;
@@ -139,6 +144,23 @@ fn promised(node: &Node, instances: &[Instance]) -> Resources {
     there.fold(Resources::default(), |sum, one| {
         sum.plus(&one.needs.resources)
     })
+}
+
+/// The same of the operator's own resources.
+fn promised_own(node: &Node, instances: &[Instance]) -> OwnResources {
+    let mut sum = OwnResources::default();
+    for one in instances {
+        if one.node.as_ref() == Some(&node.id) {
+            sum.add(&one.needs.own);
+        }
+    }
+    sum
+}
+
+/// Whether no more is promised of a node than it has.
+fn is_kept(policy: Policy, node: &Node, instances: &[Instance]) -> bool {
+    promised(node, instances).fits_in(&node.capacity(policy))
+        && promised_own(node, instances).fits_in(&node.own)
 }
 
 fn usable(node: &Node, one: &Instance) -> bool {
@@ -178,7 +200,9 @@ fn check_each(policy: Policy, nodes: &[Node], instances: &[Instance], decisions:
             .unwrap_or(0);
         let fits = |node: &Node| {
             let free = node.capacity(policy).minus(&promised(node, &now));
-            usable(node, &one) && one.needs.resources.fits_in(&free)
+            let free_own = node.own.minus(&promised_own(node, &now));
+            let room = one.needs.resources.fits_in(&free) && one.needs.own.fits_in(&free_own);
+            usable(node, &one) && room
         };
         let share = share(&now, &one);
         let keeps = |node: &Node| {
@@ -250,7 +274,7 @@ proptest! {
         check_shares(&instances, &decisions);
         let placed = carried_out(&instances, &decisions);
         for node in &nodes {
-            prop_assert!(promised(node, &placed).fits_in(&node.capacity(policy)));
+            prop_assert!(is_kept(policy, node, &placed));
         }
     }
 
@@ -325,14 +349,16 @@ proptest! {
                     find(&mut nodes, id).labels.extend(labels.iter().cloned());
                 }
                 Remedy::Relax(_) => asked.spreading = Spreading::Preferred,
-                Remedy::Free(id, short) => {
+                Remedy::Free(id, short, own) => {
                     let node = find(&mut nodes, id);
                     node.cpus += u32::try_from(short.millicores.div_ceil(1000)).unwrap();
                     node.memory_bytes += short.memory_bytes;
                     node.disk_bytes += short.disk_bytes;
+                    node.own.add(own);
                 }
                 Remedy::Add(needs) => nodes.push(Node {
                     labels: needs.labels.clone(),
+                    own: needs.own.clone(),
                     kvm: needs.kvm,
                     ..node("new", 16, 8192)
                 }),
@@ -368,7 +394,7 @@ proptest! {
             let node = nodes.iter().find(|node| node.id == one.to).unwrap();
             let instance = instance.clone();
             prop_assert!(usable(node, &instance));
-            prop_assert!(promised(node, &now).fits_in(&node.capacity(policy)));
+            prop_assert!(is_kept(policy, node, &now));
         }
     }
 }

@@ -124,8 +124,79 @@ fn labels_choose_nodes() {
     assert_eq!(only(&place(ONCE, &nodes, &[picky.clone()])), "n2");
     let why = why_not(&place(ONCE, &nodes[..1], &[picky]));
     assert!(
-        why.contains("to make it fit, label node n1 with disk=nvme"),
+        why.contains("to make it fit, label node n1: `fabctl node label n1 disk=nvme`"),
         "{why}"
+    );
+    let odd = [("of".to_owned(), "Jane's lab".to_owned())];
+    let remedy = Remedy::Label("n1".parse().unwrap(), odd.to_vec());
+    assert_eq!(
+        remedy.to_string(),
+        r"label node n1: `fabctl node label n1 'of=Jane'\''s lab'`"
+    );
+}
+
+#[test]
+fn an_operators_own_resources_are_promised_once() {
+    let nodes = [with_gpus(2, node("n1", 8, 8192)), node("n2", 8, 8192)];
+    let roles = role("a-b", 3, 1, 64).into_iter();
+    let asked: Vec<_> = roles.map(|one| taking_gpus(1, one)).collect();
+    let decisions = place(ONCE, &nodes, &asked);
+    let all = [("a-b-0", "n1"), ("a-b-1", "n1"), ("a-b-2", "-")];
+    assert_eq!(nodes_of(&decisions), all);
+    assert_eq!(
+        why_not(&decisions[2..]),
+        "no node has room for 1 vCPU and 64 MiB and 1 gpu: n1 has 6 vCPU and 8064 MiB free; \
+         1 is short of own resources, 1 is without the own resources; to make it fit, free \
+         1 gpu on node n1, or add a node with 1 vCPU and 64 MiB and 1 gpu free"
+    );
+}
+
+#[test]
+fn nodes_say_how_many_own_resources_are_missing() {
+    let nodes = [
+        with_gpus(2, node("n1", 8, 8192)),
+        with_gpus(1, node("n2", 8, 8192)),
+    ];
+    let asked = taking_gpus(2, instance("a-b-1", 1, 64));
+    let there = on("n1", taking_gpus(1, instance("a-b-0", 1, 64)));
+    let mut cluster = Cluster::with(ONCE, &nodes, &[there, asked.clone()]);
+    let said: Vec<_> = cluster
+        .verdicts(&asked)
+        .into_iter()
+        .map(|verdict| verdict.outcome.unwrap_err()[0].to_string())
+        .collect();
+    let all = [
+        "1 gpu are free, 2 are needed",
+        "it has 1 gpu in all, 2 are needed",
+    ];
+    assert_eq!(said, all);
+}
+
+#[test]
+fn what_few_nodes_can_take_is_placed_before_what_is_bigger() {
+    let nodes = [with_gpus(1, node("n1", 2, 1024)), node("n2", 2, 512)];
+    let big = instance("a-b-0", 2, 512);
+    let special = taking_gpus(1, instance("c-d-0", 1, 1024));
+    let decisions = place(ONCE, &nodes, &[big, special]);
+    assert_eq!(nodes_of(&decisions), [("c-d-0", "n1"), ("a-b-0", "n2")]);
+}
+
+#[test]
+fn racks_without_a_resource_do_not_count_for_the_spread_of_what_needs_it() {
+    let nodes = [
+        with_gpus(4, racked("n1", "r1", 8, 8192)),
+        with_gpus(4, racked("n2", "r2", 8, 8192)),
+        racked("n3", "r3", 8, 8192),
+    ];
+    let strict = |one| Instance {
+        spreading: Spreading::Strict,
+        ..taking_gpus(1, one)
+    };
+    let asked: Vec<_> = role("a-b", 4, 1, 64).into_iter().map(strict).collect();
+    let decisions = place(ONCE, &nodes, &asked);
+    assert!(
+        decisions.iter().all(|one| one.outcome.is_ok()),
+        "{decisions:?}"
     );
 }
 

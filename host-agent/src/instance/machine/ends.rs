@@ -5,12 +5,16 @@ use std::time::Duration;
 use super::{Actions, Limits, Machine, tell, tell_anew, tell_because};
 use crate::{
     events::Reason,
+    guest::report::{RoleCondition, RoleEndHow, RoleReport},
     instance::state::{
         Action, Because, Cause, End, Exit, ExitKind, Handling, Launch, Presence, Start, State,
         StoppedBy, Stopping, Then, Unprepared,
     },
     policy::ladder::Decision,
 };
+
+/// Its number on every machine that Linux guests run on here, signal(7).
+const SIGKILL: u32 = 9;
 
 impl Machine {
     pub(super) fn on_prepared(
@@ -96,13 +100,18 @@ impl Machine {
             self.took(wanted, Err("the virtual machine ended".to_owned()), actions);
         }
         match self.state.clone() {
-            State::Stopping { how, then, .. } => {
-                let end = end_of_stopped(how, &then, exit);
+            State::Stopping {
+                how, overdue, then, ..
+            } => {
+                let end = self.end_of_stopped(how, overdue, &then, exit);
                 let because = match then {
+                    Then::Goal if self.wants() == Presence::Stop => {
+                        Because::Event("StopRequested".to_owned())
+                    }
                     Then::Goal | Then::Ended { .. } => Because::Nothing,
                     Then::Start(_) | Then::Recover { .. } => Because::Before,
                 };
-                tell_because(actions, Reason::VmmExited, because, &end.detail, false);
+                tell_because(actions, Reason::VmmExited, because, &told(&end), false);
                 self.ended(end, actions);
                 match then {
                     _ if self.wants() != Presence::Run => self.rest(actions),
@@ -120,11 +129,11 @@ impl Machine {
             | State::Paused
             | State::Leaving { .. } => {
                 let expected = exit.kind == ExitKind::GuestPowerOff;
-                tell_anew(actions, Reason::VmmExited, &describe(exit), !expected);
                 let end = End {
                     cause: exit.kind.into(),
                     detail: describe(exit),
                 };
+                tell_anew(actions, Reason::VmmExited, &told(&end), !expected);
                 self.ended(end, actions);
                 if self.begun_with == Launch::Template && !exit.kind.is_a_kill() {
                     let start = self.blames_template(&describe(exit), actions);
@@ -145,7 +154,70 @@ impl Machine {
             self.begun_with = Launch::Boot;
             self.refuse_restore(end.detail.clone(), actions);
         }
+        self.note(end);
+    }
+
+    pub(super) fn note(&mut self, end: End) {
         self.end = Some(end);
+        self.ends = self.ends.saturating_add(1);
+    }
+
+    /// How it ended while it was being stopped: by why it was, and how that went.
+    fn end_of_stopped(&self, how: Stopping, overdue: bool, then: &Then, exit: &Exit) -> End {
+        let by = match (how, exit.kind) {
+            (Stopping::Killing, ExitKind::Killed) => "killed".to_owned(),
+            _ => describe(exit),
+        };
+        let (cause, why) = match then {
+            Then::Recover { cause, why } => (*cause, why.as_str()),
+            Then::Ended { reboot: true } => (Cause::Rebooted, "the guest said that it reboots"),
+            Then::Ended { reboot: false } => {
+                (Cause::PoweredOff, "the guest said that it powers off")
+            }
+            Then::Goal => (self.how_stopped(how, overdue, exit.kind), self.why_down()),
+            Then::Start(start) => {
+                let why = match start.restore {
+                    true => "it goes back to a snapshot",
+                    false => "it is to be started anew",
+                };
+                (self.how_stopped(how, overdue, exit.kind), why)
+            }
+        };
+        let detail = match cause {
+            Cause::StoppedByForce if overdue => {
+                format!("{why}; the guest did not power off in time; {by}")
+            }
+            Cause::StoppedByForce => {
+                let grace = self.wanted.as_ref().map(|wanted| wanted.stop_grace);
+                let grace = humantime::format_duration(grace.unwrap_or_default());
+                format!("{why}; its role did not end within {grace} and was killed; {by}")
+            }
+            _ => format!("{why}; {by}"),
+        };
+        End { cause, detail }
+    }
+
+    /// Whether a machine that was to be stopped was, and gently; or what came before that.
+    fn how_stopped(&self, how: Stopping, overdue: bool, kind: ExitKind) -> Cause {
+        let by_force = match kind {
+            ExitKind::GuestPowerOff | ExitKind::GuestReset => self.role_was_killed(),
+            ExitKind::Stopped => overdue,
+            ExitKind::Killed if how == Stopping::Killing => overdue,
+            other => return other.into(),
+        };
+        if by_force {
+            Cause::StoppedByForce
+        } else {
+            Cause::Stopped
+        }
+    }
+
+    /// Whether its guest agent has killed its role because that did not end in time.
+    fn role_was_killed(&self) -> bool {
+        let stopped = |role: &&RoleReport| role.condition == RoleCondition::Stopped;
+        let end = self.role.as_ref().filter(stopped);
+        let end = end.and_then(|role| role.last_exit.as_ref());
+        end.is_some_and(|end| end.by_agent && end.how == RoleEndHow::Signal(SIGKILL))
     }
 
     /// The machine ended though nobody had asked it to.
@@ -289,24 +361,9 @@ impl Machine {
     }
 }
 
-/// How a machine ended that was being stopped: by why it was, and how that went.
-fn end_of_stopped(how: Stopping, then: &Then, exit: &Exit) -> End {
-    let by = match (how, exit.kind) {
-        (Stopping::Killing, ExitKind::Killed) => "killed".to_owned(),
-        _ => describe(exit),
-    };
-    let (cause, why) = match then {
-        Then::Goal => (Cause::Stopped, "the goal says so"),
-        Then::Start(start) if start.restore => (Cause::Stopped, "it goes back to a snapshot"),
-        Then::Start(_) => (Cause::Stopped, "it is to be started anew"),
-        Then::Ended { reboot: true } => (Cause::Rebooted, "the guest said that it reboots"),
-        Then::Ended { reboot: false } => (Cause::PoweredOff, "the guest said that it powers off"),
-        Then::Recover { cause, why } => (*cause, why.as_str()),
-    };
-    End {
-        cause,
-        detail: format!("{why}; {by}"),
-    }
+/// An end, as it is told.
+fn told(end: &End) -> String {
+    format!("{}: {}", end.cause.word(), end.detail)
 }
 
 fn describe(exit: &Exit) -> String {

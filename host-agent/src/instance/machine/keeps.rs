@@ -76,7 +76,7 @@ impl Machine {
             "reset in place, as an operator asked",
             false,
         );
-        self.end = Some(end);
+        self.note(end);
         self.why.clear();
         self.boot_id.clear();
         self.role = None;

@@ -23,8 +23,8 @@
 //!     └──────► Handling: resetting ──► Booting, in the same VMM
 //! ```
 //!
-//! Nothing is started while the goal says paused: a machine that ends then stays
-//! down until it is resumed.
+//! Nothing is started while the goal says paused or stopped: a machine that ends then
+//! stays down until it is resumed or started.
 //!
 //! A pure function from what is and what happens to what is then and what to do:
 //! no clock, no I/O. The [`supervisor`](super::supervisor) carries it out. What a
@@ -61,7 +61,7 @@ use crate::{
     instance::{
         state::{
             Action, Because, End, Handling, Input, Launch, Note, Presence, Scope, Snapshot, Start,
-            State, Wanted,
+            State, Stopping, Wanted,
         },
         turn::Progress,
     },
@@ -93,6 +93,9 @@ pub struct Machine {
     /// How its last virtual machine ended.
     #[serde(default)]
     end: Option<End>,
+    /// How many have.
+    #[serde(default)]
+    ends: u64,
     /// What has become of the snapshots that the goal names, and the newest of them.
     #[serde(default)]
     snapshots: Vec<Snapshot>,
@@ -146,6 +149,7 @@ impl Default for Machine {
             begun_with: Launch::Boot,
             role: None,
             end: None,
+            ends: 0,
             snapshots: Vec::new(),
             snapshot_generation: 0,
             restoring: None,
@@ -221,6 +225,12 @@ impl Machine {
     #[must_use]
     pub fn end(&self) -> Option<&End> {
         self.end.as_ref()
+    }
+
+    /// How many of its virtual machines have ended, or were reset.
+    #[must_use]
+    pub fn ends(&self) -> u64 {
+        self.ends
     }
 
     /// Last report on its role since its last start.
@@ -353,11 +363,26 @@ impl Machine {
                     deadline: now + limits.leave,
                 };
             }
-            (State::Stopping { how, then, .. }, true) => {
+            (
+                State::Stopping {
+                    how,
+                    then,
+                    deadline,
+                    overdue,
+                },
+                true,
+            ) => {
+                // A guest that was asked has the time that it was given.
+                let order = now + limits.order;
+                let deadline = match how {
+                    Stopping::Asking if same_boot => deadline.max(order),
+                    _ => order,
+                };
                 self.state = State::Stopping {
                     how,
                     then,
-                    deadline: now + limits.order,
+                    deadline,
+                    overdue,
                 };
             }
             (

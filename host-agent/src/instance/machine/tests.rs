@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    guest::report::RoleCondition,
+    guest::report::{RoleCondition, RoleEnd, RoleEndHow},
     instance::state::{
         Cause, Exit, ExitKind, GuestSaid, Handled, Launch, SnapshotWanted, StoppedBy, Taken,
         Unprepared,
@@ -94,6 +94,15 @@ impl Story {
             last_exit: None,
             restart_generation: 0,
             consecutive_failures,
+        }))
+    }
+
+    /// The guest agent has ended the role, for it was told to.
+    fn role_stops(&mut self) -> &mut Self {
+        let role = self.machine.role().unwrap().clone();
+        self.hears(GuestSaid::Role(RoleReport {
+            condition: RoleCondition::Stopped,
+            ..role
         }))
     }
 
@@ -578,6 +587,131 @@ fn stopping_gets_harder_step_by_step() {
         story.goal(|wanted| wanted.presence = Presence::Run).did(),
         [KEEP]
     );
+}
+
+/// What an operator's stop comes to, and what is shown of it.
+fn stopped(ends: impl FnOnce(&mut Story)) -> (Cause, String) {
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready();
+    story.goal(|wanted| wanted.presence = Presence::Stop).did();
+    ends(&mut story);
+    let by = StoppedBy::Goal;
+    assert_eq!(*story.machine.state(), State::Stopped { by });
+    let cause = story.machine.end().unwrap().cause;
+    let mut told = story.linked();
+    told.retain(|one| !one.starts_with("RoleStopped"));
+    assert_eq!(
+        told,
+        [
+            "VmmExited < StopRequested",
+            "InstanceStopped < StopRequested"
+        ]
+    );
+    // It is said once, and stays.
+    let why = story.machine.why().to_owned();
+    assert!(story.goal(|_| {}).linked().is_empty());
+    assert_eq!(story.machine.why(), why);
+    (cause, why)
+}
+
+#[test]
+fn a_stop_says_whether_it_was_gentle() {
+    let gentle = stopped(|story| _ = story.exits(ExitKind::GuestPowerOff));
+    let how = "an operator stopped it; the guest powered off";
+    assert_eq!(gentle, (Cause::Stopped, how.to_owned()));
+
+    let ordered = stopped(|story| _ = story.waits().exits(ExitKind::Stopped));
+    assert_eq!(ordered.0, Cause::StoppedByForce);
+    assert!(
+        ordered.1.contains("did not power off in time"),
+        "{ordered:?}"
+    );
+    let killed = stopped(|story| _ = story.waits().waits().exits(ExitKind::Killed));
+    assert_eq!(killed.0, Cause::StoppedByForce);
+    assert!(killed.1.ends_with("in time; killed"), "{killed:?}");
+
+    let role = |signal| {
+        stopped(|story| {
+            story.hears(GuestSaid::Role(RoleReport {
+                last_exit: Some(RoleEnd {
+                    how: RoleEndHow::Signal(signal),
+                    by_agent: true,
+                }),
+                ..story.machine.role().unwrap().clone()
+            }));
+            story.role_stops().exits(ExitKind::GuestPowerOff);
+        })
+    };
+    assert_eq!(role(15).0, Cause::Stopped);
+    let deaf = role(9);
+    assert_eq!(deaf.0, Cause::StoppedByForce);
+    assert!(deaf.1.contains("within 5s and was killed"), "{deaf:?}");
+}
+
+#[test]
+fn what_comes_before_a_stop_is_not_taken_for_it() {
+    for (kind, cause) in [
+        (ExitKind::KernelPanic, Cause::Panicked),
+        (ExitKind::Killed, Cause::Killed),
+        (ExitKind::OutOfMemory, Cause::OutOfMemory),
+    ] {
+        assert_eq!(stopped(|story| _ = story.exits(kind)).0, cause);
+    }
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready().waits();
+    story.goal(|wanted| wanted.presence = Presence::Stop);
+    story.exits(ExitKind::Killed);
+    assert_eq!(story.machine.end().unwrap().cause, Cause::Hung);
+    let why = story.machine.why();
+    assert_eq!(why, "an operator stopped it; 3 heartbeats missed; killed");
+}
+
+#[test]
+fn what_is_stopped_while_nothing_runs_says_so_and_a_start_is_told() {
+    let mut story = Story::new();
+    story.goal(|wanted| wanted.presence = Presence::Stop);
+    assert_eq!(story.linked(), ["InstanceStopped < StopRequested"]);
+    let why = story.machine.why();
+    assert_eq!(why, "an operator stopped it; no virtual machine ran");
+    // Another process of the host agent has nothing to add.
+    let limits = story.limits.clone();
+    for same_boot in [true, false] {
+        let actions = story.machine.resume(story.now, false, same_boot, &limits);
+        assert_eq!(actions, []);
+    }
+    assert!(story.goal(|_| {}).linked().is_empty());
+    story.goal(|wanted| wanted.presence = Presence::Run);
+    assert_eq!(story.linked(), ["InstanceStarted < StartRequested"]);
+}
+
+#[test]
+fn a_restart_of_what_is_stopped_waits_until_it_is_started() {
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready().did();
+    story.goal(|wanted| {
+        wanted.presence = Presence::Stop;
+        wanted.restart_generation = 1;
+        wanted.restart_scope = Scope::Reimage;
+    });
+    assert_eq!(story.exits(ExitKind::GuestPowerOff).did(), []);
+    assert_eq!(story.machine.restart_generation(), 0);
+    let start = story.goal(|wanted| wanted.presence = Presence::Run).did();
+    assert_eq!(start, [FRESH]);
+}
+
+#[test]
+fn a_guest_that_was_asked_to_go_has_its_time_across_a_restart_of_the_host_agent() {
+    let mut story = Story::new();
+    story.wanted.stop_grace = Duration::from_secs(60);
+    story.goal(|_| {}).becomes_ready();
+    story.goal(|wanted| wanted.presence = Presence::Stop);
+    let deadline = story.machine.deadline(&story.limits).unwrap();
+    story.after(1);
+    let limits = story.limits.clone();
+    _ = story.machine.resume(story.now, true, true, &limits);
+    assert_eq!(story.machine.deadline(&limits), Some(deadline));
+    story.exits(ExitKind::GuestPowerOff);
+    assert_eq!(story.machine.end().unwrap().cause, Cause::Stopped);
 }
 
 #[test]

@@ -12,6 +12,8 @@ use crate::{
 
 /// Why nothing runs on a node without a lease.
 const NO_LEASE: &str = "this node's lease has ended: the controller is not heard";
+/// Why nothing runs that an operator has stopped.
+pub(super) const STOPPED: &str = "an operator stopped it";
 
 impl Machine {
     pub(super) fn on_goal(
@@ -24,8 +26,8 @@ impl Machine {
         let first = self.wanted.is_none();
         let presence = self.wants();
         let mut asked = None;
-        // A restart of what is paused waits until it is resumed.
-        if first || wanted.presence != Presence::Pause {
+        // A restart of what is paused or stopped waits until it is to run.
+        if first || !matches!(wanted.presence, Presence::Pause | Presence::Stop) {
             asked = (!first && wanted.restart_generation > self.restart_generation)
                 .then_some(wanted.restart_scope);
             self.restart_generation = self.restart_generation.max(wanted.restart_generation);
@@ -43,6 +45,9 @@ impl Machine {
         }
         if presence != self.wants() {
             self.why.clear();
+            if (presence, self.wants()) == (Presence::Stop, Presence::Run) {
+                self.starts(actions);
+            }
         }
         self.drop_snapshots(actions);
         self.converge(now, asked, limits, actions);
@@ -60,7 +65,9 @@ impl Machine {
             Presence::Run => self.towards_running(now, asked, limits, actions),
             Presence::Pause => self.towards_pause(actions),
             Presence::Fence => self.towards_fence(now, limits, actions),
-            Presence::Stop | Presence::Remove => self.towards_rest(now, limits, actions),
+            Presence::Stop | Presence::Rest | Presence::Remove => {
+                self.towards_rest(now, limits, actions);
+            }
         }
     }
 
@@ -158,9 +165,14 @@ impl Machine {
             | State::Leaving { .. }
             | State::Handling { .. }
             | State::Paused => {
-                self.bring_down(now, Then::Goal, "the goal says so", limits, actions);
+                self.bring_down(now, Then::Goal, self.why_down(), limits, actions);
             }
-            State::Stopping { then, .. } => *then = Then::Goal,
+            State::Stopping { then, .. } => {
+                // What was wrong with it stays so.
+                if let Then::Start(_) = then {
+                    *then = Then::Goal;
+                }
+            }
             // Decided when the VMM is there, or is not.
             State::Launching => {}
             State::Pending
@@ -191,6 +203,7 @@ impl Machine {
                         why: NO_LEASE.to_owned(),
                     },
                     deadline: now + limits.order,
+                    overdue: false,
                 };
             }
             State::Launching => {}
@@ -205,14 +218,10 @@ impl Machine {
 
     /// There is no VM and there shall be none.
     pub(super) fn rest(&mut self, actions: &mut Actions) {
-        self.why = match self.wants() {
-            Presence::Pause => {
-                "paused while no virtual machine runs; one is started when it is resumed"
-            }
-            Presence::Fence => NO_LEASE,
-            Presence::Run | Presence::Stop | Presence::Remove => "the goal says so",
+        if self.wants() == Presence::Stop {
+            return self.rest_stopped(actions);
         }
-        .to_owned();
+        self.why_down().clone_into(&mut self.why);
         if self.wants() == Presence::Remove {
             if self.state != State::Removed {
                 actions.push(Action::Remove);
@@ -222,6 +231,48 @@ impl Machine {
             self.state = State::Stopped {
                 by: StoppedBy::Goal,
             };
+        }
+    }
+
+    /// An operator's stop is over: what it has failed at before does not count any more.
+    fn starts(&mut self, actions: &mut Actions) {
+        self.ladder.reset();
+        // A way back to a snapshot tells so itself.
+        if self.restoring.is_none() {
+            let message = "it is started, as an operator asked";
+            let by = "StartRequested";
+            tell_asked(actions, Reason::InstanceStarted, by, message, false);
+        }
+    }
+
+    /// An operator's stop has come to its end; how is said once, and shown for as long as
+    /// it lasts.
+    fn rest_stopped(&mut self, actions: &mut Actions) {
+        let by = StoppedBy::Goal;
+        if self.state == (State::Stopped { by }) && !self.why.is_empty() {
+            return;
+        }
+        let ended = self.end.as_ref().filter(|_| self.has_vm());
+        self.why = match ended.map(|end| end.detail.as_str()) {
+            None => format!("{STOPPED}; no virtual machine ran"),
+            Some(how) if how.starts_with(STOPPED) => how.to_owned(),
+            Some(how) => format!("{STOPPED}; {how}"),
+        };
+        let (reason, asked) = (Reason::InstanceStopped, "StopRequested");
+        tell_asked(actions, reason, asked, &self.why, false);
+        self.state = State::Stopped { by };
+    }
+
+    /// Why it is not to run, for people.
+    pub(super) fn why_down(&self) -> &'static str {
+        match self.wants() {
+            Presence::Pause => {
+                "paused while no virtual machine runs; one is started when it is resumed"
+            }
+            Presence::Fence => NO_LEASE,
+            Presence::Stop => STOPPED,
+            Presence::Rest => "its node's host agent stops",
+            Presence::Run | Presence::Remove => "the goal says so",
         }
     }
 
@@ -263,6 +314,7 @@ impl Machine {
             how,
             then,
             deadline: now + patience,
+            overdue: false,
         };
     }
 }

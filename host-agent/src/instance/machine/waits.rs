@@ -60,6 +60,7 @@ impl Machine {
                 self.state = State::Stopping {
                     how: Stopping::Killing,
                     deadline: now + limits.order,
+                    overdue: true,
                     then: Then::Ended { reboot },
                 };
             }
@@ -76,6 +77,7 @@ impl Machine {
                     how,
                     then,
                     deadline: now + limits.order,
+                    overdue: true,
                 };
             }
             State::Backoff { start, .. } => self.begin(start, actions),
@@ -124,6 +126,7 @@ impl Machine {
         self.state = State::Stopping {
             how: Stopping::Killing,
             deadline: now + limits.order,
+            overdue: false,
             then,
         };
     }

@@ -19,6 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{
     directory::{InstanceDirectory, MANIFEST},
     disks::{PrepareError, Prepared, Workshop},
+    last_exit,
     machine::{Limits, Machine},
     manifest::Manifest,
     snapshots,
@@ -278,7 +279,7 @@ impl Supervisor {
                 self.goal = Some(goal);
                 wanted
             }
-            Order::Rest => self.wanted_but(Presence::Stop),
+            Order::Rest => self.wanted_but(self.rest()),
             Order::Go => self.wanted_but(Presence::Remove),
         };
         let fenced = self.node.lease.is_over() && is_to_be(wanted.presence);
@@ -291,6 +292,14 @@ impl Supervisor {
             wanted
         };
         self.feed(Input::Goal(wanted)).await;
+    }
+
+    /// What an operator has stopped stays that while its node rests.
+    fn rest(&self) -> Presence {
+        let presence = self.machine().wanted().map(|wanted| wanted.presence);
+        presence
+            .filter(|presence| *presence == Presence::Stop)
+            .unwrap_or(Presence::Rest)
     }
 
     fn wanted_but(&self, presence: Presence) -> Wanted {
@@ -332,8 +341,6 @@ impl Supervisor {
         }
         self.vm = None;
         self.manifest.process = None;
-        self.manifest.last_exit.clone_from(&exit.json);
-        self.manifest.ended = Some(clock::wall_time());
         self.step(Input::Exited(exit)).await;
         if let Some(end) = self.machine().end() {
             self.node.workshop.events.metrics().ended(end.cause);
@@ -389,8 +396,16 @@ impl Supervisor {
         let quiet = matches!(input, Input::Guest(GuestSaid::Heartbeat));
         let by_guest = matches!(input, Input::Guest(_));
         let (now, limits) = (self.node.clock.now(), Arc::clone(&self.node.limits));
+        let words = match &input {
+            Input::Exited(exit) => exit.json.clone(),
+            _ => String::new(),
+        };
+        let ends = self.machine().ends();
         let before = status::vm_state(self.machine().state());
         let mut actions = self.manifest.machine.step(now, input, &limits);
+        if self.machine().ends() != ends {
+            self.keep_end(&words);
+        }
         if by_guest {
             // A guest that changes its mind all the time does not fill the store.
             actions.retain(|one| !matches!(one, Action::Tell(_)) || self.tellings.take(now));
@@ -402,6 +417,15 @@ impl Supervisor {
             self.manifest.since = clock::wall_time();
         }
         self.carry_out(actions).await;
+    }
+
+    /// Keeps how its virtual machine has ended, with that one's last words.
+    fn keep_end(&mut self, words: &str) {
+        let at = clock::wall_time();
+        self.manifest.ended = Some(at);
+        if let Some(end) = self.manifest.machine.end() {
+            self.manifest.last_exit = last_exit::with(words, end, at);
+        }
     }
 
     /// Brings everything else in line with the machine: what is on record, what
@@ -494,7 +518,7 @@ fn is_to_be(presence: Presence) -> bool {
 
 fn nothing_wanted() -> Wanted {
     Wanted {
-        presence: Presence::Stop,
+        presence: Presence::Rest,
         disk: String::new(),
         epoch: 0,
         shape: String::new(),

@@ -2,7 +2,7 @@
 //! gRPC client: the paths that need files, sockets and tasks. Everything about
 //! time and order is in the machine's own tests.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::SystemTime};
 
 use fabric_proto::{guest::v1 as wire, id::Digest, node::v1 as node_wire};
 use hyper_util::rt::TokioIo;
@@ -21,7 +21,11 @@ use crate::{
         Origin, PackageDisk,
         fake::{FakeHypervisor, FakeVm},
     },
-    instance::{directory::TEMPLATE_DISK, state::ExitKind, turn::Turns},
+    instance::{
+        directory::TEMPLATE_DISK,
+        state::{Cause, ExitKind},
+        turn::Turns,
+    },
     template::{self, Templates, host::Host, prune::Keep},
 };
 
@@ -462,6 +466,31 @@ async fn a_stop_is_asked_of_the_guest_and_never_undone() {
         .filter(|one| *one == Reason::DiskCreated)
         .count();
     assert_eq!(made, 1, "the disk stays");
+}
+
+#[tokio::test]
+async fn a_stop_and_how_it_went_outlive_a_rest_of_the_node() {
+    let mut stage = Stage::new();
+    stage.start();
+    let _guest = stage.ready().await;
+    stage.follow(|goal| goal.power = node_wire::InstancePower::Stopped.into());
+    stage.until_state(node_wire::VmState::Stopping).await;
+    stage.vm().end(ExitKind::GuestPowerOff, "");
+    let stopped = stage.until_state(node_wire::VmState::Stopped).await;
+    stage.kill().await;
+    stage.node.board.take_down(&ID.parse().unwrap());
+    stage.start_with(Order::Rest);
+    let rests = stage.until_state(node_wire::VmState::Stopped).await;
+    assert_eq!(rests.vm_reason, stopped.vm_reason);
+    stage.follow(|_| {});
+    stage.follow(|goal| goal.power = node_wire::InstancePower::Running.into());
+    stage.until_state(node_wire::VmState::Booting).await;
+    let told = stage.told();
+    let stops = told
+        .iter()
+        .filter(|one| **one == Reason::InstanceStopped)
+        .count();
+    assert_eq!(stops, 1, "{told:?}");
 }
 
 #[tokio::test]
@@ -969,4 +998,128 @@ async fn what_is_cut_off_by_a_panic_has_failed_and_is_tried_again() {
         .say(Report::Heartbeat(wire::Heartbeat::default()))
         .await;
     stage.until_state(node_wire::VmState::Paused).await;
+}
+
+/// A machine that is ready, and ends in that way.
+async fn ends(cause: Cause) -> Stage {
+    let mut stage = Stage::new();
+    if cause == Cause::NotUp {
+        stage.limits(|limits| limits.boot = Duration::from_millis(50));
+        stage.start();
+        return stage;
+    }
+    if cause == Cause::LeaseEnded {
+        let lease = Arc::clone(&stage.node.lease);
+        lease.require(Some(Duration::from_millis(1_500)));
+        lease.granted(lease.request());
+    }
+    stage.start();
+    if cause == Cause::LeaseEnded {
+        return stage;
+    }
+    let guest = stage.ready().await;
+    let stop = |goal: &mut node_wire::InstanceGoal| {
+        goal.power = node_wire::InstancePower::Stopped.into();
+    };
+    let reset = |goal: &mut node_wire::InstanceGoal| {
+        goal.restart_generation += 1;
+        goal.restart_scope = node_wire::RestartScope::Reset.into();
+    };
+    match cause {
+        Cause::PoweredOff => stage.vm().end(ExitKind::GuestPowerOff, ""),
+        Cause::Rebooted => stage.vm().end(ExitKind::GuestReset, ""),
+        Cause::Panicked => stage.vm().end(ExitKind::KernelPanic, "no init"),
+        Cause::TripleFault => stage.vm().end(ExitKind::TripleFault, "at 0x0"),
+        Cause::Killed => stage.vm().kill(),
+        Cause::OutOfMemory => stage.vm().end(ExitKind::OutOfMemory, ""),
+        Cause::ForbiddenCall => stage.vm().end(ExitKind::ForbiddenCall, ""),
+        Cause::Refused => stage.vm().end(ExitKind::Refused, "no kernel"),
+        Cause::VmmFailed => stage.vm().end(ExitKind::Failed, "a bug"),
+        Cause::Stopped => {
+            stage.follow(stop);
+            stage.until_state(node_wire::VmState::Stopping).await;
+            stage.vm().end(ExitKind::GuestPowerOff, "");
+        }
+        Cause::StoppedByForce => stage.follow(stop),
+        Cause::Reset => stage.follow(reset),
+        Cause::RoleFailed => {
+            let failures = stage.node.limits.role_failures;
+            guest.role(wire::RoleState::Unhealthy, failures).await;
+        }
+        Cause::Hung => {
+            // Silent from now on, and not waited for as long as until now.
+            stage.kill().await;
+            stage.limits(|limits| {
+                limits.heartbeat = Duration::from_millis(20);
+                limits.reconnect = Duration::from_millis(100);
+            });
+            stage.start();
+        }
+        Cause::NotUp | Cause::LeaseEnded => unreachable!("seen to above"),
+    }
+    let ended = |report: &node_wire::InstanceStatus| report.last_end.is_some();
+    stage.until("ended", ended).await;
+    drop(guest);
+    stage
+}
+
+#[tokio::test]
+async fn every_end_is_told_apart_wherever_it_is_told() {
+    let causes = [
+        Cause::PoweredOff,
+        Cause::Rebooted,
+        Cause::Panicked,
+        Cause::TripleFault,
+        Cause::Hung,
+        Cause::NotUp,
+        Cause::RoleFailed,
+        Cause::Stopped,
+        Cause::StoppedByForce,
+        Cause::Reset,
+        Cause::LeaseEnded,
+        Cause::Killed,
+        Cause::OutOfMemory,
+        Cause::ForbiddenCall,
+        Cause::Refused,
+        Cause::VmmFailed,
+    ];
+    let (mut kept, mut shown, mut told) = (Vec::new(), Vec::new(), Vec::new());
+    for cause in causes {
+        let stage = ends(cause).await;
+        let ended = |report: &node_wire::InstanceStatus| report.last_end.is_some();
+        let report = stage.until("ended", ended).await;
+        let end = report.last_end.unwrap();
+        let exit: serde_json::Value = serde_json::from_str(&report.last_exit_json).unwrap();
+        let word = cause.word();
+        assert_eq!(exit["cause"], word, "{exit}");
+        assert_eq!(exit["why"], end.detail.as_str(), "{exit}");
+        let since = humantime::parse_rfc3339(exit["since"].as_str().unwrap()).unwrap();
+        let (shown_as, number) = (end.cause(), end.cause);
+        let time = SystemTime::try_from(end.time.unwrap()).unwrap();
+        assert!(time.duration_since(since).unwrap() < Duration::from_millis(1));
+        // What its VMM said is there as well, unless it had nothing to say.
+        assert_eq!(exit["kind"].is_string(), cause != Cause::Reset, "{exit}");
+        let wire = format!("VM_END_CAUSE_{}", word.to_uppercase());
+        assert_eq!(shown_as.as_str_name(), wire);
+        let events = stage.node.workshop.events.after(0);
+        let event = events
+            .iter()
+            .find(|one| matches!(one.reason, Reason::VmmExited | Reason::VmReset));
+        let event = event.unwrap_or_else(|| panic!("{word}: not told"));
+        let is_reset = event.reason == Reason::VmReset;
+        assert_eq!(is_reset, cause == Cause::Reset, "{event:?}");
+        let message = &event.message;
+        assert!(message.starts_with(word), "{message} is not {word}");
+        kept.push(exit["cause"].to_string());
+        shown.push(number);
+        told.push(message.split(':').next().unwrap().to_owned());
+    }
+    for words in [&mut kept, &mut told] {
+        words.sort();
+        words.dedup();
+        assert_eq!(words.len(), causes.len(), "{words:?}");
+    }
+    shown.sort_unstable();
+    shown.dedup();
+    assert_eq!(shown.len(), causes.len());
 }
