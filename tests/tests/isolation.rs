@@ -67,7 +67,7 @@ async fn the_vmm_of_an_instance_has_nothing_but_what_it_was_handed() -> anyhow::
         holds_only_its_own(&cluster, instance, &process)?;
 
         let socket = cluster.instance_dir(instance).join("control.sock");
-        let status = control(&socket, &json!({ "op": "status" }))?;
+        let status = control(&socket, &json!({ "op": "status" }))?["status"].take();
         let isolation = status["isolation"].as_array().context("no isolation")?;
         for name in ["uid", "user", "pid", "mount", "network", "seccomp"] {
             ensure!(isolation.iter().any(|one| one == name), "{status}");
