@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 
 use prost::Message as _;
 use prost_types::{
-    DescriptorProto, EnumDescriptorProto, FileDescriptorProto, FileDescriptorSet,
-    ServiceDescriptorProto,
+    DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorProto,
+    FileDescriptorSet, ServiceDescriptorProto,
 };
 
 /// Field numbers in `descriptor.proto` that lead to a commented element.
@@ -219,6 +219,12 @@ fn elements(file: &FileDescriptorProto) -> Vec<(Vec<i32>, String)> {
             all.push((child(path::MESSAGE_FIELD, j), name));
         }
         for (j, oneof) in message.oneof_decl.iter().enumerate() {
+            // One that the compiler makes of an `optional` field is nowhere in the text.
+            let of_it = |field: &&FieldDescriptorProto| field.oneof_index == Some(index(j));
+            let mut fields = message.field.iter().filter(of_it);
+            if fields.any(|field| field.proto3_optional()) {
+                continue;
+            }
             let name = format!("{}.{}", message.name(), oneof.name());
             all.push((child(path::MESSAGE_ONEOF, j), name));
         }

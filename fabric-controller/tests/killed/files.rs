@@ -10,7 +10,7 @@ use crate::{
     framework::*,
     program::*,
     said::said,
-    stage::{Stage, arm, assert_sound, settled, start, tcp},
+    stage::{INSTANCES, Stage, arm, assert_sound, settled, start, tcp},
     steps, then,
 };
 
@@ -144,7 +144,7 @@ async fn a_store_from_before_is_as_it_was_until_it_is_of_this_version() {
         assert_sound(&dir.path().join("d"));
 
         let (_program, client) = start(dir.path()).await;
-        assert_eq!(client.list().await.len(), 4, "{step:?}");
+        assert_eq!(client.list().await.len(), INSTANCES, "{step:?}");
         assert_eq!(then::format(&store), 2, "{step:?}");
         settled(dir.path()).await;
         assert_sound(&dir.path().join("d"));

@@ -8,7 +8,7 @@ use crate::{
     files::{names, twice},
     program::ARMED,
     said::said,
-    stage::{Stage, assert_sound, copy, settled, start},
+    stage::{INSTANCES, Stage, assert_sound, copy, settled, start},
     steps,
 };
 
@@ -94,7 +94,7 @@ async fn a_restore_is_done_or_not_begun() {
             Step::RestoreDecided | Step::StoreAside | Step::LogAside
         );
         assert_eq!(has_later(cut_off.path()), !decided, "{step:?}");
-        assert_eq!(client.list().await.len(), 4, "{step:?}");
+        assert_eq!(client.list().await.len(), INSTANCES, "{step:?}");
         let left = names(&cut_off.path().join("d"));
         let left: Vec<_> = left.iter().filter(|name| name.contains("restor")).collect();
         assert!(left.is_empty(), "{step:?}: {left:?}");

@@ -80,7 +80,9 @@ impl Course {
     fn is_over(self, said: &[String]) -> bool {
         let instances = || said.iter().filter(|line| line.starts_with("instances/"));
         match self {
-            Self::Failover => instances().all(|line| line.contains("\"node\":\"n2\"")),
+            // What an operator has stopped stays where it is.
+            Self::Failover => instances()
+                .all(|line| line.contains("\"node\":\"n2\"") || line.contains("\"stopped\":true")),
             Self::Update => said.iter().any(|line| line == "event UpdateFinished shop"),
         }
     }

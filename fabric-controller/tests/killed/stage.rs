@@ -164,8 +164,11 @@ pub fn arm(step: Step, dir: &Path) -> PathBuf {
     file
 }
 
+/// How many instances the stage has.
+pub const INSTANCES: usize = 5;
+
 /// The stage's instances, and what they are.
-const WORDS: [(&str, &str); 5] = [
+const WORDS: [(&str, &str); INSTANCES] = [
     ("down-web-0", "Stopped"),
     ("shop-web-0", "Ready"),
     ("snap-web-0", "Ready"),
