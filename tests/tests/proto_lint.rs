@@ -222,7 +222,7 @@ fn elements(file: &FileDescriptorProto) -> Vec<(Vec<i32>, String)> {
             // One that the compiler makes of an `optional` field is nowhere in the text.
             let of_it = |field: &&FieldDescriptorProto| field.oneof_index == Some(index(j));
             let mut fields = message.field.iter().filter(of_it);
-            if fields.any(|field| field.proto3_optional()) {
+            if fields.any(FieldDescriptorProto::proto3_optional) {
                 continue;
             }
             let name = format!("{}.{}", message.name(), oneof.name());
