@@ -45,18 +45,25 @@ pub struct Once {
 }
 
 impl Once {
-    /// This call, with this id, of this content. The content must hold no id.
+    /// This call, with the id at `id` in its request. What else the request
+    /// holds is what the id stands for.
     ///
     /// # Errors
     ///
     /// The id is not one.
-    pub fn new(call: &'static str, request_id: &str, content: &impl Message) -> Result<Self> {
+    pub fn of<M: Message + Clone>(
+        call: &'static str,
+        request: &M,
+        id: fn(&mut M) -> &mut String,
+    ) -> Result<Self> {
+        let mut content = request.clone();
+        let request_id = std::mem::take(id(&mut content));
         if request_id.len() > LONGEST || !request_id.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(Error::Invalid(format!(
                 "request_id: it must be visible ASCII without spaces, at most {LONGEST} characters"
             )));
         }
-        audit::note_request_id(request_id);
+        audit::note_request_id(&request_id);
         let key = (!request_id.is_empty()).then(|| format!("{}{request_id}", records::REQUESTS));
         Ok(Self {
             call,

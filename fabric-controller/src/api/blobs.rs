@@ -168,14 +168,7 @@ impl BlobApi {
     }
 
     async fn delete(&self, request: DeleteBlobRequest) -> ControllerResult<DeleteBlobResponse> {
-        let once = Once::new(
-            "DeleteBlob",
-            &request.request_id,
-            &DeleteBlobRequest {
-                request_id: String::new(),
-                ..request.clone()
-            },
-        )?;
+        let once = Once::of("DeleteBlob", &request, |it| &mut it.request_id)?;
         let kind = convert::known_blob_kind(request.kind)?;
         let name: BlobName = request.name.parse().map_err(|error| {
             Error::Invalid(format!(

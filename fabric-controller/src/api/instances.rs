@@ -169,11 +169,7 @@ impl InstanceApi {
         &self,
         request: RestartInstanceRequest,
     ) -> ControllerResult<RestartInstanceResponse> {
-        let content = RestartInstanceRequest {
-            request_id: String::new(),
-            ..request.clone()
-        };
-        let once = Once::new("RestartInstance", &request.request_id, &content)?;
+        let once = Once::of("RestartInstance", &request, |it| &mut it.request_id)?;
         let scope = convert::restart_scope(request.scope)?;
         let id = &request.instance_id;
         let now = clock::now();

@@ -40,11 +40,7 @@ impl InstanceApi {
         &self,
         request: PauseInstanceRequest,
     ) -> Result<PauseInstanceResponse> {
-        let content = PauseInstanceRequest {
-            request_id: String::new(),
-            ..request.clone()
-        };
-        let once = Once::new("PauseInstance", &request.request_id, &content)?;
+        let once = Once::of("PauseInstance", &request, |it| &mut it.request_id)?;
         self.change(once, &request.instance_id, |record| {
             let answer = PauseInstanceResponse {};
             check_is_not_stopped(&record)?;
@@ -64,11 +60,7 @@ impl InstanceApi {
         &self,
         request: ResumeInstanceRequest,
     ) -> Result<ResumeInstanceResponse> {
-        let content = ResumeInstanceRequest {
-            request_id: String::new(),
-            ..request.clone()
-        };
-        let once = Once::new("ResumeInstance", &request.request_id, &content)?;
+        let once = Once::of("ResumeInstance", &request, |it| &mut it.request_id)?;
         self.change(once, &request.instance_id, |record| {
             let answer = ResumeInstanceResponse {};
             if !record.keep.paused {
@@ -84,11 +76,7 @@ impl InstanceApi {
 
     /// Whatever it does, and wherever it is: what does not run now is not started then.
     pub(super) async fn stop(&self, request: StopInstanceRequest) -> Result<StopInstanceResponse> {
-        let content = StopInstanceRequest {
-            request_id: String::new(),
-            ..request.clone()
-        };
-        let once = Once::new("StopInstance", &request.request_id, &content)?;
+        let once = Once::of("StopInstance", &request, |it| &mut it.request_id)?;
         self.change(once, &request.instance_id, |record| {
             let answer = StopInstanceResponse {};
             if record.keep.stopped {
@@ -109,11 +97,7 @@ impl InstanceApi {
         &self,
         request: StartInstanceRequest,
     ) -> Result<StartInstanceResponse> {
-        let content = StartInstanceRequest {
-            request_id: String::new(),
-            ..request.clone()
-        };
-        let once = Once::new("StartInstance", &request.request_id, &content)?;
+        let once = Once::of("StartInstance", &request, |it| &mut it.request_id)?;
         self.change(once, &request.instance_id, |record| {
             let answer = StartInstanceResponse {};
             if !record.keep.stopped {
@@ -131,11 +115,7 @@ impl InstanceApi {
         &self,
         request: SnapshotInstanceRequest,
     ) -> Result<SnapshotInstanceResponse> {
-        let content = SnapshotInstanceRequest {
-            request_id: String::new(),
-            ..request.clone()
-        };
-        let once = Once::new("SnapshotInstance", &request.request_id, &content)?;
+        let once = Once::of("SnapshotInstance", &request, |it| &mut it.request_id)?;
         let name = snapshot_name(&request.snapshot)?;
         self.change(once, &request.instance_id, |record| {
             check_is_not_stopped(&record)?;
@@ -157,11 +137,7 @@ impl InstanceApi {
         &self,
         request: RestoreInstanceRequest,
     ) -> Result<RestoreInstanceResponse> {
-        let content = RestoreInstanceRequest {
-            request_id: String::new(),
-            ..request.clone()
-        };
-        let once = Once::new("RestoreInstance", &request.request_id, &content)?;
+        let once = Once::of("RestoreInstance", &request, |it| &mut it.request_id)?;
         let name = snapshot_name(&request.snapshot)?;
         self.change(once, &request.instance_id, |record| {
             self.check_ready(&record, &name)?;
@@ -186,11 +162,7 @@ impl InstanceApi {
         &self,
         request: DeleteSnapshotRequest,
     ) -> Result<DeleteSnapshotResponse> {
-        let content = DeleteSnapshotRequest {
-            request_id: String::new(),
-            ..request.clone()
-        };
-        let once = Once::new("DeleteSnapshot", &request.request_id, &content)?;
+        let once = Once::of("DeleteSnapshot", &request, |it| &mut it.request_id)?;
         let name = snapshot_name(&request.snapshot)?;
         self.change(once, &request.instance_id, |record| {
             if record.keep.find(&name).is_none() {

@@ -52,11 +52,7 @@ impl NodeService for NodeApi {
         request: Request<CordonNodeRequest>,
     ) -> Result<Response<CordonNodeResponse>, Status> {
         let request = request.into_inner();
-        let content = CordonNodeRequest {
-            request_id: String::new(),
-            ..request.clone()
-        };
-        let once = Once::new("CordonNode", &request.request_id, &content)?;
+        let once = Once::of("CordonNode", &request, |it| &mut it.request_id)?;
         let node = self.change(once, &request.node_id, Intent::Cordon, |node| {
             CordonNodeResponse { node: Some(node) }
         });
@@ -68,11 +64,7 @@ impl NodeService for NodeApi {
         request: Request<UncordonNodeRequest>,
     ) -> Result<Response<UncordonNodeResponse>, Status> {
         let request = request.into_inner();
-        let content = UncordonNodeRequest {
-            request_id: String::new(),
-            ..request.clone()
-        };
-        let once = Once::new("UncordonNode", &request.request_id, &content)?;
+        let once = Once::of("UncordonNode", &request, |it| &mut it.request_id)?;
         let node = self.change(once, &request.node_id, Intent::Uncordon, |node| {
             UncordonNodeResponse { node: Some(node) }
         });
@@ -84,11 +76,7 @@ impl NodeService for NodeApi {
         request: Request<DrainNodeRequest>,
     ) -> Result<Response<DrainNodeResponse>, Status> {
         let request = request.into_inner();
-        let content = DrainNodeRequest {
-            request_id: String::new(),
-            ..request.clone()
-        };
-        let once = Once::new("DrainNode", &request.request_id, &content)?;
+        let once = Once::of("DrainNode", &request, |it| &mut it.request_id)?;
         let node = self.change(once, &request.node_id, Intent::Drain, |node| {
             DrainNodeResponse { node: Some(node) }
         });
@@ -100,13 +88,10 @@ impl NodeService for NodeApi {
         request: Request<LabelNodeRequest>,
     ) -> Result<Response<LabelNodeResponse>, Status> {
         let request = request.into_inner();
-        let content = LabelNodeRequest {
-            request_id: String::new(),
-            ..request.clone()
-        };
-        let once = Once::new("LabelNode", &request.request_id, &content)?;
-        let (id, intent) = (&request.node_id, Labelling::read(content)?);
-        let node = self.change(once, id, Intent::Label(intent), |node| LabelNodeResponse {
+        let once = Once::of("LabelNode", &request, |it| &mut it.request_id)?;
+        let id = request.node_id.clone();
+        let intent = Intent::Label(Labelling::read(request)?);
+        let node = self.change(once, &id, intent, |node| LabelNodeResponse {
             node: Some(node),
         });
         Ok(Response::new(node.await?))
@@ -232,11 +217,7 @@ impl NodeApi {
     }
 
     async fn remove(&self, request: RemoveNodeRequest) -> ControllerResult<RemoveNodeResponse> {
-        let content = RemoveNodeRequest {
-            request_id: String::new(),
-            ..request.clone()
-        };
-        let once = Once::new("RemoveNode", &request.request_id, &content)?;
+        let once = Once::of("RemoveNode", &request, |it| &mut it.request_id)?;
         let id = &request.node_id;
         let now = clock::now();
         let answer = once

@@ -242,11 +242,7 @@ impl ServiceApi {
         if request.dry_run {
             return Ok(self.applied(plan().await?, instances));
         }
-        let content = ApplyServiceRequest {
-            request_id: String::new(),
-            ..request.clone()
-        };
-        let once = Once::new("ApplyService", &request.request_id, &content)?;
+        let once = Once::of("ApplyService", &request, |it| &mut it.request_id)?;
         let answered = once
             .commit(&*self.controller.store, now, || async move {
                 let mut planned = plan().await?;
@@ -498,11 +494,7 @@ impl ServiceApi {
         request: DeleteServiceRequest,
         who: String,
     ) -> ControllerResult<DeleteServiceResponse> {
-        let content = DeleteServiceRequest {
-            request_id: String::new(),
-            ..request.clone()
-        };
-        let once = Once::new("DeleteService", &request.request_id, &content)?;
+        let once = Once::of("DeleteService", &request, |it| &mut it.request_id)?;
         let slot = convert::optional_slot(request.slot)?;
         let (name, who) = (&request.name, &who);
         let now = clock::now();

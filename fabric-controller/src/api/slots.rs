@@ -34,11 +34,7 @@ impl ServiceApi {
         request: SwapSlotsRequest,
         who: String,
     ) -> Result<SwapSlotsResponse> {
-        let content = SwapSlotsRequest {
-            request_id: String::new(),
-            ..request.clone()
-        };
-        let once = Once::new("SwapSlots", &request.request_id, &content)?;
+        let once = Once::of("SwapSlots", &request, |it| &mut it.request_id)?;
         let (name, who) = (&request.name, &who);
         let now = clock::now();
         once.commit(&*self.controller.store, now, || async move {
@@ -104,11 +100,7 @@ impl ServiceApi {
         request: RollbackServiceRequest,
         who: String,
     ) -> Result<RollbackServiceResponse> {
-        let content = RollbackServiceRequest {
-            request_id: String::new(),
-            ..request.clone()
-        };
-        let once = Once::new("RollbackService", &request.request_id, &content)?;
+        let once = Once::of("RollbackService", &request, |it| &mut it.request_id)?;
         let slot = convert::slot(request.slot)?;
         let instances = self.instances(&request.name).await?;
         let (request, instances, who) = (&request, &instances, &who);

@@ -112,11 +112,7 @@ impl TrustApi {
         caller: &Caller,
         request: CreateTokenRequest,
     ) -> ControllerResult<CreateTokenResponse> {
-        let content = CreateTokenRequest {
-            request_id: String::new(),
-            ..request.clone()
-        };
-        let once = Once::new("CreateToken", &request.request_id, &content)?;
+        let once = Once::of("CreateToken", &request, |it| &mut it.request_id)?;
         let node = match request.node_id.as_str() {
             "" => None,
             name => Some(node_id(name)?),
@@ -158,11 +154,7 @@ impl TrustApi {
     }
 
     async fn join(&self, request: JoinNodeRequest) -> ControllerResult<JoinNodeResponse> {
-        let content = JoinNodeRequest {
-            request_id: String::new(),
-            ..request.clone()
-        };
-        let once = Once::new("JoinNode", &request.request_id, &content)?;
+        let once = Once::of("JoinNode", &request, |it| &mut it.request_id)?;
         let token: JoinToken = request
             .token
             .parse()
@@ -253,11 +245,7 @@ impl TrustApi {
         caller: &Caller,
         request: RenewCertificateRequest,
     ) -> ControllerResult<RenewCertificateResponse> {
-        let content = RenewCertificateRequest {
-            request_id: String::new(),
-            ..request.clone()
-        };
-        let once = Once::new("RenewCertificate", &request.request_id, &content)?;
+        let once = Once::of("RenewCertificate", &request, |it| &mut it.request_id)?;
         let Some(node) = &caller.node()? else {
             return Err(Error::Precondition(
                 "by unix socket there is no certificate to renew".to_owned(),
@@ -294,11 +282,7 @@ impl TrustApi {
         caller: &Caller,
         request: CreateCertificateRequest,
     ) -> ControllerResult<CreateCertificateResponse> {
-        let content = CreateCertificateRequest {
-            request_id: String::new(),
-            ..request.clone()
-        };
-        let once = Once::new("CreateCertificate", &request.request_id, &content)?;
+        let once = Once::of("CreateCertificate", &request, |it| &mut it.request_id)?;
         check_name(&request.name).map_err(|rule| Error::Invalid(format!("name: {rule}")))?;
         let role = match request.role() {
             CertificateRole::Admin => Role::Admin,
@@ -334,11 +318,7 @@ impl TrustApi {
         &self,
         request: RevokeCertificateRequest,
     ) -> ControllerResult<RevokeCertificateResponse> {
-        let content = RevokeCertificateRequest {
-            request_id: String::new(),
-            ..request.clone()
-        };
-        let once = Once::new("RevokeCertificate", &request.request_id, &content)?;
+        let once = Once::of("RevokeCertificate", &request, |it| &mut it.request_id)?;
         let (serial, name) = (&request.serial, &request.name);
         if serial.is_empty() == name.is_empty() {
             return Err(Error::Invalid("give either serial or name".to_owned()));

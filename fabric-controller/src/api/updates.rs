@@ -54,11 +54,7 @@ impl ServiceApi {
         request: ControlUpdateRequest,
         who: String,
     ) -> Result<ControlUpdateResponse> {
-        let content = ControlUpdateRequest {
-            request_id: String::new(),
-            ..request.clone()
-        };
-        let once = Once::new("ControlUpdate", &request.request_id, &content)?;
+        let once = Once::of("ControlUpdate", &request, |it| &mut it.request_id)?;
         let slot = convert::slot(request.slot)?;
         let action = request.action;
         let (name, who) = (&request.name, &who);

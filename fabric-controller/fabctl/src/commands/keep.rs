@@ -27,16 +27,8 @@ pub(super) async fn pause(context: &Context, one: OneInstance) -> Result<()> {
     let id = &one.id;
     let paused = |it: Option<&Instance>| Ok(it.is_some_and(|it| it.state == "Paused"));
     wait_if(context, &one.wait, id, "paused", paused).await?;
-    let what = if one.wait.wait {
-        "is paused"
-    } else {
-        "is being paused"
-    };
-    say(
-        context,
-        &format!("{id} {what}"),
-        json!({ "instance_id": id }),
-    )
+    let line = format!("{id} {}", said(&one.wait, "is paused", "is being paused"));
+    say(context, &line, json!({ "instance_id": id }))
 }
 
 pub(super) async fn resume(context: &Context, one: OneInstance) -> Result<()> {
@@ -47,16 +39,8 @@ pub(super) async fn resume(context: &Context, one: OneInstance) -> Result<()> {
     context.client.instances().resume_instance(request).await?;
     let id = &one.id;
     wait_if(context, &one.wait, id, "ready", |it| Ok(is_ready(it))).await?;
-    let what = if one.wait.wait {
-        "is ready"
-    } else {
-        "is about to go on"
-    };
-    say(
-        context,
-        &format!("{id} {what}"),
-        json!({ "instance_id": id }),
-    )
+    let line = format!("{id} {}", said(&one.wait, "is ready", "is about to go on"));
+    say(context, &line, json!({ "instance_id": id }))
 }
 
 pub(super) async fn stop(context: &Context, one: OneInstance) -> Result<()> {
@@ -75,16 +59,8 @@ pub(super) async fn stop(context: &Context, one: OneInstance) -> Result<()> {
         Ok(it.is_some_and(|it| it.state == "Stopped" && down(it)))
     };
     wait_if(context, &one.wait, id, "stopped", stopped).await?;
-    let what = if one.wait.wait {
-        "is stopped"
-    } else {
-        "is being stopped"
-    };
-    say(
-        context,
-        &format!("{id} {what}"),
-        json!({ "instance_id": id }),
-    )
+    let line = format!("{id} {}", said(&one.wait, "is stopped", "is being stopped"));
+    say(context, &line, json!({ "instance_id": id }))
 }
 
 pub(super) async fn start(context: &Context, one: OneInstance) -> Result<()> {
@@ -95,16 +71,8 @@ pub(super) async fn start(context: &Context, one: OneInstance) -> Result<()> {
     context.client.instances().start_instance(request).await?;
     let id = &one.id;
     wait_if(context, &one.wait, id, "ready", |it| Ok(is_ready(it))).await?;
-    let what = if one.wait.wait {
-        "is ready"
-    } else {
-        "is being started"
-    };
-    say(
-        context,
-        &format!("{id} {what}"),
-        json!({ "instance_id": id }),
-    )
+    let line = format!("{id} {}", said(&one.wait, "is ready", "is being started"));
+    say(context, &line, json!({ "instance_id": id }))
 }
 
 pub(super) async fn snapshot(context: &Context, one: OneSnapshot) -> Result<()> {
@@ -132,11 +100,7 @@ pub(super) async fn snapshot(context: &Context, one: OneSnapshot) -> Result<()> 
         }
     };
     wait_if(context, &one.wait, id, "in the snapshot", taken).await?;
-    let what = if one.wait.wait {
-        "is there"
-    } else {
-        "is being taken"
-    };
+    let what = said(&one.wait, "is there", "is being taken");
     let line = format!("snapshot {name} of {id} {what}");
     say(
         context,
@@ -177,11 +141,7 @@ pub(super) async fn restore(context: &Context, one: OneSnapshot) -> Result<()> {
         Ok(is_ready(it))
     };
     wait_if(context, &one.wait, id, "restored and ready", restored).await?;
-    let what = if one.wait.wait {
-        "is back at"
-    } else {
-        "goes back to"
-    };
+    let what = said(&one.wait, "is back at", "goes back to");
     let line = format!("{id} {what} snapshot {name}");
     let shown = json!({ "instance_id": id, "snapshot": name, "restart_generation": generation });
     say(context, &line, shown)
@@ -200,6 +160,11 @@ pub(super) async fn delete(context: &Context, id: String, name: String) -> Resul
         &line,
         json!({ "instance_id": id, "deleted": name }),
     )
+}
+
+/// What is true once it was waited for, or what is going on.
+fn said(how: &Wait, done: &'static str, doing: &'static str) -> &'static str {
+    if how.wait { done } else { doing }
 }
 
 fn say(context: &Context, line: &str, shown: Value) -> Result<()> {
