@@ -96,13 +96,17 @@ fn what_is_down_already_comes_first() {
 }
 
 #[test]
-fn where_two_domains_are_down_the_one_waits_for_the_other() {
+fn where_two_domains_are_down_what_is_up_waits_until_both_are_mended() {
     let health = [down(), Health::Ready, Health::Ready, down()];
-    let begin = "before others, for instance shop-web-0 is down already (Unhealthy)";
-    let wait = "after a wait for instance shop-web-3 (Unhealthy)";
+    let when = |id| format!("before others, for instance {id} is down already (Unhealthy)");
     assert_eq!(
         told(&health),
-        [step(0, "0", begin), step(0, "2", wait), step(1, "1 3", "")]
+        [
+            step(0, "0", &when("shop-web-0")),
+            step(1, "3", &when("shop-web-3")),
+            step(0, "2", ""),
+            step(1, "1", "")
+        ]
     );
 }
 

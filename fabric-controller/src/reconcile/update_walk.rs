@@ -10,7 +10,9 @@
 //!   second domain down, and an accident elsewhere makes it wait.
 //! - A domain in which something is down already goes first: it loses the least, and
 //!   often the new version is what mends it. What is down there may be changed even
-//!   while other domains are down too, as when a bad version is everywhere.
+//!   while other domains are down too, as when a bad version is everywhere. Where all is
+//!   well in the current domain but for what may not be taken down, what is down elsewhere
+//!   is changed at once: it would hold the update up for good.
 //! - An instance that has no node is not running: it is given the new spec at once, and
 //!   the update waits until it has a place.
 //! - One that nothing is known of, or that an operator has paused or stopped, is not touched;
@@ -214,7 +216,12 @@ impl<'a> Walk<'a> {
             ready_since: None,
             ..current
         });
-        let take: Vec<_> = here.into_iter().filter(|one| self.may_take(one)).collect();
+        let is_up = here.iter().all(|one| one.health == Health::Ready);
+        let mut take: Vec<_> = here.into_iter().filter(|one| self.may_take(one)).collect();
+        if take.is_empty() && is_up {
+            let elsewhere = self.mine.iter().copied();
+            take = elsewhere.filter(|one| one.old && one.is_down()).collect();
+        }
         if take.is_empty() {
             self.wait(waits_for);
         }

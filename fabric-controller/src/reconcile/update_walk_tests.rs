@@ -187,7 +187,13 @@ fn what_is_up_in_a_domain_stays_up_while_another_domain_is_down() {
         ["shop-web-0"],
         "2 is up, and 1 is down elsewhere"
     );
+    assert_eq!(world.after(1).taken(), NOBODY, "0 is not up yet");
     world.set(0, Health::Ready);
+    assert_eq!(
+        world.after(1).taken(),
+        ["shop-web-1"],
+        "who else should mend it?"
+    );
     assert_eq!(world.after(1).taken(), NOBODY);
     world.set(1, Health::Ready);
     assert_eq!(world.after(1).taken(), ["shop-web-2"]);
@@ -409,6 +415,29 @@ proptest! {
                 prop_assert!(second(world.now).since(since) >= POLICY.bake);
             }
         }
+    }
+
+    #[test]
+    fn it_is_done_where_only_the_new_version_mends_what_is_down(
+        instances in 1u32..9,
+        domains in 1u32..6,
+        are_down in prop::collection::vec(any::<bool>(), 8),
+    ) {
+        let mut world = World::new(instances, domains);
+        for (one, is_down) in world.all.iter_mut().zip(are_down) {
+            if is_down {
+                one.health = down();
+            }
+        }
+        for _ in 0..4 * instances + 4 {
+            if world.after(10).step().fate == Fate::Done {
+                break;
+            }
+            for one in world.all.iter_mut().filter(|one| !one.old) {
+                one.health = Health::Ready;
+            }
+        }
+        prop_assert_eq!(world.step().fate, Fate::Done);
     }
 
     #[test]
