@@ -242,6 +242,12 @@ impl Registry {
         }
     }
 
+    /// For how long the controller has been running.
+    #[must_use]
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
     /// For how long a node has not been heard, counted from the controller's start at
     /// the earliest.
     #[must_use]

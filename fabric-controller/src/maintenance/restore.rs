@@ -16,12 +16,9 @@ use super::{
 use crate::{
     data_dir::DataDir,
     fail_point::{self, Step},
-    store::sqlite::file,
+    store::{LIFE, sqlite::file},
 };
 
-/// How far beyond the backup a restored store counts on: more transactions than there
-/// can have been since.
-const BEYOND: u64 = 1 << 32;
 /// A store that is about to be restored.
 const RESTORING: &str = "store.db.restoring";
 /// A CA that is about to be restored.
@@ -47,7 +44,7 @@ pub fn restore(from: &Path, data_dir: &Path, force: bool) -> Result<Found> {
     }
     let ours = DataDir::open(data_dir)?;
     let at = |name: &str| data_dir.join(name);
-    let raised = found.revision + BEYOND;
+    let raised = found.revision + LIFE;
     if finish_restore(&ours)? && file::entries(&at(STORE))?.1 == raised {
         // It was this one that was cut off.
         found.revision = raised;
@@ -74,7 +71,7 @@ pub fn restore(from: &Path, data_dir: &Path, force: bool) -> Result<Found> {
     file::copy(&from.join(STORE), &new)?;
     sync(&new)?;
     fail_point::reached(Step::StoreCopied);
-    found.revision = file::raise(&new, BEYOND)?;
+    found.revision = file::raise(&new, LIFE)?;
     fail_point::reached(Step::StoreRaised);
     fs::rename(&new, at(RESTORED)).map_err(io("name", &at(RESTORED)))?;
     sync(data_dir)?;

@@ -87,6 +87,7 @@ pub enum Reason {
     InstanceUnplaceable,
     InstanceFailedOver,
     InstanceMoving,
+    InstanceFound,
     InstanceGivenUp,
     InstanceRemoved,
     RestartRequested,

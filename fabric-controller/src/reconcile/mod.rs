@@ -18,6 +18,7 @@ pub mod os_updates;
 pub mod placing;
 pub mod plan;
 pub mod rebalance;
+pub mod restored;
 pub mod rollout;
 pub mod steadiness;
 #[cfg(test)]
@@ -42,6 +43,7 @@ use self::{
     failover::{Silence, Verdict},
     goal::Terms,
     plan::{Input, NodeFacts, Plan},
+    restored::Look,
 };
 use crate::{
     clock,
@@ -185,9 +187,16 @@ impl Reconciler {
     pub async fn pass(&self) -> Result<Option<WallTime>> {
         for _ in 0..TURNS {
             let mut seen = self.settle().await?;
+            let look = self.look(&seen);
             let mut has_changed = false;
             for node in &seen.nodes {
-                has_changed |= self.give_goal(&node.value.node_id, &seen).await?;
+                let node = &node.value.node_id;
+                if look.may_have_goal(node) {
+                    has_changed |= self.give_goal(node, &seen, &look).await?;
+                }
+            }
+            if !look.is_over() {
+                return Ok(Some(clock::now().after(RETRY)));
             }
             if has_changed {
                 seen = self.read().await?;
@@ -227,6 +236,17 @@ impl Reconciler {
         let mut again = 0;
         loop {
             let seen = self.read().await?;
+            let look = self.look(&seen);
+            if !look.is_over() {
+                let none = BTreeSet::new();
+                let plan = restored::find(&self.input(&seen, &none), &look, clock::now());
+                again += 1;
+                if plan.is_empty() || again > TURNS {
+                    return Ok(seen);
+                }
+                self.write(&seen, &none, plan).await?;
+                continue;
+            }
             let fence = self.fence(&seen).await?;
             let (input, now) = (self.input(&seen, &fence), clock::now());
             // What is fenced now is written before nodes are judged.
@@ -281,6 +301,27 @@ impl Reconciler {
             failures: failures.into_iter().map(failed).collect(),
             revision,
         })
+    }
+
+    /// What is known of the instances that a restored store has not seen itself.
+    fn look(&self, seen: &Seen) -> Look {
+        let instances = seen.instances.iter().map(|kept| &kept.value);
+        let mut look = Look::for_those_of_before(instances, seen.revision);
+        if look.is_over() {
+            return look;
+        }
+        // A node that is not known any more may run what it was given since the backup.
+        let policy = self.lease.unwrap_or_default();
+        look.misses = self.registry.uptime() < policy.replace_after();
+        for node in &seen.nodes {
+            let id = &node.value.node_id;
+            let sight = self.registry.sight(id);
+            match sight.report {
+                Some(report) => look.hear(id, &report),
+                None => look.misses |= sight.connected,
+            }
+        }
+        look
     }
 
     /// The nodes to fence now. Each is barred from leases before anything of it is
@@ -391,13 +432,18 @@ impl Reconciler {
 
     /// Gives a node its goal, with a new number if it asks for anything new; whether
     /// it does.
-    async fn give_goal(&self, node: &NodeId, seen: &Seen) -> Result<bool> {
+    async fn give_goal(&self, node: &NodeId, seen: &Seen, look: &Look) -> Result<bool> {
         let instances = seen
             .instances
             .iter()
             .map(|kept| &kept.value)
-            .filter(|record| record.node.as_ref() == Some(node));
-        let goal = goal::node_goal(instances, self.outputs.requests(node), self.terms);
+            .filter(|record| record.node.as_ref() == Some(node) && !look.is_for(&record.id));
+        let held = look.held_on(node);
+        let goal = goal::node_goal(
+            instances.chain(&held),
+            self.outputs.requests(node),
+            self.terms,
+        );
         let fingerprint = goal::fingerprint(&goal);
         let kept = seen.goals.get(node);
         let last = kept.map(|kept| kept.value.clone()).unwrap_or_default();

@@ -22,6 +22,16 @@ use bytes::Bytes;
 /// nobody else uses the store.
 pub type Revision = u64;
 
+/// How much further up a restored store counts on: more transactions than there can have
+/// been since its backup was made.
+pub const LIFE: Revision = 1 << 32;
+
+/// How often the store had been restored when it had that revision.
+#[must_use]
+pub const fn life(revision: Revision) -> u64 {
+    revision / LIFE
+}
+
 /// A value and when it was put.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {

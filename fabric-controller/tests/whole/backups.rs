@@ -3,6 +3,11 @@
 use std::fs;
 
 use fabric_controller::maintenance::{self, MaintenanceError};
+use fabric_proto::{
+    node::v1::{InstancePower, InstanceStatus, VmState},
+    v1::DrainNodeRequest,
+};
+use tokio::time::Instant;
 
 use crate::{framework::*, then};
 
@@ -35,9 +40,11 @@ async fn a_backup_is_made_while_the_controller_runs_and_gone_back_to() {
 
     let (_controller, client) = Controller::start_in(kept).await;
     let mut node = Node::register(&client, register("n1", seen)).await.unwrap();
+    node.status(vec![ready("shop-web-0", epoch)]).await;
     node.goal_with(&["shop-web-0"]).await;
     assert!(node.goal.incarnation > seen, "the node would refuse it");
-    assert_eq!(node.goal.instances[0].epoch, epoch, "it runs on");
+    assert_eq!(node.goal.instances[0].power(), InstancePower::Running);
+    assert!(node.goal.instances[0].epoch > 1 << 32, "one of before");
     client.apply(&shop(2)).await.unwrap();
     node.goal_with(&["shop-web-0", "shop-web-1"]).await;
     assert!(
@@ -71,9 +78,90 @@ async fn a_backup_of_a_store_from_before_there_were_slots_is_gone_back_to() {
 
     let (_controller, client) = Controller::start_in(kept).await;
     let mut node = Node::register(&client, register("n1", seen)).await.unwrap();
+    node.status(vec![ready("shop-web-0", 1)]).await;
     node.goal_with(&["shop-web-0"]).await;
     client.apply(&shop(2)).await.unwrap();
     node.goal_with(&["shop-web-0", "shop-web-1"]).await;
+}
+
+/// A cluster of two nodes that has gone back to a backup, by which `n1` has the instance. It
+/// has been moved to `n2` since. Answers the epoch that it has there, and from when on the
+/// controller has run again at the earliest.
+async fn moved_since_the_backup() -> (Controller, Client, u64, Instant) {
+    let (controller, client) = Controller::start().await;
+    client.upload_guest_os().await;
+    let mut first = Node::join(&client, "n1").await;
+    client.apply(&shop(1)).await.unwrap();
+    first.goal_with(&["shop-web-0"]).await;
+    first.all_ready().await;
+    client.wait_for_words(&[("shop-web-0", "Ready")]).await;
+    let data = controller.data.path().join("d");
+    let backup = controller.data.path().join("backup");
+    maintenance::backup(&data, &backup).unwrap();
+
+    let mut second = Node::join(&client, "n2").await;
+    let _first = first.live();
+    let request = DrainNodeRequest {
+        node_id: "n1".to_owned(),
+        ..DrainNodeRequest::default()
+    };
+    client.nodes().drain_node(request).await.unwrap();
+    second.goal_with(&["shop-web-0"]).await;
+    let epoch = second.goal.instances[0].epoch;
+    drop(second);
+    let kept = controller.stop().await;
+    maintenance::restore(&backup, &data, true).unwrap();
+    let started = Instant::now();
+    let (controller, client) = Controller::start_in(kept).await;
+    (controller, client, epoch, started)
+}
+
+#[tokio::test]
+async fn what_was_moved_since_the_backup_stays_where_it_runs_and_runs_nowhere_else() {
+    let (_controller, client, epoch, _) = moved_since_the_backup().await;
+    let mut first = Node::register(&client, register("n1", 9)).await.unwrap();
+    first.status(vec![]).await;
+    first.goal_with(&[]).await;
+    let mut second = Node::register(&client, register("n2", 9)).await.unwrap();
+    second.status(vec![ready("shop-web-0", epoch)]).await;
+    second.goal_with(&["shop-web-0"]).await;
+    assert!(second.goal.instances[0].epoch > 1 << 32);
+    let _live = (first.live(), second.live());
+    client.wait_for_words(&[("shop-web-0", "Ready")]).await;
+    assert_eq!(client.list().await[0].node_id, "n2");
+    assert_eq!(
+        client.reasons("shop-web-0").await.last().unwrap(),
+        "InstanceFound"
+    );
+}
+
+#[tokio::test]
+async fn what_ran_nowhere_at_a_restore_is_kept_stopped_until_all_nodes_can_have_spoken() {
+    let (_controller, client, epoch, started) = moved_since_the_backup().await;
+    let mut second = Node::register(&client, register("n2", 9)).await.unwrap();
+    second.status(vec![down("shop-web-0", epoch)]).await;
+    second.goal_with(&["shop-web-0"]).await;
+    let held = &second.goal.instances[0];
+    assert_eq!((held.power(), held.epoch), (InstancePower::Stopped, epoch));
+    let _live = second.live_as(|goal| match goal.power() {
+        InstancePower::Running => ready_as(goal),
+        _ => down(&goal.instance_id, goal.epoch),
+    });
+    client.wait_for_words(&[("shop-web-0", "Ready")]).await;
+    assert!(started.elapsed() >= LEASE.replace_after(), "too early");
+    let shown = &client.list().await[0];
+    assert_eq!(
+        (shown.node_id.as_str(), shown.epoch > 1 << 32),
+        ("n2", true)
+    );
+}
+
+fn down(instance_id: &str, epoch: u64) -> InstanceStatus {
+    InstanceStatus {
+        vmm_pid: 0,
+        vm_state: VmState::Backoff.into(),
+        ..ready(instance_id, epoch)
+    }
 }
 
 #[tokio::test]
