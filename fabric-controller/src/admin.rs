@@ -115,7 +115,8 @@ pub async fn token(command: TokenCommand) -> anyhow::Result<()> {
     // Alone on its line, for scripts; the rest is for people.
     writeln!(out, "{}", answer.token)?;
     let server = known.map_or_else(|| "CONTROLLER:7070".to_owned(), |server| server.to_string());
-    eprintln!(
+    let _ = writeln!(
+        io::stderr(),
         "good once, until {}. On the machine that is to join:\n  \
          host-agent join {server} --token TOKEN --data-dir DIR{}",
         time(answer.expires),

@@ -20,6 +20,7 @@
 //! - [`metrics`] is what is counted and measured, [`aside`] where long work is done.
 //! - [`api`] is what operators call; [`serve`] runs all of it.
 #![forbid(unsafe_code)]
+#![warn(clippy::print_stderr)]
 
 pub mod api;
 pub mod aside;

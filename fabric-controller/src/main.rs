@@ -1,11 +1,12 @@
 //! `fabric-controller`: wires configuration, log, signals and the server.
 #![forbid(unsafe_code)]
+#![warn(clippy::print_stderr)]
 
 mod admin;
 mod cli;
 
 use std::{
-    io::{self, IsTerminal as _},
+    io::{self, IsTerminal as _, Write as _},
     process::ExitCode,
 };
 
@@ -66,9 +67,11 @@ fn main() -> ExitCode {
     let Err(error) = done else {
         return ExitCode::SUCCESS;
     };
-    eprintln!("error: {error}");
+    // What cannot be said, as on a full disk, is no reason to panic.
+    let mut out = io::stderr();
+    let _ = writeln!(out, "error: {error}");
     for cause in error.chain().skip(1) {
-        eprintln!("  cause: {cause}");
+        let _ = writeln!(out, "  cause: {cause}");
     }
     ExitCode::FAILURE
 }
@@ -103,6 +106,8 @@ fn run(mut settings: cli::Serve) -> anyhow::Result<()> {
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
+        // They are told on standard error, with a panic where that cannot be written.
+        .log_internal_errors(false)
         .init();
     let config = Config {
         heartbeat_period: settings.heartbeat.into(),

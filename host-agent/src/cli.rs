@@ -235,7 +235,7 @@ pub fn main() -> ExitCode {
     match run(cli.command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("host-agent: {error:#}");
+            fabric_vmm::say!("host-agent: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -304,6 +304,8 @@ fn log() {
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
+        // They are told on standard error, with a panic where that cannot be written.
+        .log_internal_errors(false)
         .init();
 }
 

@@ -27,6 +27,7 @@
 //! | [`fail_point`] | steps at which tests end the process |
 
 #![forbid(unsafe_code)]
+#![warn(clippy::print_stderr)]
 
 pub mod blobs;
 pub mod cli;

@@ -84,6 +84,16 @@ fn generation(data_dir: &TempDir) -> u64 {
 }
 
 #[tokio::test]
+async fn a_log_that_cannot_be_written_stops_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let on_a_full_disk = ["sh", "-ec", "exec \"$@\" 2>/dev/full", "sh"];
+    let (_program, client) = Program::start_as(&on_a_full_disk, dir.path(), &[]).await;
+    client.upload_guest_os().await;
+    client.apply(&shop(1)).await.unwrap();
+    client.wait_for_words(&[("shop-web-0", "Pending")]).await;
+}
+
+#[tokio::test]
 async fn on_a_full_disk_nothing_is_changed_and_nothing_that_was_is_lost() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path();

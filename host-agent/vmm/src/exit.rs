@@ -13,7 +13,7 @@ use crate::jail::Isolation;
 /// Has panics say what and where they are and no more, for good: a thread that is
 /// confined may not look for its number and for the program's symbols.
 pub fn keep_panics_short() {
-    std::panic::set_hook(Box::new(|panic| eprintln!("fabric-vmm: {panic}")));
+    std::panic::set_hook(Box::new(|panic| crate::say!("fabric-vmm: {panic}")));
 }
 
 /// Why a machine ended.

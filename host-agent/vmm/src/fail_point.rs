@@ -54,7 +54,7 @@ pub fn reached(step: Step) {
             .find(|step| fabric_fail_points::take(step))
     });
     if *TAKEN == Some(step) {
-        eprintln!("fabric-vmm: stands still at {step:?}");
+        crate::say!("fabric-vmm: stands still at {step:?}");
         loop {
             std::thread::park();
         }

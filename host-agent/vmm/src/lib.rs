@@ -18,6 +18,7 @@
 //! | [`jail`] | what the process gives up before the guest runs |
 //! | [`probe`] | whether this host can run machines, and what to do where not |
 //! | [`exit`] | the report at a machine's end |
+//! | [`say!`] | words for people, which may be lost |
 //! | [`fail_point`] | steps at which tests have the process stand still |
 //!
 //! Threads: one per virtual CPU, one for the event loop with everything that is
@@ -26,6 +27,8 @@
 //!
 //! The host agent uses [`config`], [`limits`], [`exit`], [`console`], [`control`],
 //! [`snapshot::verify`], [`jail::launch`] and [`fail_point`] only.
+
+#![warn(clippy::print_stderr)]
 
 pub mod boot;
 pub mod config;
@@ -42,5 +45,6 @@ pub mod memory;
 pub mod msr;
 pub mod probe;
 pub mod repair;
+mod say;
 pub mod snapshot;
 pub mod vcpu;

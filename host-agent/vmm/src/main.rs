@@ -1,5 +1,7 @@
 //! The program `fabric-vmm`: see `fabric-vmm --help`.
 
+#![warn(clippy::print_stderr)]
+
 use std::process::ExitCode;
 use std::time::Instant;
 

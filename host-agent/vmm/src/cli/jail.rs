@@ -62,7 +62,7 @@ pub fn run(args: JailArgs) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("fabric-vmm: {error:#}");
+            fabric_vmm::say!("fabric-vmm: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -1,5 +1,6 @@
 //! `fabric-vmm run`
 
+use std::io::{self, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -115,9 +116,9 @@ pub fn run(args: RunArgs, started: Instant) -> ExitCode {
         report.reason,
         ExitReason::GuestPowerOff | ExitReason::Stopped | ExitReason::TemplateMade
     ) {
-        eprintln!("fabric-vmm: {}: {}", report.name, report.detail);
+        fabric_vmm::say!("fabric-vmm: {}: {}", report.name, report.detail);
     }
-    println!("{report}");
+    let _ = writeln!(io::stdout(), "{report}");
     fail_point::reached(Step::Told);
     ExitCode::from(report.reason.code())
 }
@@ -132,7 +133,7 @@ fn run_guarded(config: &VmConfig, started: Instant) -> ExitReport {
     });
     if config.console == ConsoleConfig::Stdio {
         // The report has a line of its own, wherever the guest left the cursor.
-        println!();
+        let _ = writeln!(io::stdout());
     }
     report
 }

@@ -159,6 +159,6 @@ impl MutEventSubscriber for Input {
 
 fn listen(ops: &mut EventOps, events: Events, what: &str) {
     if let Err(error) = ops.add(events) {
-        eprintln!("fabric-vmm: cannot listen to {what}: {error}");
+        crate::say!("fabric-vmm: cannot listen to {what}: {error}");
     }
 }

@@ -412,7 +412,7 @@ impl TemplateMaker {
 impl MutEventSubscriber for TemplateMaker {
     fn init(&mut self, ops: &mut EventOps) {
         if let Err(error) = ops.add(Events::new(&self.sign, EventSet::IN)) {
-            eprintln!("fabric-vmm: cannot listen to the guest's call: {error}");
+            crate::say!("fabric-vmm: cannot listen to the guest's call: {error}");
         }
     }
 

@@ -49,6 +49,18 @@ fn a_host_without_kvm_is_told_what_to_do() {
 }
 
 #[test]
+fn the_report_is_there_even_if_nothing_can_be_said() {
+    let bench = Bench::new(b"\xf4");
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full");
+    let mut command = bench.command(&["--vcpus", "9"]);
+    command.stdout(Stdio::piped()).stderr(full.unwrap());
+    let output = command.spawn().unwrap().wait_with_output().unwrap();
+    let report = ExitReport::from_output(&String::from_utf8_lossy(&output.stdout));
+    assert_eq!(report.map(|it| it.reason), Some(ExitReason::ConfigError));
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
 fn a_wrong_value_is_refused_by_name() {
     let bench = Bench::new(b"\xf4");
     let output = bench.command(&["--vcpus", "9"]).output().unwrap();

@@ -143,7 +143,7 @@ impl Block {
         let _ = self.events[0].write(1);
         let left = left.recv();
         if left.is_err() {
-            eprintln!("fabric-vmm: disk {}: its thread panicked", self.serial);
+            crate::say!("fabric-vmm: disk {}: its thread panicked", self.serial);
         }
         left.ok()
     }
@@ -278,7 +278,7 @@ impl VirtioDevice for Block {
     fn suspend(&mut self) -> Option<Vec<Virtqueue>> {
         let queue = self.stop(Orders::finish)??;
         if let Err(error) = self.disk.flush() {
-            eprintln!("fabric-vmm: disk {}: flush failed: {error}", self.serial);
+            crate::say!("fabric-vmm: disk {}: flush failed: {error}", self.serial);
         }
         Some(vec![queue])
     }

@@ -54,7 +54,7 @@ impl DiskThread {
         let DiskThread { name, jobs } = self;
         let serve = move || {
             if let Err(error) = calls.confine(ThreadKind::Disk) {
-                eprintln!("fabric-vmm: a disk's thread cannot be confined: {error}");
+                crate::say!("fabric-vmm: a disk's thread cannot be confined: {error}");
                 return;
             }
             for Job(worker, left) in jobs {

@@ -249,6 +249,6 @@ impl Worker {
             Request::Discard(_) => "discard".to_owned(),
             Request::WriteZeroes(_) => "write of zeroes".to_owned(),
         };
-        eprintln!("fabric-vmm: disk {}: {what} failed: {cause}", self.name);
+        crate::say!("fabric-vmm: disk {}: {what} failed: {cause}", self.name);
     }
 }

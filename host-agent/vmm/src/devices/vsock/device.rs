@@ -313,7 +313,7 @@ impl Engine {
     /// Handles events of the host's sockets.
     pub(super) fn poll_host(&mut self) {
         if let Err(error) = self.muxer.poll_host(Instant::now()) {
-            eprintln!("fabric-vmm: vsock: cannot wait for the host's sockets: {error}");
+            crate::say!("fabric-vmm: vsock: cannot wait for the host's sockets: {error}");
             self.fail();
         }
     }

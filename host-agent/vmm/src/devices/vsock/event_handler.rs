@@ -68,7 +68,7 @@ impl MutEventSubscriber for VsockEventHandler {
         ];
         for source in sources {
             if let Err(error) = ops.add(source) {
-                eprintln!("fabric-vmm: vsock: cannot join the event loop: {error}");
+                crate::say!("fabric-vmm: vsock: cannot join the event loop: {error}");
             }
         }
     }
