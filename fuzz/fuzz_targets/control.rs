@@ -6,13 +6,15 @@ use std::cell::RefCell;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use arbitrary::Arbitrary;
 use event_manager::{EventManager, SubscriberOps};
 use fabric_fuzz::json::Edit;
 use fabric_fuzz::scratch::Scratch;
+use fabric_vmm::control::knock::{Knock, KnockError};
 use fabric_vmm::control::protocol::{Answer, Request, parse_request};
-use fabric_vmm::control::server::{Answerer, ControlListener, ControlServer};
+use fabric_vmm::control::server::{Answerer, ControlListener, ControlServer, Reply};
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Value, json};
 
@@ -42,7 +44,22 @@ enum End {
 struct Nobody;
 
 impl Answerer for Nobody {
-    fn answer(&mut self, _request: Request) -> Answer {
+    fn answer(&mut self, request: Request) -> Reply {
+        if request != Request::PowerButton {
+            return Answer::done().into();
+        }
+        // A guest that has heard it already.
+        let (mut guest, ours) = UnixStream::pair().expect("two ends");
+        ours.set_nonblocking(true)
+            .expect("an end that does not wait");
+        guest
+            .write_all(b"OK 1\nok\n")
+            .expect("a guest that answers");
+        Reply::Later(Knock::new(ours, Instant::now()))
+    }
+
+    fn knocked(&mut self, heard: Result<(), KnockError>) -> Answer {
+        assert!(heard.is_ok(), "{heard:?}");
         Answer::done()
     }
 }
@@ -86,13 +103,14 @@ fn check_line(bytes: &[u8]) {
 impl Line {
     fn bytes(&self) -> Vec<u8> {
         let right = |which: &u8| -> Value {
-            match which % 7 {
+            match which % 8 {
                 0 => json!({ "op": "status" }),
                 1 => json!({ "op": "stats" }),
                 2 => json!({ "op": "stop" }),
                 3 => json!({ "op": "pause" }),
                 4 => json!({ "op": "resume" }),
                 5 => json!({ "op": "snapshot", "path": "/x" }),
+                6 => json!({ "op": "power_button" }),
                 _ => json!({ "op": "snapshot" }),
             }
         };

@@ -5,7 +5,7 @@
 //!  session ── goals ──▶ ┌───────┐ ── events ──▶ role::Supervised, one a role
 //!  signals, children ─▶ │ Agent │                  │
 //!  checks' results ───▶ │       │ ◀─ deadlines ────┤
-//!  faults ────────────▶ └───────┘                  ▼
+//!  faults, button ────▶ └───────┘                  ▼
 //!                           └── heartbeats ──▶ Outbox ──▶ session
 //! ```
 //!
@@ -39,6 +39,7 @@ use tokio::{
 };
 
 use crate::{
+    button::{self, Pressed},
     console, fault,
     fault::Fault,
     init,
@@ -88,6 +89,7 @@ pub async fn run(options: Options) -> io::Result<Down> {
     let (session_sender, session) = mpsc::channel(16);
     let (answer_sender, answers) = mpsc::channel(64);
     let (fault_sender, faults) = mpsc::channel(1);
+    let (press_sender, presses) = mpsc::channel(1);
     let identity = Identity::default();
     let facts = Arc::new(Facts {
         kernel_release: kernel_release(),
@@ -109,7 +111,10 @@ pub async fn run(options: Options) -> io::Result<Down> {
         identity,
         heartbeats: Heartbeats::default(),
         going: None,
-        faults: Some(fault_sender),
+        doors: Some(Doors {
+            faults: fault_sender,
+            presses: press_sender,
+        }),
         template: false,
         link: Link {
             address: options.address,
@@ -128,6 +133,7 @@ pub async fn run(options: Options) -> io::Result<Down> {
             session,
             answers,
             faults,
+            presses,
         })
         .await)
 }
@@ -138,6 +144,13 @@ struct Inputs {
     session: Receiver<session::Event>,
     answers: Receiver<Answer>,
     faults: Receiver<Fault>,
+    presses: Receiver<Pressed>,
+}
+
+/// What is sent to it from outside of its session.
+struct Doors {
+    faults: mpsc::Sender<Fault>,
+    presses: mpsc::Sender<Pressed>,
 }
 
 struct Agent {
@@ -147,8 +160,8 @@ struct Agent {
     identity: Identity,
     heartbeats: Heartbeats,
     going: Option<Going>,
-    /// What faults are sent to, until the listener for them has been started.
-    faults: Option<mpsc::Sender<Fault>>,
+    /// Until somebody listens at them.
+    doors: Option<Doors>,
     /// Whether this guest becomes a template when its roles are frozen.
     template: bool,
     link: Link,
@@ -197,7 +210,7 @@ impl Agent {
         // One timer, moved when the deadline does: arming one costs a system call.
         let mut alarm = pin!(sleep(Duration::ZERO));
         loop {
-            let starting = self.faults.is_some();
+            let starting = self.doors.is_some();
             let deadline = self.deadline();
             if let Some(deadline) = deadline {
                 let deadline = (self.around.start + deadline).into();
@@ -211,6 +224,10 @@ impl Agent {
                 Some(event) = inputs.session.recv() => self.session(event),
                 Some(Answer { role, event }) = inputs.answers.recv() => self.tell(&role, event),
                 Some(fault) = inputs.faults.recv() => self.fault(&fault),
+                Some(Pressed) = inputs.presses.recv() => {
+                    console::say(format_args!("its power button was pressed"));
+                    self.go(Down::PowerOff, false);
+                }
                 () = greeting.greeted(), if starting => {
                     // Lets the hello be written before this thread does other work.
                     yield_now().await;
@@ -268,13 +285,14 @@ impl Agent {
 
     /// What init does that the hello did not have to wait for.
     fn finish_init(&mut self) {
-        let Some(faults) = self.faults.take() else {
+        let Some(doors) = self.doors.take() else {
             return;
         };
         if self.around.layout.guest {
             init::rest();
+            tokio::spawn(button::listen(doors.presses));
             if init::faults_allowed() {
-                tokio::spawn(fault::listen(faults));
+                tokio::spawn(fault::listen(doors.faults));
             }
         }
     }
@@ -328,7 +346,19 @@ impl Agent {
         self.around.instance = goal.instance_id;
         match goal.power {
             Power::Run => self.apply_roles(goal.roles),
-            Power::Down(down) => self.go(down, true),
+            Power::Down(down) => {
+                self.give_time(goal.roles);
+                self.go(down, true);
+            }
+        }
+    }
+
+    /// Gives the roles that run the time to stop that the goal says now.
+    fn give_time(&mut self, wanted: BTreeMap<RoleName, Wanted>) {
+        for (name, wanted) in wanted {
+            if let (Wanted::Run(spec), Some(role)) = (wanted, self.roles.get_mut(&name)) {
+                role.handle(Event::Grace(spec.stop_grace), &mut self.around);
+            }
         }
     }
 

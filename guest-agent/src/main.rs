@@ -5,6 +5,7 @@
 //! main ── agent ─┬─ session   the conversation with the host agent
 //!                ├─ role      one role as it is run; its policy is pure
 //!                ├─ init      what a guest needs of its first process
+//!                ├─ button    the guest's power button
 //!                └─ fault     faults on request
 //! ```
 //!
@@ -15,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod button;
 mod cli;
 mod console;
 mod fault;

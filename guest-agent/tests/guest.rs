@@ -391,6 +391,25 @@ async fn a_role_that_does_not_stop_is_killed_after_its_grace() {
 }
 
 #[tokio::test]
+async fn how_long_a_role_has_to_stop_is_what_the_goal_says_that_ends_it() {
+    let mut spec = script(
+        "web",
+        "trap '' TERM; echo set; while :; do sleep 1000; done",
+    );
+    spec.stop_grace = millis(3_600_000);
+    let (mut host, _) = Host::with_guest(goal([spec])).await;
+    host.output(LogStream::Stdout, "set\n").await;
+    host.change_goal(|goal| {
+        goal.power = GuestPower::Off.into();
+        goal.roles[0].stop_grace = millis(50);
+    });
+    let stopped = host.until("web", Stopped).await;
+    let exit = stopped.last_exit.unwrap();
+    assert_eq!((exit.how, exit.by_agent), (Some(How::Signal(9)), true));
+    assert!(host.agent_exit().await.success());
+}
+
+#[tokio::test]
 async fn orphans_are_buried_and_do_not_pass_for_the_role() {
     // A grandchild that becomes the guest agent's child, and ends.
     let script_text = "(sh -c 'echo $$ > orphan; exec sleep 0.05' &) ; exec sleep 1000";

@@ -15,6 +15,12 @@ pub const FAULT_PORT: u32 = 1025;
 /// answers: where it is waited for, the guest becomes a template.
 pub const TEMPLATE_PORT: u32 = 1026;
 
+/// Port at which a guest's power button is: the VMM knocks there when it is told to
+/// press it, the guest agent says `ok` and powers the guest off in order. Only the host
+/// may ([`HOST_CID`]). The VMM, which knows nothing of this crate, has the number as
+/// `fabric_vmm::control::knock::PORT`.
+pub const POWER_BUTTON_PORT: u32 = 1027;
+
 /// Variable in the environment of a guest's first process, put there by a kernel
 /// command line argument of this name: the guest will become a template. Its agent
 /// does before its first call what a guest that is not copied does after it. The

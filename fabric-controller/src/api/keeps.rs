@@ -1,6 +1,8 @@
 //! Pauses, stops, snapshots, and the way back to one: the calls of [`InstanceApi`] that change
 //! what is kept of an instance.
 
+use std::time::Duration;
+
 use fabric_proto::{
     id::SnapshotName,
     node::v1::SnapshotState,
@@ -21,7 +23,7 @@ use crate::{
     model::{
         event::{EventRecord, Reason, SubjectKind},
         instance::{InstanceRecord, Phase, RestartScope},
-        keep::Keep,
+        keep::{Keep, STOP_GRACE},
         state::{Derived, InstanceState},
     },
     records,
@@ -77,16 +79,21 @@ impl InstanceApi {
     /// Whatever it does, and wherever it is: what does not run now is not started then.
     pub(super) async fn stop(&self, request: StopInstanceRequest) -> Result<StopInstanceResponse> {
         let once = Once::of("StopInstance", &request, |it| &mut it.request_id)?;
+        let grace = request.grace.map(stop_grace).transpose()?;
         self.change(once, &request.instance_id, |record| {
             let answer = StopInstanceResponse {};
-            if record.keep.stopped {
+            let other = grace.is_some() && grace != record.keep.stop_grace;
+            if record.keep.stopped && !other {
                 return Ok(Change { to: None, answer });
             }
-            let message = "an operator stops it".to_owned();
-            let record = with_keep(record, |keep| {
-                keep.stopped = true;
-                keep.paused = false;
-            });
+            let message = match grace {
+                None => "an operator stops it".to_owned(),
+                Some(grace) => format!(
+                    "an operator stops it; its role has {}",
+                    humantime::format_duration(grace)
+                ),
+            };
+            let record = with_keep(record, |keep| *keep = keep.to_stop(grace));
             let to = Some((record, Reason::StopRequested, message));
             Ok(Change { to, answer })
         })
@@ -104,7 +111,7 @@ impl InstanceApi {
                 return Ok(Change { to: None, answer });
             }
             let message = "an operator starts it".to_owned();
-            let record = with_keep(record, |keep| keep.stopped = false);
+            let record = with_keep(record, |keep| *keep = keep.to_start());
             let to = Some((record, Reason::StartRequested, message));
             Ok(Change { to, answer })
         })
@@ -144,7 +151,7 @@ impl InstanceApi {
             let restart = record.restart.again(RestartScope::Restore);
             let record = with_keep(InstanceRecord { restart, ..record }, |keep| {
                 keep.paused = false;
-                keep.stopped = false;
+                *keep = keep.to_start();
                 keep.restore = Some(name.clone());
             });
             let message = format!("an operator takes it back to snapshot {name}");
@@ -262,6 +269,21 @@ pub(super) fn check_is_not_stopped(record: &InstanceRecord) -> Result<()> {
 fn with_keep(mut record: InstanceRecord, change: impl FnOnce(&mut Keep)) -> InstanceRecord {
     change(&mut record.keep);
     record
+}
+
+/// How long an operator gives a role to end.
+fn stop_grace(given: prost_types::Duration) -> Result<Duration> {
+    let grace = Duration::try_from(given).ok();
+    grace
+        .filter(|grace| STOP_GRACE.contains(grace))
+        .ok_or_else(|| {
+            let low = humantime::format_duration(*STOP_GRACE.start());
+            let high = humantime::format_duration(*STOP_GRACE.end());
+            let seconds = given.seconds;
+            Error::Invalid(format!(
+                "grace {seconds}s is out of range; it must be {low} to {high}"
+            ))
+        })
 }
 
 fn snapshot_name(name: &str) -> Result<SnapshotName> {

@@ -1,10 +1,14 @@
 //! Whether an instance is to stand still or to be down, and the snapshots that it is to have.
 
+use std::{ops::RangeInclusive, time::Duration};
+
 use fabric_proto::id::SnapshotName;
 use serde::{Deserialize, Serialize};
 
 /// Most snapshots of one instance: each is as large as its memory and its disk.
 pub const MOST_SNAPSHOTS: usize = 8;
+/// How long a role may be given to end, by its service's file and by an operator.
+pub const STOP_GRACE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
 
 /// What an operator wants kept of an instance.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +18,9 @@ pub struct Keep {
     /// Whether it is to be down.
     #[serde(default)]
     pub stopped: bool,
+    /// How long its role has to end for that; what its role says, if nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_grace: Option<Duration>,
     /// The snapshots that it is to have, oldest first.
     pub snapshots: Vec<Snapshot>,
     /// Generation of the newest snapshot that it was ever to have.
@@ -86,6 +93,7 @@ impl Keep {
     pub fn elsewhere(&self) -> Self {
         Self {
             stopped: self.stopped,
+            stop_grace: self.stop_grace,
             ..self.forgotten()
         }
     }
@@ -94,6 +102,27 @@ impl Keep {
     #[must_use]
     pub fn is_held(&self) -> bool {
         self.paused || self.stopped
+    }
+
+    /// The same, to be down, its role with so much time to end.
+    #[must_use]
+    pub fn to_stop(&self, grace: Option<Duration>) -> Self {
+        Self {
+            stopped: true,
+            stop_grace: grace,
+            paused: false,
+            ..self.clone()
+        }
+    }
+
+    /// The same, to be up.
+    #[must_use]
+    pub fn to_start(&self) -> Self {
+        Self {
+            stopped: false,
+            stop_grace: None,
+            ..self.clone()
+        }
     }
 
     /// The same without that snapshot.
@@ -135,13 +164,14 @@ mod tests {
 
     #[test]
     fn a_stop_goes_with_it_to_another_node_and_a_pause_does_not() {
+        let grace = Some(Duration::from_secs(3));
         let keep = Keep {
             paused: true,
-            stopped: true,
-            ..Keep::default()
+            ..Keep::default().to_stop(grace)
         };
         let there = keep.elsewhere();
-        assert!(there.stopped && !there.paused);
+        assert!(there.stopped && !there.paused && there.stop_grace == grace);
+        assert_eq!(there.to_start(), Keep::default());
         assert!(!keep.forgotten().stopped);
     }
 

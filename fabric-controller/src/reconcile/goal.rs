@@ -96,6 +96,7 @@ fn instance_goal(record: &InstanceRecord) -> InstanceGoal {
             .as_ref()
             .map(ToString::to_string)
             .unwrap_or_default(),
+        stop_grace: record.keep.stop_grace.map(duration),
     }
 }
 

@@ -268,6 +268,10 @@ impl<'a> Call<'a> {
                 let request = StopInstanceRequest {
                     instance_id,
                     request_id,
+                    grace: Some(prost_types::Duration {
+                        seconds: 3,
+                        nanos: 0,
+                    }),
                 };
                 client.instances().stop_instance(request).await.map(drop)
             }

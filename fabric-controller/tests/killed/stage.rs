@@ -211,7 +211,7 @@ async fn services(client: &Client) {
     client.instances().pause_instance(pause).await.unwrap();
     let stop = StopInstanceRequest {
         instance_id: "down-web-0".to_owned(),
-        request_id: String::new(),
+        ..StopInstanceRequest::default()
     };
     client.instances().stop_instance(stop).await.unwrap();
     let snapshot = SnapshotInstanceRequest {

@@ -17,8 +17,19 @@ async fn stop(client: &Client) {
     let request = StopInstanceRequest {
         instance_id: ID.to_owned(),
         request_id: "stop-1".to_owned(),
+        grace: None,
     };
     client.instances().stop_instance(request).await.unwrap();
+}
+
+/// A stop with so many seconds to end.
+async fn stop_within(client: &Client, seconds: i64) -> Result<(), tonic::Status> {
+    let request = StopInstanceRequest {
+        instance_id: ID.to_owned(),
+        request_id: String::new(),
+        grace: Some(prost_types::Duration { seconds, nanos: 0 }),
+    };
+    client.instances().stop_instance(request).await.map(drop)
 }
 
 async fn start(client: &Client) {
@@ -119,6 +130,58 @@ async fn a_stop_lasts_until_a_start_whatever_else_is_asked() {
     assert_eq!(
         client.reasons(ID).await,
         ["InstancePlaced", "StopRequested", "StartRequested"]
+    );
+}
+
+#[tokio::test]
+async fn how_long_it_has_to_stop_can_be_chosen_and_chosen_anew_until_it_is_started() {
+    let (controller, client, mut node) = stage().await;
+    assert_eq!(node.goal.instances[0].stop_grace, None);
+    for seconds in [-1, 3601, i64::MAX] {
+        let refused = stop_within(&client, seconds).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        let said = refused.message();
+        assert!(
+            said.contains(&format!("grace {seconds}s")) && said.contains("0s to 1h"),
+            "{said}"
+        );
+    }
+    for seconds in [600, 0] {
+        for _ in 0..2 {
+            stop_within(&client, seconds).await.unwrap();
+        }
+        while node.goal.instances[0]
+            .stop_grace
+            .is_none_or(|grace| grace.seconds != seconds)
+        {
+            node.next_goal().await;
+        }
+        assert_eq!(node.goal.instances[0].power(), InstancePower::Stopped);
+    }
+    // What does not say how long leaves it as it is.
+    stop(&client).await;
+    let seen = node.goal.incarnation;
+    let (_controller, client) = controller.restart().await;
+    let mut node = Node::register(&client, register("n1", seen)).await.unwrap();
+    node.next_goal().await;
+    let grace = node.goal.instances[0].stop_grace.as_ref();
+    assert_eq!(grace.map(|grace| grace.seconds), Some(0));
+
+    start(&client).await;
+    while node.goal.instances[0].power() != InstancePower::Running {
+        node.next_goal().await;
+    }
+    assert_eq!(node.goal.instances[0].stop_grace, None);
+    assert_eq!(
+        client.reasons(ID).await,
+        [
+            "InstancePlaced",
+            "StopRequested",
+            "StopRequested",
+            "StopRequested",
+            "StartRequested"
+        ],
+        "each stop that changes something, once"
     );
 }
 

@@ -49,6 +49,8 @@ pub type Moment = Duration;
 pub enum Event {
     /// The goal has this role, so.
     Want(Box<RoleSpec>),
+    /// It has so much time to stop, when it is to.
+    Grace(Duration),
     /// The goal has this role, but it cannot be run as written.
     Refuse(InvalidRole),
     /// It should not run any more.
@@ -311,6 +313,7 @@ impl Role {
                 self.wanted = Wanted::Run(spec);
             }
             Event::Refuse(why) => self.wanted = Wanted::Refused(why),
+            Event::Grace(grace) => self.stop_grace = grace,
             Event::Stop(cause) => self.wanted = Wanted::Stopped(cause),
             Event::Launched(pid) => self.launched(pid, now),
             Event::LaunchFailed(why) => {

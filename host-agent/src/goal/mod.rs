@@ -30,6 +30,8 @@ use crate::{
 
 /// Largest weight of a control group (admin-guide/cgroup-v2.rst).
 const MOST_CPU_WEIGHT: u32 = 10_000;
+/// Longest time that a role is given to end.
+const LONGEST_GRACE: Duration = Duration::from_secs(3600);
 /// Most instances that one node is given.
 const MOST_INSTANCES: usize = 4096;
 /// Longest role in a goal, encoded, in bytes.
@@ -113,6 +115,8 @@ pub struct InstanceGoal {
     pub snapshots: Vec<SnapshotWanted>,
     /// The snapshot to go back to, when that is the scope.
     pub restore: Option<SnapshotName>,
+    /// How long the role has to end, where an operator chose that.
+    pub stop_grace: Option<Duration>,
 }
 
 impl InstanceGoal {
@@ -139,7 +143,10 @@ impl InstanceGoal {
                 policy,
                 None | Some(guest::RestartMode::Unspecified | guest::RestartMode::Always)
             ),
-            stop_grace: duration(self.role.stop_grace).unwrap_or_default(),
+            stop_grace: self
+                .stop_grace
+                .or_else(|| duration(self.role.stop_grace))
+                .unwrap_or_default(),
             snapshots: self.snapshots.clone(),
             restore: self.restore.clone(),
         }
@@ -251,6 +258,18 @@ fn check_instance(id: InstanceId, goal: wire::InstanceGoal) -> Result<InstanceGo
         restart_scope,
         snapshots: check_snapshots(&goal.snapshots)?,
         restore,
+        stop_grace: check_grace(goal.stop_grace)?,
+    })
+}
+
+fn check_grace(goal: Option<prost_types::Duration>) -> Result<Option<Duration>, GoalError> {
+    let Some(given) = goal else { return Ok(None) };
+    let grace = Duration::try_from(given).ok();
+    let grace = grace.filter(|grace| *grace <= LONGEST_GRACE);
+    let seconds = given.seconds;
+    grace.map(Some).ok_or_else(|| {
+        let given = format!("{seconds} s");
+        refused("stop_grace", &given, "0 s to 1 h")
     })
 }
 
@@ -370,6 +389,15 @@ pub(crate) mod tests {
         assert!(refusal(|goal| goal.memory_bytes = u64::MAX).starts_with("memory_bytes"));
         assert!(refusal(|goal| goal.image_digest = "x".repeat(999)).starts_with("image_digest"));
         assert!(refusal(|goal| goal.role = None).starts_with("role is absent"));
+        let hours = |hours: i64| prost_types::Duration {
+            seconds: hours * 3600,
+            nanos: 0,
+        };
+        assert_eq!(
+            refusal(|goal| goal.stop_grace = Some(hours(2))),
+            "stop_grace is 7200 s, must be 0 s to 1 h"
+        );
+        assert!(refusal(|goal| goal.stop_grace = Some(hours(-1))).starts_with("stop_grace"));
         assert!(
             refusal(|goal| {
                 "../etc".clone_into(&mut goal.role.as_mut().unwrap().name);

@@ -249,10 +249,16 @@ impl GuestService for Service {
             // Far above what a guest agent has to say, far below what would hurt.
             rate: Rate::new(100, Duration::from_millis(50)),
         };
+        let heard = self.link.heard.clone();
         tokio::spawn(async move {
             tokio::select! {
                 () = session.run() => {}
-                _ = superseded.wait_for(|newest| *newest > number) => {}
+                _ = superseded.wait_for(|newest| *newest > number) => return,
+            }
+            if *superseded.borrow() == number {
+                let said = GuestSaid::Gone;
+                // It may be gone itself, with who would want to know.
+                heard.send(Heard { boot, said }).await.ok();
             }
         });
         Ok(Response::new(ReceiverStream::new(receiver)))

@@ -260,6 +260,7 @@ impl Vm for FakeVm {
         match order {
             Request::Pause => _ = self.paused.send_replace(true),
             Request::Resume => _ = self.paused.send_replace(false),
+            Request::PowerButton => self.end(ExitKind::GuestPowerOff, "by its power button"),
             Request::Snapshot { path } => write_snapshot(&self.place.join(path)),
             // The rest changes nothing that is seen here.
             _ => {}

@@ -32,6 +32,12 @@ const RECORDED: [&str; 2] = [
     include_str!("../../vmm/src/control/recorded/2.jsonl"),
 ];
 
+#[test]
+fn a_power_button_is_where_the_guest_agent_waits_at_it() {
+    let port = fabric_proto::vmbus::POWER_BUTTON_PORT;
+    assert_eq!(fabric_vmm::control::knock::PORT, port);
+}
+
 struct Stage {
     data: TempDir,
     directory: InstanceDirectory,

@@ -226,7 +226,8 @@ impl Handling {
 /// The ways to stop a machine, each harder than the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stopping {
-    /// The guest agent has been asked to power off.
+    /// The guest agent has been asked to power off, or the guest's power button was
+    /// pressed where the guest agent is not there to be asked.
     Asking,
     /// The VMM has been told to end.
     Ordering,
@@ -352,6 +353,8 @@ pub enum GuestSaid {
     Heartbeat,
     /// How its role is.
     Role(RoleReport),
+    /// Nothing any more: its session has ended, and there is no other.
+    Gone,
     /// It goes down on purpose.
     Goodbye {
         /// To come back up.
@@ -539,6 +542,8 @@ pub enum Action {
     CheckSnapshot(SnapshotName),
     /// Delete a snapshot, if it is there.
     DeleteSnapshot(SnapshotName),
+    /// Have the VMM press the guest's power button.
+    PressPowerButton,
     /// Tell the VMM to end.
     OrderStop,
     /// Kill the VMM.

@@ -68,6 +68,9 @@ pub struct ExitReport {
     /// What the kernel said after `Kernel panic - not syncing:`, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub panic: Option<String>,
+    /// Whether the guest had heard its power button: it was asked to go by that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub power_button: bool,
     /// From the start of the process to its end, in milliseconds.
     pub uptime_ms: u64,
     /// When things first happened.
@@ -155,6 +158,7 @@ impl ExitReport {
             name: String::new(),
             detail: detail.into(),
             panic: None,
+            power_button: false,
             uptime_ms: 0,
             timings: Timings::default(),
             exits: BTreeMap::new(),
@@ -188,6 +192,7 @@ mod tests {
     fn a_report_is_one_line_and_comes_back_whole() {
         let mut report = ExitReport::new(ExitReason::KernelPanic, "two\nlines");
         report.panic = Some("VFS: Unable to mount root fs".into());
+        report.power_button = true;
         report.timings.first_run_ms = Some(12.5);
         report.exits.insert("io_out".into(), 3);
         let line = report.to_string();

@@ -32,10 +32,9 @@ pub enum InstanceCommand {
     Pause(OneInstance),
     /// Let one that is paused go on, with its clock set anew.
     Resume(OneInstance),
-    /// Stop one: its guest powers off, and is ended when it does not within its role's
-    /// stop_grace. It keeps its disk and its node, and nothing starts it again but
-    /// `start` and `restore`.
-    Stop(OneInstance),
+    /// Stop one: its guest powers off, and is ended when it does not in time. It keeps
+    /// its disk and its node, and nothing starts it again but `start` and `restore`.
+    Stop(Stop),
     /// Start one that was stopped, on its disk.
     Start(OneInstance),
     /// Take a snapshot of one: its memory, devices and disk as they are now. It
@@ -75,6 +74,22 @@ pub struct OneInstance {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub wait: Wait,
+}
+
+/// Which instance, and how long it has.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  fabctl instance stop shop-web-0 --wait\n  \
+fabctl instance stop shop-web-0 --grace 10m --wait --timeout 11m\n  \
+fabctl instance stop shop-web-0 --grace 0s")]
+pub struct Stop {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub one: OneInstance,
+    /// How long its role has to end before it is killed, 0s to 1h; by default what its
+    /// service's file says as stop_grace. Said of one that is being stopped, it is the
+    /// time from now.
+    #[arg(long, value_name = "DURATION")]
+    pub grace: Option<humantime::Duration>,
 }
 
 /// Which snapshot of which instance, and whether to wait.

@@ -16,7 +16,7 @@ pub use self::{
     blob::{BlobCommand, Build, PackageCommand},
     context::ContextCommand,
     health::{Doctor, SupportBundle},
-    instance::{InstanceCommand, OneInstance, OneSnapshot, Output, Scope},
+    instance::{InstanceCommand, OneInstance, OneSnapshot, Output, Scope, Stop},
     node::{DrainNode, LabelChange, LabelNode, NodeCommand},
     placement::{Explain, Simulate},
     service::{

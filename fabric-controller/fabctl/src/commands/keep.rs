@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{Context, wait};
 use crate::{
-    cli::{Format, OneInstance, OneSnapshot, Wait},
+    cli::{Format, OneInstance, OneSnapshot, Stop, Wait},
     client::request_id,
     error::{Failure, Result},
     show::{self, json as shown, table},
@@ -43,10 +43,18 @@ pub(super) async fn resume(context: &Context, one: OneInstance) -> Result<()> {
     say(context, &line, json!({ "instance_id": id }))
 }
 
-pub(super) async fn stop(context: &Context, one: OneInstance) -> Result<()> {
+pub(super) async fn stop(context: &Context, stop: Stop) -> Result<()> {
+    let Stop { one, grace } = stop;
+    // What does not even fit is out of range, which the controller says.
+    let endless = prost_types::Duration {
+        seconds: i64::MAX,
+        nanos: 0,
+    };
+    let grace = grace.map(|grace| (*grace).try_into().unwrap_or(endless));
     let request = StopInstanceRequest {
         instance_id: one.id.clone(),
         request_id: request_id(),
+        grace,
     };
     context.client.instances().stop_instance(request).await?;
     let id = &one.id;

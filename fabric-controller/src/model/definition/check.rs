@@ -16,7 +16,9 @@ use super::{
 };
 use crate::model::{
     deployment::Colour,
-    instance, label,
+    instance,
+    keep::STOP_GRACE,
+    label,
     own::{self, OwnResources},
     size::{self, CPU_WEIGHT, MEMORY, MIB, Size, VCPUS},
 };
@@ -29,7 +31,7 @@ const ENTRIES: usize = 256;
 /// Linux process is sure to be given.
 const TEXT: usize = 96 * 1024;
 /// Graces.
-const GRACE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
+const GRACE: RangeInclusive<Duration> = STOP_GRACE;
 /// Waits between restarts.
 const BACKOFF: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(3600);
 /// Ports.

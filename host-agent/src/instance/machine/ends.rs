@@ -33,6 +33,7 @@ impl Machine {
                 self.boots = self.boots.saturating_add(1);
                 self.vm_restarts = self.vm_restarts.saturating_add(u32::from(start.recovery));
                 self.role = None;
+                self.in_session = false;
                 self.boot_id.clear();
                 self.boot_to_hello = None;
                 actions.push(Action::Launch);

@@ -17,7 +17,10 @@ impl Machine {
         limits: &Limits,
         actions: &mut Actions,
     ) {
-        if let State::Running { heard, .. } = &mut self.state {
+        self.in_session = !matches!(said, GuestSaid::Gone);
+        if let State::Running { heard, .. } = &mut self.state
+            && self.in_session
+        {
             *heard = now.max(*heard);
         }
         match said {
@@ -26,6 +29,7 @@ impl Machine {
                 self.go_further(now, limits, actions);
             }
             GuestSaid::Heartbeat => self.go_further(now, limits, actions),
+            GuestSaid::Gone => {}
             GuestSaid::Goodbye { reboot } => self.on_goodbye(now, reboot, limits),
             GuestSaid::Role(report) => self.on_role(now, report, limits, actions),
         }

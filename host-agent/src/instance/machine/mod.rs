@@ -12,6 +12,9 @@
 //!  Removed ◄──┴───────────────────────────────────────────┘
 //! ```
 //!
+//! A guest is asked by its goal, over its guest agent's session. Where there is none, the
+//! VMM presses its power button instead, and it has the same time.
+//!
 //! A guest that says goodbye while Running is Leaving until it has ended; it is
 //! helped when that takes too long.
 //!
@@ -90,6 +93,10 @@ pub struct Machine {
     #[serde(default)]
     begun_with: Launch,
     role: Option<RoleReport>,
+    /// Whether its guest agent can be told things. Not on record: a session ends with
+    /// the host agent that has it.
+    #[serde(skip)]
+    in_session: bool,
     /// How its last virtual machine ended.
     #[serde(default)]
     end: Option<End>,
@@ -148,6 +155,7 @@ impl Default for Machine {
             boot_to_hello: None,
             begun_with: Launch::Boot,
             role: None,
+            in_session: false,
             end: None,
             ends: 0,
             snapshots: Vec::new(),

@@ -9,6 +9,9 @@ use crate::{
     },
 };
 
+/// What a guest has beyond its role's time, of [`Limits`].
+const POWER_OFF: Duration = Duration::from_secs(5);
+
 /// A machine and what it did, for stories.
 struct Story {
     machine: Machine,
@@ -715,6 +718,80 @@ fn a_guest_that_was_asked_to_go_has_its_time_across_a_restart_of_the_host_agent(
 }
 
 #[test]
+fn a_guest_whose_agent_has_no_session_is_stopped_by_its_power_button_in_the_same_time() {
+    let stops = |story: &mut Story| {
+        let from = story.now;
+        let stop = story.goal(|wanted| wanted.presence = Presence::Stop).did();
+        let deadline = story.machine.deadline(&story.limits);
+        assert_eq!(deadline, Some(from + story.wanted.stop_grace + POWER_OFF));
+        stop
+    };
+    let mut cut = Story::new();
+    cut.goal(|_| {})
+        .becomes_ready()
+        .hears(GuestSaid::Gone)
+        .did();
+    assert_eq!(stops(&mut cut), [Action::PressPowerButton]);
+    cut.exits(ExitKind::GuestPowerOff);
+    assert_eq!(cut.machine.end().unwrap().cause, Cause::Stopped);
+
+    // One that does not hear it is ended as any other.
+    let mut deaf = Story::new();
+    deaf.goal(|_| {})
+        .becomes_ready()
+        .hears(GuestSaid::Gone)
+        .did();
+    stops(&mut deaf);
+    assert_eq!(deaf.waits().did(), [Action::OrderStop]);
+    deaf.exits(ExitKind::Stopped);
+    assert_eq!(deaf.machine.end().unwrap().cause, Cause::StoppedByForce);
+
+    // After a restart of the host agent nobody is there yet.
+    let mut found = Story::new();
+    found.goal(|_| {}).becomes_ready().did();
+    let text = serde_json::to_string(&found.machine).unwrap();
+    found.machine = serde_json::from_str(&text).unwrap();
+    let limits = found.limits.clone();
+    _ = found.machine.resume(found.now, true, true, &limits);
+    assert_eq!(stops(&mut found), [Action::PressPowerButton]);
+
+    // Who is back is told by the goal.
+    let mut back = Story::new();
+    back.goal(|_| {}).becomes_ready().hears(GuestSaid::Gone);
+    back.hears(GuestSaid::Heartbeat).did();
+    assert_eq!(stops(&mut back), []);
+}
+
+#[test]
+fn the_end_of_a_session_is_no_sign_of_life() {
+    let mut story = Story::new();
+    story.goal(|_| {}).becomes_ready();
+    let deadline = story.machine.deadline(&story.limits);
+    story.after(3).hears(GuestSaid::Gone);
+    assert_eq!(story.machine.deadline(&story.limits), deadline);
+}
+
+#[test]
+fn a_guest_that_is_being_stopped_has_the_time_that_was_said_last_from_then() {
+    let mut story = Story::new();
+    story.wanted.stop_grace = Duration::from_secs(600);
+    story.goal(|_| {}).becomes_ready();
+    story.goal(|wanted| wanted.presence = Presence::Stop).did();
+    story
+        .after(30)
+        .goal(|wanted| wanted.stop_grace = Duration::ZERO);
+    let deadline = story.machine.deadline(&story.limits);
+    assert_eq!(deadline, Some(story.now + POWER_OFF));
+    assert_eq!(story.waits().did(), [Action::OrderStop]);
+    // Beyond asking, nothing is given any more.
+    let deadline = story.machine.deadline(&story.limits);
+    story.goal(|wanted| wanted.stop_grace = Duration::from_secs(600));
+    assert_eq!(story.machine.deadline(&story.limits), deadline);
+    story.exits(ExitKind::Stopped);
+    assert_eq!(story.machine.end().unwrap().cause, Cause::StoppedByForce);
+}
+
+#[test]
 fn a_machine_that_boots_is_stopped_without_its_guest() {
     let mut story = Story::new();
     story.goal(|_| {}).starts().did();
@@ -1299,6 +1376,7 @@ enum Move {
     Exited(u8),
     Hello,
     Heartbeat,
+    Gone,
     Goodbye(bool),
     Role(u8, u32),
     Wait(u64),
@@ -1322,6 +1400,7 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
             (0u8..5).prop_map(Move::Exited),
             Just(Move::Hello),
             Just(Move::Heartbeat),
+            Just(Move::Gone),
             any::<bool>().prop_map(Move::Goodbye),
             (0u8..5, 0u32..7).prop_map(|(condition, failures)| Move::Role(condition, failures)),
             (0u64..100_000).prop_map(Move::Wait),
@@ -1358,7 +1437,9 @@ impl World {
                     assert!(!self.vm, "removed while it runs");
                     self.removed = true;
                 }
-                Action::OrderStop | Action::Kill => assert!(self.vm, "nothing to stop"),
+                Action::PressPowerButton | Action::OrderStop | Action::Kill => {
+                    assert!(self.vm, "nothing to stop");
+                }
                 Action::Pause
                 | Action::Resume
                 | Action::Reset
@@ -1453,6 +1534,7 @@ proptest! {
                     story.says_hello("x");
                 }
                 Move::Heartbeat if world.vm => { story.hears(GuestSaid::Heartbeat); }
+                Move::Gone if world.vm => { story.hears(GuestSaid::Gone); }
                 Move::Goodbye(reboot) if world.vm => {
                     story.hears(GuestSaid::Goodbye { reboot });
                 }

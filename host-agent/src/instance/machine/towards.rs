@@ -32,7 +32,18 @@ impl Machine {
                 .then_some(wanted.restart_scope);
             self.restart_generation = self.restart_generation.max(wanted.restart_generation);
         }
+        let grace = wanted.stop_grace;
+        let other_grace = (self.wanted.as_ref()).is_some_and(|before| before.stop_grace != grace);
         self.wanted = Some(wanted);
+        if let State::Stopping {
+            how: Stopping::Asking,
+            deadline,
+            ..
+        } = &mut self.state
+            && other_grace
+        {
+            *deadline = now + grace.saturating_add(limits.power_off);
+        }
         if let Some(scope) = asked {
             self.ladder.reset();
             if scope != Scope::Role {
@@ -307,8 +318,11 @@ impl Machine {
             State::Running { .. } => (Stopping::Asking, grace.saturating_add(limits.power_off)),
             _ => (Stopping::Ordering, limits.order),
         };
-        if how == Stopping::Ordering {
-            actions.push(Action::OrderStop);
+        match how {
+            Stopping::Asking if !self.in_session => actions.push(Action::PressPowerButton),
+            // Its goal says so.
+            Stopping::Asking => {}
+            Stopping::Ordering | Stopping::Killing => actions.push(Action::OrderStop),
         }
         self.state = State::Stopping {
             how,

@@ -61,6 +61,7 @@ impl Supervisor {
                         tracing::error!(instance = %self.id, %name, %error, "cannot delete a snapshot");
                     }
                 }
+                Action::PressPowerButton => self.press_power_button(),
                 Action::OrderStop => self.order_stop(),
                 Action::Kill => {
                     if let Some(vm) = &self.vm {
@@ -185,6 +186,21 @@ impl Supervisor {
             .step(now, Input::Launched(result), &limits);
         self.settle();
         actions
+    }
+
+    /// What comes of it is seen by the guest's end, or by its deadline.
+    fn press_power_button(&self) {
+        let Some(vm) = self.vm.clone() else { return };
+        let instance = self.id.clone();
+        tokio::spawn(async move {
+            match vm.order(Request::PowerButton).await {
+                Ok(()) => tracing::info!(%instance, "pressed its power button"),
+                Err(error) => {
+                    let error = chain(&error);
+                    tracing::info!(%instance, error, "cannot press its power button");
+                }
+            }
+        });
     }
 
     fn order_stop(&self) {

@@ -479,17 +479,19 @@ impl Supervisor {
         }
     }
 
-    /// The role as the guest is told; an operator's restart of the role alone
-    /// travels in it.
+    /// The role as the guest is told; an operator's restart of the role alone, and the
+    /// time that an operator gives it to end, travel in it.
     fn role_of(&self, goal: &InstanceGoal) -> Arc<fabric_proto::guest::v1::RoleSpec> {
+        let mut role = Arc::clone(&goal.role);
         if goal.restart_scope == Scope::Role
             && goal.restart_generation > goal.role.restart_generation
         {
-            let mut role = goal.role.as_ref().clone();
-            role.restart_generation = goal.restart_generation;
-            return Arc::new(role);
+            Arc::make_mut(&mut role).restart_generation = goal.restart_generation;
         }
-        Arc::clone(&goal.role)
+        if let Some(grace) = goal.stop_grace.and_then(|grace| grace.try_into().ok()) {
+            Arc::make_mut(&mut role).stop_grace = Some(grace);
+        }
+        role
     }
 
     fn save(&mut self) {

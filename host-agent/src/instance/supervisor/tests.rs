@@ -504,6 +504,41 @@ async fn a_guest_that_does_not_power_off_is_stopped_all_the_same() {
 }
 
 #[tokio::test]
+async fn a_guest_that_is_not_back_in_session_is_stopped_by_its_power_button() {
+    let mut stage = Stage::new();
+    stage.start();
+    let _guest = stage.ready().await;
+    stage.kill().await;
+    stage.start();
+    stage
+        .until("taken over", |report| report.vmm_pid != 0)
+        .await;
+    stage.follow(|goal| goal.power = node_wire::InstancePower::Stopped.into());
+    let report = stage.until_state(node_wire::VmState::Stopped).await;
+    let end = report.last_end.unwrap();
+    assert_eq!(end.cause(), node_wire::VmEndCause::Stopped);
+    assert!(end.detail.contains("power button"), "{end:?}");
+}
+
+#[tokio::test]
+async fn a_guest_is_told_the_time_that_an_operator_gives_its_role_to_end() {
+    let mut stage = Stage::new();
+    stage.start();
+    let mut guest = stage.ready().await;
+    let grace = prost_types::Duration {
+        seconds: 7,
+        nanos: 0,
+    };
+    stage.follow(|goal| {
+        goal.power = node_wire::InstancePower::Stopped.into();
+        goal.stop_grace = Some(grace);
+    });
+    let goal = guest.goal().await;
+    assert_eq!(goal.power(), wire::GuestPower::Off);
+    assert_eq!(goal.roles[0].stop_grace, Some(grace));
+}
+
+#[tokio::test]
 async fn a_restarted_host_agent_takes_over_what_runs() {
     let mut stage = Stage::new();
     stage.start();
@@ -640,6 +675,41 @@ async fn a_guest_can_speak_only_of_its_own_role_and_only_after_hello() {
     let report = stage.until("busy", |report| report.role.is_some()).await;
     assert_eq!(report.role.unwrap().role, "web");
     assert!(!stage.told().contains(&Reason::RoleReady));
+}
+
+#[tokio::test]
+async fn the_end_of_a_session_is_heard_unless_there_is_another() {
+    let data = tempfile::tempdir().unwrap();
+    let directory = InstanceDirectory::open(data.path().join(ID)).unwrap();
+    let (_goal, goals) = watch::channel(None);
+    let (heard_by, mut heard) = mpsc::channel(8);
+    let link = GuestLink {
+        goal: goals,
+        heard: heard_by,
+        log: Arc::new(RoleLog::open(&directory.file("role.log")).unwrap()),
+        clock: Clock::system(),
+    };
+    let _server = GuestServer::listen(&directory, link).unwrap();
+    let mut hears = async |what: &str| {
+        let said = tokio::time::timeout(PATIENCE, heard.recv()).await;
+        said.expect(what).expect(what).said
+    };
+    let path = data.path().join(ID);
+    let mut first = Guest::call(&path).await;
+    first.say_hello("").await;
+    let hello = hears("a hello").await;
+    assert!(matches!(hello, GuestSaid::Hello { .. }), "{hello:?}");
+    let second = Guest::call(&path).await;
+    // The first has no end of its own.
+    _ = tokio::time::timeout(PATIENCE, first.goals.next())
+        .await
+        .expect("it ends");
+    second.say_hello("again").await;
+    let hello = hears("another hello").await;
+    assert!(matches!(hello, GuestSaid::Hello { .. }), "{hello:?}");
+    drop((first, second));
+    let end = hears("its end").await;
+    assert!(matches!(end, GuestSaid::Gone), "{end:?}");
 }
 
 #[tokio::test]

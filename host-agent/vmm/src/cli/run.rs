@@ -96,7 +96,7 @@ pub struct RunArgs {
     console: ConsoleConfig,
     /// Answer questions on this unix socket, one JSON object a line:
     /// {"op":"status"}, {"op":"stats"}, {"op":"pause"}, {"op":"resume"},
-    /// {"op":"snapshot","path":DIR}, {"op":"limit","limits":{...}}, {"op":"stop"}.
+    /// {"op":"reset"}, {"op":"power_button"}, {"op":"snapshot","path":DIR}, {"op":"limit","limits":{...}}, {"op":"stop"}.
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
     /// Whether to repair a KVM that interprets guest kernels: auto, on or off.

@@ -170,6 +170,7 @@ mod tests {
                 Request::Pause,
                 Request::Resume,
                 Request::Reset,
+                Request::PowerButton,
                 Request::Snapshot { path: "/s".into() },
                 Request::Limit {
                     limits: Default::default(),

@@ -5,8 +5,10 @@
 //! | [`protocol`] | requests and answers, one JSON object a line each |
 //! | [`client`] | asks one question and waits for its answer |
 //! | [`server`] | answers, in the machine's event loop |
+//! | [`knock`] | a knock at the guest's power button, which it may answer |
 
 pub mod client;
+pub mod knock;
 pub mod protocol;
 pub mod server;
 

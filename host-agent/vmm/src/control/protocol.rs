@@ -7,6 +7,7 @@
 //! {"op":"pause"}   {"version":2,"ok":true}
 //! {"op":"resume"}  {"version":2,"ok":true}
 //! {"op":"reset"}   {"version":2,"ok":true}
+//! {"op":"power_button"}                       {"version":2,"ok":true}
 //! {"op":"snapshot","path":"/new/directory"}   {"version":2,"ok":true}
 //! {"op":"limit","limits":{...}}               {"version":2,"ok":true}
 //! {"op":"dance"}   {"version":2,"ok":false,"error":"unknown variant `dance`, ..."}
@@ -19,7 +20,7 @@
 //! | version | what came with it |
 //! |---|---|
 //! | 1 | `status`, `stats`, `stop` |
-//! | 2 | `pause`, `resume`, `reset`, `snapshot`, `limit`; more in the answers to `status` and `stats` |
+//! | 2 | `pause`, `resume`, `reset`, `power_button`, `snapshot`, `limit`; more in the answers to `status` and `stats` |
 //!
 //! A machine outlives its host agent, so a host agent meets machines of the version
 //! before its own. Three rules let it work with them:
@@ -66,6 +67,9 @@ pub enum Request {
     Resume,
     /// Start anew in place, as when the reset button is pressed.
     Reset,
+    /// Press the guest's power button. Done when the guest has heard it, or not: then
+    /// it powers off by itself, or takes its time.
+    PowerButton,
     /// Write a snapshot; a machine that runs is paused meanwhile.
     Snapshot {
         /// The directory. It must not exist.
@@ -86,6 +90,7 @@ impl Request {
             Request::Pause
             | Request::Resume
             | Request::Reset
+            | Request::PowerButton
             | Request::Snapshot { .. }
             | Request::Limit { .. } => 2,
         }
@@ -113,6 +118,7 @@ enum Op {
     Pause,
     Resume,
     Reset,
+    PowerButton,
     Snapshot,
     Limit,
 }
@@ -135,6 +141,7 @@ impl TryFrom<RequestLine> for Request {
             (Op::Pause, None, None) => Ok(Request::Pause),
             (Op::Resume, None, None) => Ok(Request::Resume),
             (Op::Reset, None, None) => Ok(Request::Reset),
+            (Op::PowerButton, None, None) => Ok(Request::PowerButton),
         }
     }
 }
@@ -149,6 +156,7 @@ impl From<Request> for RequestLine {
             Request::Pause => Op::Pause,
             Request::Resume => Op::Resume,
             Request::Reset => Op::Reset,
+            Request::PowerButton => Op::PowerButton,
             Request::Snapshot { path: directory } => {
                 path = Some(directory);
                 Op::Snapshot

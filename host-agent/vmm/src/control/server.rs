@@ -1,18 +1,22 @@
 //! Answers the control socket, in the machine's event loop.
 //!
 //! A caller is not trusted with time or memory: few connections at once, short
-//! lines, and whoever does not take their answer is disconnected.
+//! lines, and whoever does not take their answer is disconnected. What the guest has to
+//! answer first is waited for beside everything else, and never for long.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use thiserror::Error;
 
+use super::knock::{Knock, KnockError};
 use super::protocol::{Answer, REQUEST_MAX, Request, parse_request};
+use crate::devices::vsock::deadlines::Deadlines;
 
 /// How many callers may be connected; the longest connected one makes room.
 const CONNECTIONS_MAX: usize = 8;
@@ -40,15 +44,35 @@ pub enum ServerError {
 /// Who knows the answers.
 pub trait Answerer: Send {
     /// Carries out a request.
-    fn answer(&mut self, request: Request) -> Answer;
+    fn answer(&mut self, request: Request) -> Reply;
+
+    /// The answer to a request that the guest had to hear.
+    fn knocked(&mut self, heard: Result<(), KnockError>) -> Answer;
+}
+
+/// What a request leads to.
+#[derive(Debug)]
+pub enum Reply {
+    /// An answer.
+    Now(Answer),
+    /// An answer when the guest has heard this, or has not.
+    Later(Knock),
+}
+
+impl From<Answer> for Reply {
+    fn from(answer: Answer) -> Reply {
+        Reply::Now(answer)
+    }
 }
 
 /// The control socket, to which nobody listens yet. Its file is removed when
 /// this is dropped.
-#[derive(Debug)]
 pub struct ControlListener {
     listener: UnixListener,
     path: PathBuf,
+    /// Until when guests are waited for, by the descriptors of their answers. Made here,
+    /// for a machine that is jailed can make no timer.
+    deadlines: Deadlines<RawFd>,
 }
 
 /// The control socket.
@@ -61,6 +85,16 @@ pub struct ControlServer {
 struct Connection {
     stream: UnixStream,
     received: Vec<u8>,
+    /// What has to be answered before anything else is.
+    knock: Option<Knock>,
+}
+
+impl std::fmt::Debug for ControlListener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ControlListener")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
 }
 
 impl std::fmt::Debug for ControlServer {
@@ -95,8 +129,13 @@ impl ControlListener {
             other => other.map_err(fail)?,
         };
         listener.set_nonblocking(true).map_err(fail)?;
+        let deadlines = Deadlines::new().map_err(fail)?;
         let path = path.to_owned();
-        Ok(ControlListener { listener, path })
+        Ok(ControlListener {
+            listener,
+            path,
+            deadlines,
+        })
     }
 
     /// Listens, for who knows the answers.
@@ -124,6 +163,7 @@ impl ControlServer {
             self.connections.push_back(Connection {
                 stream,
                 received: Vec::new(),
+                knock: None,
             });
         }
     }
@@ -131,6 +171,9 @@ impl ControlServer {
     fn disconnect(&mut self, index: usize, ops: &mut EventOps) {
         if let Some(connection) = self.connections.remove(index) {
             let _ = ops.remove(Events::empty(&connection.stream));
+            if let Some(knock) = &connection.knock {
+                self.forget(knock, ops);
+            }
         }
     }
 
@@ -142,11 +185,88 @@ impl ControlServer {
         else {
             return;
         };
-        let keep = self.connections[index].receive()
-            && self.connections[index].answer_all(&mut *self.answerer);
+        let keep = self.connections[index].receive() && self.answer_all(index, ops);
         if !keep {
             self.disconnect(index, ops);
         }
+    }
+
+    /// Answers each whole line, up to one that the guest has to hear first; false when
+    /// the caller is to be disconnected.
+    fn answer_all(&mut self, index: usize, ops: &mut EventOps) -> bool {
+        let connection = &mut self.connections[index];
+        while connection.knock.is_none()
+            && let Some(line) = connection.next_line()
+        {
+            let reply =
+                parse_request(&line).map_or_else(Reply::Now, |asked| self.answerer.answer(asked));
+            let answer = match reply {
+                Reply::Now(answer) => answer,
+                Reply::Later(knock) => match ops.add(Events::new(&knock, EventSet::IN)) {
+                    Ok(()) => {
+                        let deadlines = &mut self.socket.deadlines;
+                        deadlines.change(knock.as_raw_fd(), None, Some(knock.until));
+                        deadlines.arm(Instant::now());
+                        connection.knock = Some(knock);
+                        continue;
+                    }
+                    Err(error) => {
+                        let error = std::io::Error::other(error);
+                        self.answerer.knocked(Err(KnockError::Host(error)))
+                    }
+                },
+            };
+            if !connection.say(&answer) {
+                return false;
+            }
+        }
+        if connection.received.len() < REQUEST_MAX {
+            return true;
+        }
+        connection.say(&Answer::refused(format!(
+            "a request is at most {REQUEST_MAX} bytes long"
+        )));
+        false
+    }
+
+    /// Answers what the guest has heard, or has not, and goes on with what was asked next.
+    fn knocked(&mut self, index: usize, heard: Result<(), KnockError>, ops: &mut EventOps) {
+        let Some(knock) = self.connections[index].knock.take() else {
+            return;
+        };
+        self.forget(&knock, ops);
+        let answer = self.answerer.knocked(heard);
+        let keep = self.connections[index].say(&answer) && self.answer_all(index, ops);
+        if !keep {
+            self.disconnect(index, ops);
+        }
+    }
+
+    fn forget(&mut self, knock: &Knock, ops: &mut EventOps) {
+        let _ = ops.remove(Events::empty(knock));
+        let deadlines = &mut self.socket.deadlines;
+        deadlines.change(knock.as_raw_fd(), Some(knock.until), None);
+        deadlines.arm(Instant::now());
+    }
+
+    /// The connection whose guest answers there.
+    fn knocking(&self, fd: RawFd) -> Option<usize> {
+        let is_it = |knock: &Knock| knock.as_raw_fd() == fd;
+        self.connections
+            .iter()
+            .position(|connection| connection.knock.as_ref().is_some_and(is_it))
+    }
+
+    /// Nobody is waited for any longer whose time is over.
+    fn expire(&mut self, ops: &mut EventOps) {
+        let now = Instant::now();
+        self.socket.deadlines.acknowledge();
+        while let Some(fd) = self.socket.deadlines.pop_passed(now) {
+            if let Some(index) = self.knocking(fd) {
+                self.knocked(index, Err(KnockError::Silent), ops);
+            }
+        }
+        self.socket.deadlines.arm(now);
     }
 }
 
@@ -164,33 +284,35 @@ impl Connection {
         }
     }
 
-    /// Answers each whole line; false when the caller is to be disconnected.
-    fn answer_all(&mut self, answerer: &mut dyn Answerer) -> bool {
-        while let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = self.received.drain(..=end).collect();
-            let answer =
-                parse_request(&line).map_or_else(|a| a, |request| answerer.answer(request));
-            if self.stream.write_all(answer.to_line().as_bytes()).is_err() {
-                return false;
-            }
-        }
-        if self.received.len() < REQUEST_MAX {
-            return true;
-        }
-        let answer = Answer::refused(format!("a request is at most {REQUEST_MAX} bytes long"));
-        let _ = self.stream.write_all(answer.to_line().as_bytes());
-        false
+    /// Takes out the next whole line.
+    fn next_line(&mut self) -> Option<Vec<u8>> {
+        let end = self.received.iter().position(|byte| *byte == b'\n')?;
+        Some(self.received.drain(..=end).collect())
+    }
+
+    /// Gives the caller an answer; false if it does not take it.
+    fn say(&mut self, answer: &Answer) -> bool {
+        self.stream.write_all(answer.to_line().as_bytes()).is_ok()
     }
 }
 
 impl MutEventSubscriber for ControlServer {
     fn init(&mut self, ops: &mut EventOps) {
         let _ = ops.add(Events::new(&self.socket.listener, EventSet::IN));
+        let timer = self.socket.deadlines.timer_fd();
+        let _ = ops.add(Events::new_raw(timer, EventSet::IN));
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         if events.fd() == self.socket.listener.as_raw_fd() {
             self.accept(ops);
+        } else if events.fd() == self.socket.deadlines.timer_fd() {
+            self.expire(ops);
+        } else if let Some(index) = self.knocking(events.fd()) {
+            let knock = self.connections[index].knock.as_mut();
+            if let Some(heard) = knock.and_then(Knock::advance) {
+                self.knocked(index, heard, ops);
+            }
         } else {
             self.serve(events.fd(), ops);
         }
@@ -207,6 +329,7 @@ impl Drop for ControlListener {
 mod tests {
     use std::io::{BufRead, BufReader};
     use std::sync::mpsc;
+    use std::thread;
     use std::time::Duration;
 
     use event_manager::{EventManager, SubscriberOps};
@@ -214,26 +337,46 @@ mod tests {
     use super::*;
     use crate::control::ask;
 
-    struct Recorder(mpsc::Sender<Request>);
+    /// Remembers what it was asked; hands the guest's end of each knock out.
+    struct Recorder(mpsc::Sender<Request>, mpsc::Sender<UnixStream>);
 
     impl Answerer for Recorder {
-        fn answer(&mut self, request: Request) -> Answer {
-            self.0.send(request).unwrap();
-            Answer::done()
+        fn answer(&mut self, request: Request) -> Reply {
+            self.0.send(request.clone()).unwrap();
+            if request != Request::PowerButton {
+                return Reply::Now(Answer::done());
+            }
+            let (guest, ours) = UnixStream::pair().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            self.1.send(guest).unwrap();
+            Reply::Later(Knock::new(ours, Instant::now()))
+        }
+
+        fn knocked(&mut self, heard: Result<(), KnockError>) -> Answer {
+            heard.map_or_else(
+                |error| Answer::refused(error.to_string()),
+                |()| Answer::done(),
+            )
         }
     }
 
     /// Runs `client` against a server on a socket of its own.
     fn with_server(client: impl FnOnce(&Path) + Send) -> Vec<Request> {
+        with_guest(|path, _| client(path))
+    }
+
+    /// The same with who has the guest's ends of knocks.
+    fn with_guest(client: impl FnOnce(&Path, mpsc::Receiver<UnixStream>) + Send) -> Vec<Request> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control.sock");
         let (sender, receiver) = mpsc::channel();
+        let (knocks, guest) = mpsc::channel();
         let server = ControlListener::bind(&path).unwrap();
-        let server = server.serve(Box::new(Recorder(sender)));
+        let server = server.serve(Box::new(Recorder(sender, knocks)));
         let mut manager = EventManager::<ControlServer>::new().unwrap();
         manager.add_subscriber(server);
         std::thread::scope(|scope| {
-            let client = scope.spawn(|| client(&path));
+            let client = scope.spawn(|| client(&path, guest));
             while !client.is_finished() {
                 manager.run_with_timeout(1).unwrap();
             }
@@ -263,6 +406,50 @@ mod tests {
             assert!(lines[2].contains("true"));
         });
         assert_eq!(asked, [Request::Status, Request::Stats, Request::Stop]);
+    }
+
+    #[test]
+    fn what_the_guest_has_to_hear_first_holds_up_nobody_else() {
+        let patience = Duration::from_secs(5);
+        let asked = with_guest(|path, guest| {
+            let mut caller = UnixStream::connect(path).unwrap();
+            caller
+                .write_all(b"{\"op\":\"power_button\"}\n{\"op\":\"stats\"}\n")
+                .unwrap();
+            let mut door = guest.recv_timeout(patience).unwrap();
+            assert!(ask(path, Request::Status, patience).unwrap().ok);
+            door.write_all(b"OK 1\nok\n").unwrap();
+            let lines = BufReader::new(&caller).lines().take(2);
+            for line in lines {
+                assert!(line.unwrap().contains("true"));
+            }
+            // One who does not wait for it leaves nothing behind.
+            caller.write_all(b"{\"op\":\"power_button\"}\n").unwrap();
+            let mut door = guest.recv_timeout(patience).unwrap();
+            drop(caller);
+            assert_eq!(door.read(&mut [0]).unwrap(), 0);
+        });
+        let button = Request::PowerButton;
+        assert_eq!(asked[0], button);
+        assert_eq!(asked[1..], [Request::Status, Request::Stats, button]);
+    }
+
+    #[test]
+    fn a_guest_that_does_not_answer_is_not_waited_for_without_end() {
+        with_guest(|path, guest| {
+            thread::scope(|scope| {
+                let refused = scope.spawn(move || {
+                    let _door = guest.recv().unwrap();
+                    guest.recv().unwrap();
+                });
+                let patience = Duration::from_secs(60);
+                let silent = ask(path, Request::PowerButton, patience).unwrap();
+                assert!(silent.error.unwrap().contains("has not answered"));
+                let refusal = ask(path, Request::PowerButton, patience).unwrap();
+                assert!(refusal.error.unwrap().contains("does not listen"));
+                refused.join().unwrap();
+            });
+        });
     }
 
     #[test]

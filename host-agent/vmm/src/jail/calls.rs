@@ -178,6 +178,9 @@ const EVENT_LOOP: &[Call] = &[
     // Sockets of the vsock device and of the operator.
     call(libc::SYS_accept4),
     with(libc::SYS_socket, 0, libc::AF_UNIX as u64),
+    // A call of its own to the guest, whose power button is pressed: two ends without a
+    // name, that nobody else can reach.
+    with(libc::SYS_socketpair, 0, libc::AF_UNIX as u64),
     call(libc::SYS_connect),
     call(libc::SYS_recvfrom),
     call(libc::SYS_sendto),

@@ -2,6 +2,7 @@
 //! end.
 
 use std::any::Any;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -9,8 +10,9 @@ use super::assemble::Assembled;
 use super::governor::Governor;
 use super::keeper::{self, Keeper, SharedKeeper};
 use crate::console::Watch;
+use crate::control::knock::{self, Knock, KnockError};
 use crate::control::protocol::{Answer, Request, Stats, Status};
-use crate::control::server::Answerer;
+use crate::control::server::{Answerer, Reply};
 use crate::devices::vsock::VsockHandle;
 use crate::exit::{ExitReason, ExitReport, KvmKind, Timings};
 use crate::jail::Isolation;
@@ -31,6 +33,8 @@ pub struct Reporter {
     repaired: Arc<RepairCounters>,
     watch: Arc<Mutex<Watch>>,
     isolation: Arc<OnceLock<Vec<Isolation>>>,
+    /// Whether this boot of the guest has heard its power button.
+    power_button: Arc<AtomicBool>,
 }
 
 impl Reporter {
@@ -47,6 +51,7 @@ impl Reporter {
             repaired: Arc::clone(&machine.repaired),
             watch: Arc::clone(&machine.watch),
             isolation: Arc::default(),
+            power_button: Arc::default(),
         }
     }
 
@@ -64,7 +69,8 @@ impl Reporter {
     pub fn exit_report(&self) -> ExitReport {
         let panic = self.watch().panic().map(str::to_owned);
         let outcome = self.board.ending.outcome();
-        let (reason, detail) = explain(outcome.as_ref(), panic.as_deref());
+        let power_button = self.power_button.load(Ordering::Relaxed);
+        let (reason, detail) = explain(outcome.as_ref(), panic.as_deref(), power_button);
         let mut report = ExitReport::new(reason, detail);
         report.fault = match outcome {
             Some(Outcome::TripleFault(fault)) => Some(*fault),
@@ -72,11 +78,24 @@ impl Reporter {
             _ => None,
         };
         report.panic = panic;
+        report.power_button = power_button;
         report.timings = self.timings();
         report.exits = self.board.exits.report();
         report.isolation = self.isolation();
         report.repair = Some(self.repaired.report(self.kvm));
         report
+    }
+
+    /// The machine has been reset: its guest is another.
+    fn begin_anew(&self) {
+        self.watch().begin_anew();
+        self.power_button.store(false, Ordering::Relaxed);
+    }
+
+    /// The guest has heard its power button, or has not.
+    fn knocked(&self, heard: Result<(), KnockError>) -> Answer {
+        self.power_button.fetch_or(heard.is_ok(), Ordering::Relaxed);
+        answer(heard)
     }
 
     fn status(&self, keeper: &Keeper) -> Status {
@@ -153,16 +172,27 @@ impl Operator {
     }
 }
 
-impl Answerer for Operator {
-    fn answer(&mut self, request: Request) -> Answer {
+impl Operator {
+    /// Knocks at the guest's power button.
+    fn knock(&self, keeper: &Keeper) -> Result<Knock, KnockError> {
+        if keeper.is_paused() {
+            return Err(KnockError::Paused);
+        }
+        let vsock = self.governor.vsock.as_ref().ok_or(KnockError::NoVsock)?;
+        let stream = vsock.call_guest(knock::PORT)?.ok_or(KnockError::NotUp)?;
+        Ok(Knock::new(stream, Instant::now()))
+    }
+
+    fn carry_out(&mut self, request: Request) -> Reply {
         let mut keeper = keeper::lock(&self.keeper);
         let done = match request {
-            Request::Status => return Answer::status(self.reporter.status(&keeper)),
-            Request::Stats => return Answer::stats(self.reporter.stats(&self.governor)),
-            Request::Limit { limits } => {
-                return match self.governor.limit(&limits) {
-                    Ok(()) => Answer::done(),
-                    Err(error) => Answer::refused(error.to_string()),
+            Request::Status => return Answer::status(self.reporter.status(&keeper)).into(),
+            Request::Stats => return Answer::stats(self.reporter.stats(&self.governor)).into(),
+            Request::Limit { limits } => return answer(self.governor.limit(&limits)).into(),
+            Request::PowerButton => {
+                return match self.knock(&keeper) {
+                    Ok(knock) => Reply::Later(knock),
+                    Err(error) => self.reporter.knocked(Err(error)).into(),
                 };
             }
             Request::Stop => {
@@ -172,15 +202,27 @@ impl Answerer for Operator {
             }
             Request::Pause => keeper.pause(),
             Request::Resume => keeper.resume(),
-            Request::Reset => keeper
-                .reset()
-                .inspect(|()| self.reporter.watch().begin_anew()),
+            Request::Reset => keeper.reset().inspect(|()| self.reporter.begin_anew()),
             Request::Snapshot { path } => keeper.snapshot(&path),
         };
-        match done {
-            Ok(()) => Answer::done(),
-            Err(error) => Answer::refused(chain(&error)),
-        }
+        answer(done).into()
+    }
+}
+
+impl Answerer for Operator {
+    fn answer(&mut self, request: Request) -> Reply {
+        self.carry_out(request)
+    }
+
+    fn knocked(&mut self, heard: Result<(), KnockError>) -> Answer {
+        self.reporter.knocked(heard)
+    }
+}
+
+fn answer<E: std::error::Error + 'static>(done: Result<(), E>) -> Answer {
+    match done {
+        Ok(()) => Answer::done(),
+        Err(error) => Answer::refused(chain(&error)),
     }
 }
 
@@ -193,7 +235,11 @@ fn pid_on_the_host() -> u32 {
 
 /// Why the machine ended, in a word and in a sentence. A guest that panicked and
 /// was then reset, halted or lost has panicked.
-fn explain(outcome: Option<&Outcome>, panic: Option<&str>) -> (ExitReason, String) {
+fn explain(
+    outcome: Option<&Outcome>,
+    panic: Option<&str>,
+    power_button: bool,
+) -> (ExitReason, String) {
     let guest = |reason, detail: &str| match panic {
         Some(text) => (
             ExitReason::KernelPanic,
@@ -202,6 +248,10 @@ fn explain(outcome: Option<&Outcome>, panic: Option<&str>) -> (ExitReason, Strin
         None => (reason, detail.to_owned()),
     };
     match outcome {
+        Some(Outcome::PowerOff) if power_button => guest(
+            ExitReason::GuestPowerOff,
+            "the guest halted every virtual CPU for good, after its power button was pressed",
+        ),
         Some(Outcome::PowerOff) => guest(
             ExitReason::GuestPowerOff,
             "the guest halted every virtual CPU for good",
@@ -255,14 +305,14 @@ mod tests {
     #[test]
     fn a_panic_explains_whatever_end_it_had() {
         for outcome in [Outcome::Reset, Outcome::PowerOff] {
-            let (reason, detail) = explain(Some(&outcome), Some("no init"));
+            let (reason, detail) = explain(Some(&outcome), Some("no init"), false);
             assert_eq!(reason, ExitReason::KernelPanic);
             assert!(detail.ends_with("no init"));
         }
         let stopped = Outcome::Stopped {
             by: "signal SIGTERM".into(),
         };
-        let (reason, detail) = explain(Some(&stopped), Some("no init"));
+        let (reason, detail) = explain(Some(&stopped), Some("no init"), true);
         assert_eq!(
             (reason, detail.as_str()),
             (ExitReason::Stopped, "stopped by signal SIGTERM")
@@ -272,11 +322,11 @@ mod tests {
     #[test]
     fn ends_without_a_panic_are_what_they_are() {
         assert_eq!(
-            explain(Some(&Outcome::Reset), None).0,
+            explain(Some(&Outcome::Reset), None, true).0,
             ExitReason::GuestReset
         );
         assert_eq!(
-            explain(Some(&Outcome::PowerOff), None).0,
+            explain(Some(&Outcome::PowerOff), None, false).0,
             ExitReason::GuestPowerOff
         );
         let failed = Outcome::Failed {
@@ -284,9 +334,9 @@ mod tests {
             fault: None,
         };
         assert_eq!(
-            explain(Some(&failed), None),
+            explain(Some(&failed), None, false),
             (ExitReason::InternalError, "vCPU 0: bad".into())
         );
-        assert_eq!(explain(None, None).0, ExitReason::InternalError);
+        assert_eq!(explain(None, None, false).0, ExitReason::InternalError);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Error};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixStream};
 use std::path::Path;
@@ -21,43 +21,81 @@ pub struct Attempt {
     pub run: fn(&Facts) -> io::Result<()>,
     /// Where it does not succeed without a jail: not for everyone on every host.
     pub succeeds_for_root: bool,
+    /// What is seen of it from outside, with the whole jail around.
+    pub seen: Seen,
 }
 
-const fn attempt(name: &'static str, run: fn(&Facts) -> io::Result<()>) -> Attempt {
+/// What is seen of an attempt that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    /// The call killed the process, as whoever started it is told (`forbidden_call`).
+    Killed,
+    /// The kernel's answer to the call, which the process goes on with.
+    Refused,
+    /// The kernel killed the process for its control group's limit, and counted that
+    /// there (`out_of_memory`).
+    OutOfMemory,
+}
+
+/// An attempt by a call that is on no list of the event loop's.
+const fn forbidden(name: &'static str, run: fn(&Facts) -> io::Result<()>) -> Attempt {
     Attempt {
         name,
         run,
         succeeds_for_root: true,
+        seen: Seen::Killed,
     }
 }
 
+/// An attempt by calls that are listed, for what is there.
+const fn in_vain(name: &'static str, run: fn(&Facts) -> io::Result<()>) -> Attempt {
+    Attempt {
+        seen: Seen::Refused,
+        ..forbidden(name, run)
+    }
+}
+
+/// More than the machine of these tests may have, and little for a host.
+pub const GREED: usize = 4 * crate::house::MEMORY;
+const PAGE: usize = 4096;
+
 /// All of them.
-pub const ATTEMPTS: [Attempt; 17] = [
-    attempt("open_a_file_of_the_host", |facts| read(&facts.secret)),
-    attempt("climb_out_of_its_directory", |facts| {
+pub const ATTEMPTS: [Attempt; 22] = [
+    in_vain("open_a_file_of_the_host", |facts| read(&facts.secret)),
+    in_vain("climb_out_of_its_directory", |facts| {
         let up = "../".repeat(64);
         let secret = facts.secret.strip_prefix("/").unwrap();
         read(&Path::new(&up).join(secret))
     }),
-    attempt("see_what_is_in_the_root", |_| fs::read_dir("/").map(drop)),
-    attempt("read_the_disk_of_another_guest", |facts| {
+    in_vain("see_what_is_in_the_root", |_| fs::read_dir("/").map(drop)),
+    in_vain("read_the_disk_of_another_guest", |facts| {
         read(&facts.other_disk)
     }),
-    attempt("reach_the_socket_of_the_host_agent", |facts| {
+    in_vain("reach_the_socket_of_the_host_agent", |facts| {
         UnixStream::connect(&facts.agent_socket).map(drop)
     }),
-    attempt("reach_an_abstract_socket_of_the_host", |facts| {
+    in_vain("reach_an_abstract_socket_of_the_host", |facts| {
         let name = UnixAddr::from_abstract_name(&facts.abstract_socket)?;
         UnixStream::connect_addr(&name).map(drop)
     }),
-    attempt("connect_to_a_port_of_the_host", |facts| {
+    in_vain("reach_the_socket_of_the_controller", |facts| {
+        UnixStream::connect(&facts.controller_socket).map(drop)
+    }),
+    forbidden("connect_to_the_port_of_the_controller", |facts| {
+        TcpStream::connect(facts.controller_port).map(drop)
+    }),
+    forbidden("send_a_datagram_out", |facts| {
+        let socket = UdpSocket::bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+        socket.send_to(b"out", facts.datagrams).map(drop)
+    }),
+    forbidden("connect_to_a_port_of_the_host", |facts| {
         let address = SocketAddr::from(([127, 0, 0, 1], facts.port));
         TcpStream::connect(address).map(drop)
     }),
-    attempt("signal_another_vmm", |facts| {
+    forbidden("signal_another_vmm", |facts| {
         Ok(signal::kill(Pid::from_raw(facts.other_vmm), None)?)
     }),
-    attempt("trace_another_vmm", |facts| {
+    forbidden("trace_another_vmm", |facts| {
         let other = Pid::from_raw(facts.other_vmm);
         ptrace::seize(other, ptrace::Options::empty())?;
         Ok(ptrace::detach(other, None).or_else(|error| match error {
@@ -66,10 +104,10 @@ pub const ATTEMPTS: [Attempt; 17] = [
             error => Err(error),
         })?)
     }),
-    attempt("see_another_vmm", |facts| {
+    in_vain("see_another_vmm", |facts| {
         fs::read_dir(format!("/proc/{}", facts.other_vmm)).map(drop)
     }),
-    attempt("fork", |_| {
+    forbidden("fork", |_| {
         // SAFETY: the child does nothing but end.
         let child = unsafe { libc::fork() };
         match child {
@@ -79,18 +117,36 @@ pub const ATTEMPTS: [Attempt; 17] = [
             _ => Ok(()),
         }
     }),
-    attempt("run_a_program", |_| {
+    forbidden("run_a_program", |_| {
         use std::os::unix::process::CommandExt as _;
         // Becomes it, if that can be done; which ends with 0.
         Err(Command::new("/bin/true").exec())
     }),
-    attempt("write_to_its_own_program", |facts| {
+    in_vain("write_to_its_own_program", |facts| {
         // A program that runs cannot be written, but its file can be replaced.
         let moved = facts.program.with_extension("moved");
         fs::rename(&facts.program, &moved)?;
         fs::rename(&moved, &facts.program)
     }),
-    attempt("mount_a_file_system", |facts| {
+    Attempt {
+        // Of a program that runs, the kernel says so to anyone.
+        succeeds_for_root: false,
+        ..in_vain("write_into_its_own_program", |facts| {
+            File::options().write(true).open(&facts.program).map(drop)
+        })
+    },
+    Attempt {
+        seen: Seen::OutOfMemory,
+        ..in_vain("have_more_memory_than_its_group", |_| {
+            let mut hoard = vec![0_u8; GREED];
+            for page in hoard.chunks_mut(PAGE) {
+                page[0] = 1;
+            }
+            std::hint::black_box(&hoard);
+            Ok(())
+        })
+    },
+    forbidden("mount_a_file_system", |facts| {
         nix::mount::mount(
             Some("none"),
             facts.directory.as_path(),
@@ -100,7 +156,7 @@ pub const ATTEMPTS: [Attempt; 17] = [
         )?;
         Ok(nix::mount::umount(facts.directory.as_path())?)
     }),
-    attempt("enter_another_user_namespace", |_| {
+    forbidden("enter_another_user_namespace", |_| {
         Ok(nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER)?)
     }),
     Attempt {
@@ -117,8 +173,9 @@ pub const ATTEMPTS: [Attempt; 17] = [
             }
         },
         succeeds_for_root: false,
+        seen: Seen::Killed,
     },
-    attempt("open_kvm_again", |_| File::open("/dev/kvm").map(drop)),
+    in_vain("open_kvm_again", |_| File::open("/dev/kvm").map(drop)),
 ];
 
 fn read(path: &Path) -> io::Result<()> {

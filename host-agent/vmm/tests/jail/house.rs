@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::{self, File};
-use std::net::TcpListener;
+use std::net::{SocketAddr as InternetAddress, TcpListener, UdpSocket};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::{PermissionsExt as _, lchown};
 use std::os::unix::net::{SocketAddr, UnixListener};
@@ -11,15 +11,18 @@ use std::process::{Child, Command, ExitCode, Stdio};
 
 use fabric_vmm::config::JailConfig;
 use fabric_vmm::jail::{self, Isolation, Limits, ThreadKind, launch::Launch};
+use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, geteuid};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
-use crate::attempts::{ATTEMPTS, Attempt};
+use crate::attempts::{ATTEMPTS, Attempt, Seen};
 
 /// The one that a machine becomes here.
 const USER: u32 = 600_001;
+/// What its control group lets it have, in bytes.
+pub const MEMORY: usize = 64 << 20;
 /// Its directory, by its working directory.
 const DIRECTORY: &str = "jail";
 
@@ -55,6 +58,12 @@ pub struct Facts {
     pub other_vmm: i32,
     /// Where the host agent listens.
     pub agent_socket: PathBuf,
+    /// Where the controller does, beside a port.
+    pub controller_socket: PathBuf,
+    /// The port.
+    pub controller_port: InternetAddress,
+    /// Where datagrams are taken.
+    pub datagrams: InternetAddress,
     /// The name of an abstract socket that somebody listens on.
     pub abstract_socket: Vec<u8>,
     /// A port of the loopback interface that somebody listens on.
@@ -79,7 +88,62 @@ pub struct House {
     folder: TempDir,
     facts: Facts,
     other: Child,
-    _listeners: (UnixListener, UnixListener, TcpListener),
+    group: Option<Group>,
+    _listeners: Listeners,
+}
+
+/// All that could be reached on the host.
+struct Listeners {
+    _unix: [UnixListener; 3],
+    _internet: [TcpListener; 2],
+    _datagrams: UdpSocket,
+}
+
+/// A control group for one process, with a limit of memory. What a host agent makes.
+struct Group {
+    path: PathBuf,
+    /// What says how often the kernel has killed for it.
+    kills: &'static str,
+}
+
+impl Group {
+    /// Makes one, where the host has such groups.
+    fn make() -> Option<Group> {
+        let versions = [
+            (
+                "/sys/fs/cgroup/memory",
+                "memory.limit_in_bytes",
+                "memory.oom_control",
+            ),
+            ("/sys/fs/cgroup", "memory.max", "memory.events"),
+        ];
+        versions.into_iter().find_map(|(base, limit, kills)| {
+            let path = Path::new(base).join(format!("fabric-jail-test-{}", std::process::id()));
+            fs::create_dir(&path).ok()?;
+            let group = Group { path, kills };
+            fs::write(group.path.join(limit), MEMORY.to_string()).ok()?;
+            // Where there is none, it cannot be had either.
+            let _ = fs::write(group.path.join("memory.swap.max"), "0");
+            Some(group)
+        })
+    }
+
+    fn door(&self) -> PathBuf {
+        self.path.join("cgroup.procs")
+    }
+
+    fn kills(&self) -> u64 {
+        let text = fs::read_to_string(self.path.join(self.kills)).unwrap();
+        let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+        let (_, count) = lines.find(|(name, _)| *name == "oom_kill").unwrap();
+        count.parse().unwrap()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.path);
+    }
 }
 
 impl House {
@@ -103,11 +167,12 @@ impl House {
         fs::set_permissions(at("host-agent.sock"), fs::Permissions::from_mode(0o777)).unwrap();
         let abstract_socket = format!("fabric-jail-test-{}", std::process::id()).into_bytes();
         let name = SocketAddr::from_abstract_name(&abstract_socket).unwrap();
-        let listeners = (
-            agent,
-            UnixListener::bind_addr(&name).unwrap(),
-            TcpListener::bind("127.0.0.1:0").unwrap(),
-        );
+        let controller = UnixListener::bind(at("controller.sock")).unwrap();
+        fs::set_permissions(at("controller.sock"), fs::Permissions::from_mode(0o777)).unwrap();
+        let abstract_one = UnixListener::bind_addr(&name).unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap();
+        let controller_port = TcpListener::bind("127.0.0.2:0").unwrap();
+        let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
         let other = Command::new("/bin/sleep")
             .arg("600")
             .stdin(Stdio::null())
@@ -119,7 +184,10 @@ impl House {
             other_vmm: other.id() as i32,
             agent_socket: at("host-agent.sock"),
             abstract_socket,
-            port: listeners.2.local_addr().unwrap().port(),
+            controller_socket: at("controller.sock"),
+            controller_port: controller_port.local_addr().unwrap(),
+            datagrams: datagrams.local_addr().unwrap(),
+            port: port.local_addr().unwrap().port(),
             program,
             directory: at("shop-web-0/jail"),
         };
@@ -127,22 +195,37 @@ impl House {
             folder,
             facts,
             other,
-            _listeners: listeners,
+            group: Group::make(),
+            _listeners: Listeners {
+                _unix: [agent, controller, abstract_one],
+                _internet: [port, controller_port],
+                _datagrams: datagrams,
+            },
         }
     }
 
-    /// Has a compromised VMM try it, and looks at what became of that.
+    /// Has a compromised VMM try it, and looks at what became of that, from outside.
     pub fn shows_that_nothing_comes_of(&self, attempt: &Attempt, walls: Walls) {
         if attempt.succeeds_for_root {
             let (outside, said) = self.try_it(attempt, Walls::None);
             assert_eq!(outside, Outcome::Escaped, "it fails for anyone: {said}");
         }
+        let expected = match (attempt.seen, walls) {
+            (Seen::OutOfMemory, _) if self.group.is_none() => {
+                eprintln!("skipped: this host has no control group for memory here");
+                return;
+            }
+            (Seen::Killed, Walls::WithoutCallLists) => Seen::Refused,
+            (seen, _) => seen,
+        };
         let (outcome, said) = self.try_it(attempt, walls);
-        match walls {
-            // Killed for the call, and whoever started it sees that.
-            Walls::All if outcome == Outcome::Killed => {}
-            _ => assert_eq!(outcome, Outcome::Stopped, "{said}"),
-        }
+        assert_eq!(outcome, Outcome::Seen(expected), "{said}");
+        // A process that goes on knows why it failed, by the kernel's word; one that was
+        // killed has not come to say anything.
+        let why = said.contains("(os error ");
+        assert_eq!(why, expected == Seen::Refused, "{said}");
+        let kills = self.group.as_ref().map_or(0, Group::kills);
+        assert_eq!(kills, u64::from(expected == Seen::OutOfMemory));
     }
 
     fn try_it(&self, attempt: &Attempt, walls: Walls) -> (Outcome, String) {
@@ -166,14 +249,15 @@ impl House {
                 directory,
                 stdout: &file,
                 stderr: &file,
-                groups: &[],
+                groups: &self.group.iter().map(Group::door).collect::<Vec<_>>(),
             });
             launched.expect("it starts")
         };
         let outcome = match waitpid(Pid::from_raw(pid as i32), None).unwrap() {
             WaitStatus::Exited(_, 0) => Outcome::Escaped,
-            WaitStatus::Exited(_, STOPPED) => Outcome::Stopped,
-            WaitStatus::Signaled(_, nix::sys::signal::SIGSYS, _) => Outcome::Killed,
+            WaitStatus::Exited(_, STOPPED) => Outcome::Seen(Seen::Refused),
+            WaitStatus::Signaled(_, Signal::SIGSYS, _) => Outcome::Seen(Seen::Killed),
+            WaitStatus::Signaled(_, Signal::SIGKILL, _) => Outcome::Seen(Seen::OutOfMemory),
             other => Outcome::Other(format!("{other:?}")),
         };
         (outcome, fs::read_to_string(&output).unwrap())
@@ -190,8 +274,7 @@ impl Drop for House {
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
     Escaped,
-    Stopped,
-    Killed,
+    Seen(Seen),
     Other(String),
 }
 

@@ -1,11 +1,14 @@
 //! Whether the jail holds: a VMM that belongs to its guest by now tries to leave.
 //!
 //! Each attempt is a process of its own, started and jailed as a virtual machine's
-//! is, beside another machine and the sockets of a host agent. It is made twice: as
-//! it is, where either the call kills the process, which whoever started it sees, or
-//! what is wanted is not there; and without the lists of system calls, where the rest
-//! of the jail has to hold by itself. Before each, the same is done without a jail,
-//! to show that it would succeed: what fails for anyone proves nothing.
+//! is, beside another machine and the sockets of a host agent and a controller. It is
+//! made twice: as it is, and without the lists of system calls, where the rest of the
+//! jail has to hold by itself. Before each, the same is done without a jail, to show
+//! that it would succeed: what fails for anyone proves nothing.
+//!
+//! Each says beforehand what is seen of it (`attempts::Seen`): the signal by which the
+//! call kills the process, the limit of its control group that does, or the kernel's
+//! answer where what is wanted is not there.
 //!
 //! This binary is both the tests and, started as `compromised`, what they start.
 
@@ -28,6 +31,7 @@ fn main() -> ExitCode {
     match arguments.first().map(String::as_str) {
         Some("compromised") => return house::compromised(&arguments[1..]),
         Some("calls") => return calls::try_all(&arguments[1..]),
+        Some("arguments") => return calls::try_arguments(&arguments[1..]),
         Some("panic") => return calls::panic_once(&arguments[1..]),
         Some("memory") => return calls::handle_memory(&arguments[1..]),
         _ => {}
@@ -50,6 +54,14 @@ fn main() -> ExitCode {
         let name = format!("a_call_that_is_not_listed_kills_{}", calls::name(kind));
         trials.push(Trial::test(name, move || {
             calls::every_unlisted_one_kills(kind);
+            Ok(())
+        }));
+        let name = format!(
+            "a_listed_call_with_another_argument_kills_{}",
+            calls::name(kind)
+        );
+        trials.push(Trial::test(name, move || {
+            calls::every_unlisted_argument_kills(kind);
             Ok(())
         }));
         let name = format!("a_panic_is_told_of_{}", calls::name(kind));

@@ -227,6 +227,11 @@ fn a_life(bench: Bench, kernel: &Path, initrd: &Path) -> Vec<Used> {
         limits: fabric_vmm::limits::Limits::default(),
     });
     assert_eq!(line(&mut waits).as_deref(), Some("ok"));
+    // Nobody is at this guest's power button, which it says.
+    let button = machine.bench.path("control.sock");
+    let answer = ask(&button, Request::PowerButton, PATIENCE).unwrap();
+    let error = answer.error.unwrap_or_default();
+    assert!(error.contains("does not listen"), "{error}");
     machine.tell(Request::Pause);
     machine.tell(Request::Resume);
     let snapshot = machine.bench.path("jail/snapshot");

@@ -4,6 +4,8 @@
 //! reach it through one lock, which is never held for longer than one round of
 //! bounded work.
 
+use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -223,6 +225,29 @@ impl VsockHandle {
         for queue in [RX, TX] {
             let _ = self.events[queue].write(1);
         }
+    }
+
+    /// Calls a port of the guest, for this process itself; nothing if the guest's driver
+    /// does not run. This end never blocks. As for who calls from outside, what is
+    /// heard begins with `OK` and a port, or is the end: at once where nobody listens.
+    ///
+    /// # Errors
+    ///
+    /// If the host gives no sockets, or as many such calls wait for the guest as may.
+    pub fn call_guest(&self, port: u32) -> io::Result<Option<UnixStream>> {
+        let mut engine = lock(&self.engine);
+        if engine.running.is_none() {
+            return Ok(None);
+        }
+        let (ours, theirs) = UnixStream::pair()?;
+        for end in [&ours, &theirs] {
+            end.set_nonblocking(true)?;
+        }
+        if !engine.muxer.call_guest(port, theirs, Instant::now()) {
+            return Err(io::Error::other("too many calls wait for the guest"));
+        }
+        let _ = self.events[RX].write(1);
+        Ok(Some(ours))
     }
 
     /// What it has, and what has waited.

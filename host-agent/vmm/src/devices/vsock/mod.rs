@@ -28,7 +28,7 @@
 //!
 //! | what | at most |
 //! |---|---|
-//! | connections | [`muxer::MAX_CONNECTIONS`], 2,048; one more is refused |
+//! | connections | [`muxer::MAX_CONNECTIONS`], 2,048; one more is refused, but for [`muxer::MAX_OWN_CALLS`], 8, of the VMM itself, which knocks at the guest's power button |
 //! | callers that have not said which port they want | [`muxer::MAX_CALLERS`], 64, for 5 s each; others wait in the socket's queue |
 //! | held on its way to the host, of one connection | [`credit::BUFFER_SIZE`], 64 KiB, of the first 128; [`credit::SMALL_BUFFER_SIZE`], 4 KiB, of those that come then |
 //! | the same of all connections | [`credit::HELD_MAX`], 15.5 MiB |

@@ -23,6 +23,8 @@ use super::packet::{HOST_CID, Header, Op, Ports, TYPE_STREAM};
 
 /// The most connections at a time.
 pub const MAX_CONNECTIONS: usize = 2048;
+/// The most that this process itself may have beside them.
+pub const MAX_OWN_CALLS: usize = 8;
 /// The most callers that have not yet said which port they want.
 pub const MAX_CALLERS: usize = 64;
 /// The most answers to packets of no connection that wait for the guest.
@@ -323,9 +325,27 @@ impl Muxer {
         self.accept(now);
     }
 
+    /// Calls a port of the guest for this process itself, over `stream`; false if it
+    /// cannot be. A guest that has all its connections is called all the same: it must
+    /// not be able to keep out who asks it to go.
+    pub fn call_guest(&mut self, port: u32, stream: UnixStream, now: Instant) -> bool {
+        if !self.accepting || self.connections.len() >= MAX_CONNECTIONS + MAX_OWN_CALLS {
+            return false;
+        }
+        let Some(ports) = self.free_ports(port) else {
+            return false;
+        };
+        let id = self.fresh_id();
+        let size = SMALL_BUFFER_SIZE;
+        let connection = Connection::requested(self.guest_cid, ports, stream, size, now);
+        self.insert(id, connection, ControlOperation::Add, now);
+        self.deadlines.arm(now);
+        true
+    }
+
     fn free_ports(&mut self, guest: u32) -> Option<Ports> {
         // Some port is free within as many as there are connections.
-        for _ in 0..=MAX_CONNECTIONS {
+        for _ in 0..=self.connections.len() {
             let ports = Ports {
                 host: self.next_port,
                 guest,

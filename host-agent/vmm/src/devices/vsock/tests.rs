@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::credit::BUFFER_SIZE;
-use super::muxer::MAX_CONNECTIONS;
+use super::muxer::{MAX_CONNECTIONS, MAX_OWN_CALLS};
 use super::packet::{HEADER_LEN, Header, Op, Ports, Shutdown};
 use super::test_guest::*;
 use super::{Vsock, VsockError};
@@ -104,6 +104,43 @@ fn a_caller_before_the_driver_runs_is_sent_away() {
     let mut host = UnixStream::connect(guest.path()).unwrap();
     guest.run();
     assert_eq!(host.read(&mut [0; 8]).unwrap(), 0);
+}
+
+#[test]
+fn the_machine_itself_calls_the_guest_however_many_connections_there_are() {
+    let mut guest = Guest::without_driver();
+    assert!(guest.handle.call_guest(52).unwrap().is_none());
+    guest.start_driver();
+    guest.give_buffers(RX_BUFFERS);
+    let listener = guest.listen(1024);
+    let mut hosts = Vec::new();
+    for port in 0..MAX_CONNECTIONS as u32 {
+        let ports = Ports {
+            host: 1024,
+            guest: 10_000 + port,
+        };
+        hosts.push(guest.connect(&listener, ports));
+    }
+    let mut ours = guest.handle.call_guest(52).unwrap().unwrap();
+    let request = guest.expect(Op::Request);
+    assert_eq!(request.dst_port, 52);
+    let ports = Ports {
+        host: request.src_port,
+        guest: 52,
+    };
+    guest.send(ports, Op::Response, &[]);
+    guest.send(ports, Op::Rw, b"ok\n");
+    let mut heard = [0; 32];
+    let count = ours.read(&mut heard).unwrap();
+    let said = format!("OK {}\nok\n", ports.host);
+    assert_eq!(std::str::from_utf8(&heard[..count]), Ok(said.as_str()));
+
+    // Of those, too, there are no more than so many.
+    let calls: Vec<_> = (1..MAX_OWN_CALLS)
+        .map(|_| guest.handle.call_guest(52).unwrap())
+        .collect();
+    guest.handle.call_guest(52).unwrap_err();
+    drop(calls);
 }
 
 #[test]
