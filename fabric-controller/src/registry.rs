@@ -107,6 +107,14 @@ impl Session {
         goal.as_ref().map(|goal| goal.incarnation)
     }
 
+    /// No lease for the node until its goal has been [found current](Registry::admit).
+    pub fn withhold_leases(&self) {
+        self.registry.update(&self.node, self.number, |live| {
+            live.barred = true;
+            false
+        });
+    }
+
     /// The node has said what room is left on its disk. Nobody waits for that.
     pub fn has_disk(&self, free_bytes: u64) {
         self.registry.update(&self.node, self.number, |live| {
@@ -319,5 +327,36 @@ impl Registry {
             .filter(|(_, live)| live.session.is_some())
             .map(|(node, _)| node.clone())
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_node_that_is_new_has_no_lease_for_the_goal_of_before() {
+        let registry = Arc::new(Registry::new(Duration::ZERO));
+        let node: NodeId = "n1".parse().unwrap();
+        let goal = |incarnation| {
+            Arc::new(NodeGoal {
+                incarnation,
+                ..NodeGoal::default()
+            })
+        };
+        let first = registry.open(&node);
+        registry.set_goal(&node, goal(5));
+        assert_eq!(first.leasable(), Some(5));
+        // An operator removes it; before that is stored its goal is found current.
+        assert!(registry.bar(&node, Duration::ZERO));
+        assert_eq!(first.leasable(), None);
+        registry.admit(&node);
+        // It comes again, and nobody knows it.
+        let again = registry.open(&node);
+        again.withhold_leases();
+        assert_eq!(again.leasable(), None, "what was in it may run elsewhere");
+        registry.set_goal(&node, goal(6));
+        registry.admit(&node);
+        assert_eq!(again.leasable(), Some(6));
     }
 }

@@ -41,6 +41,8 @@ use crate::{
 pub struct Options {
     /// Arguments for the host agent beside the usual ones.
     pub host_agent: Vec<String>,
+    /// Arguments for the controller beside the usual ones.
+    pub controller: Vec<String>,
     /// Another kernel for its guests.
     pub kernel: Option<PathBuf>,
     /// What goes before the controller's command, such as a mount namespace.
@@ -135,6 +137,7 @@ impl Cluster {
             controller.extend(["--listen".into(), server.clone()]);
             controller.extend(["--node-certificates".into(), life.into()]);
         }
+        controller.extend(options.controller);
         let controller = Program::start(controller, &dir.path().join("controller.log"))?;
 
         let kernel = options.kernel.as_ref().unwrap_or(&place.kernel);

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Context as _, ensure};
+use fabric_proto::v1::Instance;
 use fabric_tests::{
     Cluster, Identity, Neighbour, Options, Program, SOON, ServiceFile, eventually, run,
     stand_still, status, story, vmms_in,
@@ -11,6 +12,7 @@ use fabric_tests::{
 fn main() -> ExitCode {
     run(&[
         story!(a_host_agent_that_is_stopped_has_its_guests_killed_and_started_elsewhere),
+        story!(a_host_agent_that_is_killed_for_good_has_its_guests_killed_by_the_keeper),
         story!(a_host_agent_that_is_killed_and_back_in_time_keeps_its_guests),
         story!(guests_run_on_while_the_controller_of_their_machine_is_down),
     ])
@@ -39,13 +41,30 @@ impl Stage {
         })
     }
 
-    fn host_agent(&self, node: &str) -> anyhow::Result<&Program> {
+    fn host_agent(&mut self, node: &str) -> anyhow::Result<&mut Program> {
         match node {
-            "node-1" => Ok(&self.cluster.host_agent),
-            "node-2" => Ok(&self.neighbours[0].host_agent),
-            "node-3" => Ok(&self.neighbours[1].host_agent),
+            "node-1" => Ok(&mut self.cluster.host_agent),
+            "node-2" => Ok(&mut self.neighbours[0].host_agent),
+            "node-3" => Ok(&mut self.neighbours[1].host_agent),
             _ => anyhow::bail!("there is no {node:?}"),
         }
+    }
+
+    /// The process that keeps a node's lease.
+    fn keeper(&self, node: &str) -> anyhow::Result<Identity> {
+        let dir = match node {
+            "node-1" => self.cluster.node_dir(),
+            "node-2" => self.neighbours[0].dir(),
+            "node-3" => self.neighbours[1].dir(),
+            _ => anyhow::bail!("there is no {node:?}"),
+        };
+        let pid: i32 = std::fs::read_to_string(dir.join("lease-keeper"))?
+            .trim()
+            .parse()?;
+        // One that has ended, and that nobody has asked for yet, has no arguments.
+        let arguments = std::fs::read_to_string(format!("/proc/{pid}/cmdline"))?;
+        ensure!(arguments.contains("keep-lease"), "the keeper does not run");
+        Identity::of(pid).context("the keeper does not run")
     }
 
     /// The processes of all virtual machines of the cluster.
@@ -58,9 +77,9 @@ impl Stage {
 
 async fn a_host_agent_that_is_stopped_has_its_guests_killed_and_started_elsewhere()
 -> anyhow::Result<()> {
-    let stage = Stage::start("4s").await?;
-    let cluster = &stage.cluster;
-    let before = cluster
+    let mut stage = Stage::start("4s").await?;
+    let before = stage
+        .cluster
         .run(&ServiceFile::web("shop").instances(1), "shop-web-0")
         .await?;
     ensure!(stage.vmms().len() == 1, "{:?}", stage.vmms());
@@ -75,7 +94,8 @@ async fn a_host_agent_that_is_stopped_has_its_guests_killed_and_started_elsewher
     })
     .await?;
     // Whatever is there now was started elsewhere, after that.
-    let after = cluster
+    let after = stage
+        .cluster
         .until("shop-web-0", "to be Ready elsewhere", |now| {
             now.state == "Ready" && now.node_id != before.node_id
         })
@@ -84,8 +104,14 @@ async fn a_host_agent_that_is_stopped_has_its_guests_killed_and_started_elsewher
     ensure!(stage.vmms().len() == 1, "{:?}", stage.vmms());
 
     stand_still(stage.host_agent(&before.node_id)?, false)?;
+    rid_of_it(&stage, &before.node_id, &after).await
+}
+
+/// Waits until the first node says that the instance is gone; it runs on as it is elsewhere.
+async fn rid_of_it(stage: &Stage, first: &str, after: &Instance) -> anyhow::Result<()> {
+    let cluster = &stage.cluster;
     eventually(SOON, "the first node to be rid of it", || async {
-        match cluster.removals_from("shop-web-0", &before.node_id).await {
+        match cluster.removals_from("shop-web-0", first).await {
             Ok(1) => Ok(()),
             other => Err(format!("{other:?}")),
         }
@@ -94,9 +120,59 @@ async fn a_host_agent_that_is_stopped_has_its_guests_killed_and_started_elsewher
     let same = cluster.instance("shop-web-0").await?;
     ensure!(same.state == "Ready", "{same:#?}");
     ensure!(
-        status(&same)?.vmm_pid == status(&after)?.vmm_pid,
+        status(&same)?.vmm_pid == status(after)?.vmm_pid,
         "{same:#?}"
     );
+    Ok(())
+}
+
+async fn a_host_agent_that_is_killed_for_good_has_its_guests_killed_by_the_keeper()
+-> anyhow::Result<()> {
+    let mut stage = Stage::start("4s").await?;
+    let before = stage
+        .cluster
+        .run(&ServiceFile::web("shop").instances(1), "shop-web-0")
+        .await?;
+    let first = before.node_id.clone();
+    let vmm = i32::try_from(status(&before)?.vmm_pid)?;
+    ensure!(stage.vmms() == [vmm], "{:?}", stage.vmms());
+    let keeper = stage.keeper(&first)?;
+    stage.host_agent(&first)?.kill()?;
+    ensure!(
+        stage.keeper(&first)? == keeper,
+        "the keeper died with its host agent"
+    );
+
+    // Nobody else is there to kill it, and nothing is started elsewhere before that.
+    let now = eventually(SOON, "its VMM to be killed", || async {
+        match stage.vmms() {
+            only if only == [vmm] => Err(format!("{only:?}")),
+            now => Ok(now),
+        }
+    })
+    .await?;
+    ensure!(!now.contains(&vmm), "{now:?} run, and {vmm} does still");
+    let after = stage
+        .cluster
+        .until("shop-web-0", "to be Ready elsewhere", |now| {
+            now.state == "Ready" && now.node_id != first
+        })
+        .await?;
+    ensure!(after.epoch > before.epoch, "{after:#?}");
+    ensure!(stage.vmms().len() == 1, "{:?}", stage.vmms());
+    // With no host agent and nothing that runs, the keeper has nothing left to keep.
+    eventually(SOON, "the keeper to end", || async {
+        match stage.keeper(&first) {
+            Ok(still) if still == keeper => Err(format!("{still:?}")),
+            _ => Ok(()),
+        }
+    })
+    .await?;
+
+    stage.host_agent(&first)?.start_again()?;
+    stage.cluster.until_connected(&first).await?;
+    rid_of_it(&stage, &first, &after).await?;
+    ensure!(stage.vmms().len() == 1, "{:?}", stage.vmms());
     Ok(())
 }
 

@@ -21,6 +21,7 @@ use crate::{
         change::Action,
         deployment::{Deployment, Slot},
         instance::{Effect, InstanceRecord, RestartScope},
+        node::Nodes,
         revision::Revision,
         service::{ServiceRecord, ServiceRole},
         state::{Derived, InstanceState},
@@ -254,6 +255,7 @@ pub(super) fn progress(
     deployment: &Deployment,
     of: &Update,
     instances: &[InstanceRecord],
+    nodes: &Nodes<'_>,
     registry: &Registry,
 ) -> UpdateMessage {
     // What its node has not taken up yet is a matter of moments.
@@ -263,9 +265,9 @@ pub(super) fn progress(
         .iter()
         .filter(|one| one.colour == deployment.colour)
         .collect();
-    let look = rollout::look(deployment, of, &instances, &health, now);
+    let look = rollout::look(deployment, of, &instances, nodes, &health, now);
     let count = |old: bool| {
-        let counted = rollout::see_all(deployment, of, &instances, &health)
+        let counted = rollout::see_all(deployment, of, &instances, nodes, &health)
             .into_iter()
             .filter(|one| of.roles.contains(&one.role) && one.old == old);
         u32::try_from(counted.count()).unwrap_or(u32::MAX)

@@ -66,9 +66,15 @@ impl PlacementService for PlacementApi {
     }
 }
 
+/// What is kept of the cluster.
+struct Records {
+    nodes: Vec<NodeRecord>,
+    instances: Vec<InstanceRecord>,
+}
+
 impl PlacementApi {
-    /// The cluster as it is, and the records of its instances.
-    async fn snapshot(&self) -> ControllerResult<(Snapshot, Vec<InstanceRecord>)> {
+    /// The cluster as it is, and the records of its nodes and instances.
+    async fn snapshot(&self) -> ControllerResult<(Snapshot, Records)> {
         let store = &*self.controller.store;
         let services: Vec<Kept<ServiceRecord>> = records::list(store, records::SERVICES).await?;
         let services: Vec<_> = services.into_iter().map(|kept| kept.value).collect();
@@ -83,7 +89,8 @@ impl PlacementApi {
             nodes: nodes.iter().map(node).collect(),
             instances: placing::instances(instances.iter(), &services),
         };
-        Ok((snapshot, instances))
+        let nodes = nodes.into_iter().map(|kept| kept.value).collect();
+        Ok((snapshot, Records { nodes, instances }))
     }
 
     async fn explain(
@@ -140,11 +147,11 @@ impl PlacementApi {
     }
 
     /// The instances of a service as its file would have them in production. One of the
-    /// same size, for the same nodes, stays where it is.
+    /// same size, on a node that will do, stays where it is.
     async fn applied(
         &self,
         request: &SimulatePlacementRequest,
-        records: &[InstanceRecord],
+        Records { nodes, instances }: &Records,
     ) -> ControllerResult<Change> {
         let definition = definition::parse(&request.definition_toml, &request.file_name)?;
         let services = ServiceApi {
@@ -159,7 +166,11 @@ impl PlacementApi {
             let production = kept.value.deployment(Slot::Production);
             production.map_or_else(|| kept.value.free_colour(), |one| one.colour)
         });
-        let now: BTreeMap<_, _> = records.iter().map(|record| (&record.id, record)).collect();
+        let nodes = nodes.iter().collect();
+        let now: BTreeMap<_, _> = instances
+            .iter()
+            .map(|record| (&record.id, record))
+            .collect();
         let mut wanted = Vec::new();
         for role in &roles {
             for number in 0..role.instances {
@@ -167,7 +178,7 @@ impl PlacementApi {
                     .map_err(|error| Error::Invalid(error.to_string()))?;
                 let there = now.get(&id).filter(|record| {
                     record.phase == Phase::Wanted
-                        && record.spec.effect_of(&role.spec) != Effect::Replace
+                        && record.effect_of(&role.spec, &nodes) != Effect::Replace
                 });
                 let node = there.and_then(|record| record.node.clone());
                 wanted.push(placing::wanted(id, service, colour, role, number, node));
@@ -175,7 +186,7 @@ impl PlacementApi {
         }
         let of_service =
             |record: &&InstanceRecord| record.service == *service && record.colour == colour;
-        let of_service = records.iter().filter(of_service);
+        let of_service = instances.iter().filter(of_service);
         let ids: BTreeSet<&InstanceId> = wanted.iter().map(|one: &Instance| &one.id).collect();
         let gone = of_service
             .filter(|record| !ids.contains(&record.id))

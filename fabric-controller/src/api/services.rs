@@ -33,6 +33,7 @@ use crate::{
         deployment::{Deployment, Slot, Version},
         event::{EventRecord, Reason, SubjectKind},
         instance::InstanceRecord,
+        node::NodeRecord,
         os_line,
         revision::{MOST_REVISIONS, Revision},
         service::{ServiceRecord, ServiceRole},
@@ -199,6 +200,13 @@ impl ServiceApi {
             .collect())
     }
 
+    /// All nodes.
+    pub(super) async fn nodes(&self) -> ControllerResult<Vec<NodeRecord>> {
+        let all = records::list(&*self.controller.store, records::NODES).await?;
+        let all: Vec<Kept<NodeRecord>> = all;
+        Ok(all.into_iter().map(|kept| kept.value).collect())
+    }
+
     pub(super) fn shown(&self, record: &ServiceRecord, instances: &[InstanceRecord]) -> Service {
         let ready = |deployment: &Deployment, role: &ServiceRole| {
             let ready = instances.iter().filter(|one| {
@@ -320,7 +328,10 @@ impl ServiceApi {
             return Ok(Planned {
                 record: record.clone(),
                 changes,
-                steps: there.map_or_else(Vec::new, |there| self.steps(there, instances, now)),
+                steps: match there {
+                    Some(there) => self.steps(there, instances, now).await?,
+                    None => Vec::new(),
+                },
                 under_way: there.map_or_else(String::new, |one| foreseen::under_way(one, one)),
                 txn: Txn::new(),
             });
@@ -333,7 +344,7 @@ impl ServiceApi {
         if let Err(error) = deployment.instances(name) {
             return Err(Error::Precondition(format!("{error}; take shorter names")));
         }
-        let steps = self.steps(&deployment, instances, now);
+        let steps = self.steps(&deployment, instances, now).await?;
         let under_way =
             there.map_or_else(String::new, |there| foreseen::under_way(there, &deployment));
         let mut slots = before
@@ -375,12 +386,14 @@ impl ServiceApi {
     }
 
     /// What becomes of the instances that there are, as they are now.
-    fn steps(
+    async fn steps(
         &self,
         deployment: &Deployment,
         instances: &[InstanceRecord],
         now: WallTime,
-    ) -> Vec<Step> {
+    ) -> ControllerResult<Vec<Step>> {
+        let nodes = self.nodes().await?;
+        let nodes = nodes.iter().collect();
         let registry = &self.controller.registry;
         let own: Vec<_> = instances
             .iter()
@@ -388,7 +401,7 @@ impl ServiceApi {
             .collect();
         // What its node has not taken up yet is a matter of moments.
         let health = |one: &InstanceRecord| health::health(one, registry, true);
-        foreseen::steps(deployment, &own, &health, now)
+        Ok(foreseen::steps(deployment, &own, &nodes, &health, now))
     }
 
     /// Puts a service and remembers what it was to be; forgets the oldest of that.

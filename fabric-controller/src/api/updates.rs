@@ -42,8 +42,9 @@ impl ServiceApi {
             return Ok(GetUpdateResponse { update: None });
         };
         let instances = self.instances(&request.name).await?;
-        let registry = &self.controller.registry;
-        let progress = convert::progress(deployment, update, &instances, registry);
+        let nodes = self.nodes().await?;
+        let (nodes, registry) = (nodes.iter().collect(), &self.controller.registry);
+        let progress = convert::progress(deployment, update, &instances, &nodes, registry);
         Ok(GetUpdateResponse {
             update: Some(progress),
         })

@@ -116,7 +116,13 @@ fn created(service: &Namer<'_>, role: &ServiceRole, changes: &mut Vec<Change>) {
 fn updated(service: &Namer<'_>, old: &ServiceRole, new: &ServiceRole, changes: &mut Vec<Change>) {
     let mut details = differences(old, new);
     let effect = old.spec.effect_of(&new.spec);
-    if effect != Effect::Nothing {
+    let in_place = old.spec.effect_in_place(&new.spec);
+    if effect != in_place {
+        let (effect, in_place) = (effect.what(), in_place.what());
+        details.push(format!(
+            "its instances on nodes that are not like that {effect}, others {in_place}"
+        ));
+    } else if effect != Effect::Nothing {
         details.push(format!("its instances {}", effect.what()));
     }
     if !details.is_empty() {
@@ -300,6 +306,19 @@ mod tests {
             [
                 "Update role web instances: 2 → 1",
                 "Delete instance shop-web-1 instances 2 → 1"
+            ]
+        );
+    }
+
+    #[test]
+    fn rules_for_nodes_say_who_goes_and_who_stays() {
+        let mut new = role(2);
+        new.spec.nodes.labels = [("disk".to_owned(), "nvme".to_owned())].into();
+        assert_eq!(
+            told(&[role(2)], &[new]),
+            [
+                "Update role web nodes: any → disk=nvme; its instances on nodes that are not \
+                 like that are placed anew, on fresh disks, others do not notice"
             ]
         );
     }

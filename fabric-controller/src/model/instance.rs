@@ -8,6 +8,7 @@ use super::{
     definition::{NodeRules, Role},
     deployment::Colour,
     keep::Keep,
+    node::{NodeRecord, Nodes},
     own::OwnResources,
     size::Size,
     time::WallTime,
@@ -125,11 +126,28 @@ pub struct InstanceSpec {
 }
 
 impl InstanceSpec {
-    /// What becomes of an instance of this kind that is to become one of `new`.
+    /// What becomes of an instance of this kind that is to become one of `new`, on
+    /// whichever node: where rules for nodes change, of one that must leave its own.
     #[must_use]
     pub fn effect_of(&self, new: &Self) -> Effect {
+        self.effect_on(None, new)
+    }
+
+    /// The same on its node. One that meets the new rules keeps what it has.
+    #[must_use]
+    pub fn effect_on(&self, node: Option<&NodeRecord>, new: &Self) -> Effect {
+        let may_stay = self.nodes == new.nodes || node.is_some_and(|node| node.meets(&new.nodes));
+        match may_stay {
+            true => self.effect_in_place(new),
+            false => Effect::Replace,
+        }
+    }
+
+    /// The same on a node that meets all rules.
+    #[must_use]
+    pub fn effect_in_place(&self, new: &Self) -> Effect {
         let digest = |blob: &Option<BlobRef>| blob.as_ref().map(|blob| blob.digest.clone());
-        if self.size != new.size || self.resources != new.resources || self.nodes != new.nodes {
+        if self.size != new.size || self.resources != new.resources {
             Effect::Replace
         } else if self.image.digest != new.image.digest
             || digest(&self.package) != digest(&new.package)
@@ -213,6 +231,13 @@ pub struct InstanceRecord {
 }
 
 impl InstanceRecord {
+    /// What becomes of it, where it is, when it is to become one of `new`.
+    #[must_use]
+    pub fn effect_of(&self, new: &InstanceSpec, nodes: &Nodes<'_>) -> Effect {
+        let node = self.node.as_ref().and_then(|name| nodes.get(name));
+        self.spec.effect_on(node, new)
+    }
+
     /// Whether it is moving because its node has given it up.
     #[must_use]
     pub fn was_given_up(&self) -> bool {
@@ -339,6 +364,36 @@ pub(crate) mod tests {
         assert_eq!(effect(&gpu), Effect::Replace);
         let kvm = |new: &mut InstanceSpec| new.nodes.kvm = Some(Kvm::Hardware);
         assert_eq!(effect(&kvm), Effect::Replace);
+    }
+
+    #[test]
+    fn other_rules_for_nodes_are_nothing_to_who_is_on_one_that_meets_them() {
+        let mut fast = NodeRecord::new("n1".parse().unwrap(), WallTime::EPOCH);
+        fast.labels = [("disk".to_owned(), "nvme".to_owned())].into();
+        let slow = NodeRecord::new("n2".parse().unwrap(), WallTime::EPOCH);
+        let mut new = spec();
+        new.nodes.labels = fast.labels.clone();
+        assert_eq!(spec().effect_on(Some(&fast), &new), Effect::Nothing);
+        assert_eq!(spec().effect_on(Some(&slow), &new), Effect::Replace);
+        assert_eq!(spec().effect_on(None, &new), Effect::Replace);
+        // What else changes has the effect that it has.
+        new.package = None;
+        assert_eq!(spec().effect_on(Some(&fast), &new), Effect::Reimage);
+        new.size.vcpus = 2;
+        assert_eq!(spec().effect_on(Some(&fast), &new), Effect::Replace);
+        // Rules that are dropped are met everywhere.
+        assert_eq!(new.effect_on(Some(&slow), &new), Effect::Nothing);
+        let mut free = new.clone();
+        free.nodes = NodeRules::default();
+        assert_eq!(new.effect_on(Some(&slow), &free), Effect::Nothing);
+        let nodes = [&fast, &slow].into_iter().collect();
+        let at = |node: &str| InstanceRecord {
+            spec: free.clone(),
+            ..record(node)
+        };
+        assert_eq!(at("n1").effect_of(&new, &nodes), Effect::Nothing);
+        assert_eq!(at("n2").effect_of(&new, &nodes), Effect::Replace);
+        assert_eq!(at("n3").effect_of(&new, &nodes), Effect::Replace);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{
 use fabric_proto::id::{InstanceId, NodeId, ServiceName};
 use serde::{Deserialize, Serialize};
 
-use super::{own::OwnResources, steadiness::Steadiness, time::WallTime};
+use super::{definition::NodeRules, own::OwnResources, steadiness::Steadiness, time::WallTime};
 
 /// What a node has, as its host agent says.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,6 +128,25 @@ impl NodeRecord {
         }
     }
 
+    /// Its label of that key: an operator's, else its own.
+    #[must_use]
+    pub fn label(&self, key: &str) -> Option<&str> {
+        let label = self
+            .operator_labels
+            .get(key)
+            .or_else(|| self.labels.get(key));
+        label.map(String::as_str)
+    }
+
+    /// Whether it is what an instance asks of its node, whatever else is on it.
+    #[must_use]
+    pub fn meets(&self, rules: &NodeRules) -> bool {
+        let mut labels = rules.labels.iter();
+        let kvm = rules.kvm;
+        kvm.is_none_or(|kvm| self.kvm() == Some(kvm))
+            && labels.all(|(key, value)| self.label(key) == Some(value))
+    }
+
     /// Its labels, for whoever looks for a node: its own, and those from an operator.
     #[must_use]
     pub fn all_labels(&self) -> BTreeMap<String, String> {
@@ -141,10 +160,9 @@ impl NodeRecord {
     #[must_use]
     pub fn fault_domain(&self) -> &str {
         self.fault_domain
-            .as_ref()
-            .or_else(|| self.operator_labels.get(FAULT_DOMAIN))
-            .or_else(|| self.labels.get(FAULT_DOMAIN))
-            .map_or(self.node_id.as_str(), String::as_str)
+            .as_deref()
+            .or_else(|| self.label(FAULT_DOMAIN))
+            .unwrap_or(self.node_id.as_str())
     }
 
     /// Its KVM, if it is of a kind that is known.
@@ -159,6 +177,25 @@ impl NodeRecord {
     #[must_use]
     pub const fn is_open(&self) -> bool {
         !self.cordoned && !self.condemned && !self.steadiness.held
+    }
+}
+
+/// Machines, to be found by name.
+#[derive(Debug, Clone, Default)]
+pub struct Nodes<'a>(BTreeMap<&'a NodeId, &'a NodeRecord>);
+
+impl Nodes<'_> {
+    /// The one of that name, if it is there.
+    #[must_use]
+    pub fn get(&self, name: &NodeId) -> Option<&NodeRecord> {
+        self.0.get(name).copied()
+    }
+}
+
+impl<'a> FromIterator<&'a NodeRecord> for Nodes<'a> {
+    fn from_iter<T: IntoIterator<Item = &'a NodeRecord>>(all: T) -> Self {
+        let named = all.into_iter().map(|node| (&node.node_id, node));
+        Self(named.collect())
     }
 }
 
@@ -192,6 +229,28 @@ mod tests {
         };
         let all = labels(&[("disk", "nvme"), ("rack", "r1")]);
         assert_eq!(node.all_labels(), all);
+    }
+
+    #[test]
+    fn a_node_meets_rules_by_its_kvm_and_by_the_labels_that_count() {
+        let mut node = NodeRecord {
+            labels: labels(&[("disk", "hdd"), ("rack", "r1")]),
+            operator_labels: labels(&[("disk", "nvme")]),
+            ..NodeRecord::new("n1".parse().unwrap(), WallTime::EPOCH)
+        };
+        let asking = |of: &[(&str, &str)], kvm| NodeRules {
+            labels: labels(of),
+            kvm,
+        };
+        assert!(node.meets(&NodeRules::default()));
+        assert!(node.meets(&asking(&[("disk", "nvme"), ("rack", "r1")], None)));
+        assert!(!node.meets(&asking(&[("disk", "hdd")], None)));
+        assert!(!node.meets(&asking(&[("gpu", "a")], None)));
+        let hardware = asking(&[], Some(Kvm::Hardware));
+        assert!(!node.meets(&hardware), "its KVM is not known");
+        node.inventory.kvm_kind = "hardware".to_owned();
+        assert!(node.meets(&hardware));
+        assert!(!node.meets(&asking(&[], Some(Kvm::Interpreted))));
     }
 
     #[test]

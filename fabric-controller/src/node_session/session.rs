@@ -103,7 +103,14 @@ async fn converse(
     // registration, which says that it is not, and its first report.
     let session = controller.registry.open(&node);
     let highest = match store_registration(controller, &registration, is_again).await {
-        Ok(highest) => highest,
+        Ok(stored) => {
+            // One that was removed, and was in truth only silent, has the goal of before:
+            // what is in it may run elsewhere by now.
+            if stored.is_new {
+                session.withhold_leases();
+            }
+            stored.highest_event
+        }
         Err(error) if error.is_of_the_disk() => {
             known(controller, &registration).await?.ok_or(error)?
         }
@@ -283,13 +290,21 @@ impl Talk<'_> {
     }
 }
 
-/// Stores who the node is; answers the highest event sequence that is stored. `is_again`
-/// if it was heard before since the controller was started.
+/// A node that is registered.
+struct Registered {
+    /// Whether it was not known before.
+    is_new: bool,
+    /// The highest event sequence that is stored.
+    highest_event: u64,
+}
+
+/// Stores who the node is. `is_again` if it was heard before since the controller was
+/// started.
 async fn store_registration(
     controller: &Controller,
     from: &Registration,
     is_again: bool,
-) -> Result<u64> {
+) -> Result<Registered> {
     let store = &*controller.store;
     let id = &from.node_id;
     let (node_key, goal_key, events_key) = (
@@ -322,10 +337,11 @@ async fn store_registration(
             steadiness,
             ..before
         };
+        let is_new = old.is_none();
         let mut txn = Txn::new();
         let tell =
             |reason, message: String| EventRecord::new(now, reason, SubjectKind::Node, id, message);
-        if old.is_none() {
+        if is_new {
             let Registration { inventory, .. } = from;
             let message = format!(
                 "{} CPUs, {} MiB, KVM {}",
@@ -353,7 +369,11 @@ async fn store_registration(
             stored = 0;
             txn = records::replace(txn, events_key, highest.map(|kept| kept.modified), &stored)?;
         }
-        Ok((txn, stored))
+        let registered = Registered {
+            is_new,
+            highest_event: stored,
+        };
+        Ok((txn, registered))
     })
     .await
 }

@@ -20,6 +20,7 @@ use crate::model::{
     change::spec_differences,
     deployment::Deployment,
     instance::{Effect, InstanceRecord},
+    node::Nodes,
     time::WallTime,
     update::{Update, UpdatePolicy, UpdateState},
 };
@@ -47,16 +48,17 @@ pub struct Step {
 pub fn steps(
     deployment: &Deployment,
     instances: &[&InstanceRecord],
+    nodes: &Nodes<'_>,
     health: &HealthOf<'_>,
     now: WallTime,
 ) -> Vec<Step> {
-    let Some(update) = rollout::current(deployment, instances, now) else {
+    let Some(update) = rollout::current(deployment, instances, nodes, now) else {
         return Vec::new();
     };
-    let seen = rollout::see_all(deployment, &update, instances, health);
+    let seen = rollout::see_all(deployment, &update, instances, nodes, health);
     let records: BTreeMap<_, _> = instances.iter().map(|one| (&one.id, *one)).collect();
     let turns = turns(&update, seen, now).into_iter();
-    let steps = turns.flat_map(|turn| turn.steps(deployment, &records));
+    let steps = turns.flat_map(|turn| turn.steps(deployment, &records, nodes));
     steps.collect()
 }
 
@@ -96,6 +98,7 @@ impl Turn {
         self,
         deployment: &Deployment,
         records: &BTreeMap<&InstanceId, &InstanceRecord>,
+        nodes: &Nodes<'_>,
     ) -> Vec<Step> {
         let mut steps: Vec<Step> = Vec::new();
         for one in self.take {
@@ -107,7 +110,7 @@ impl Turn {
                 domain: one.domain,
                 role: one.role,
                 instances: vec![one.id],
-                effect: record.spec.effect_of(&role.spec),
+                effect: record.effect_of(&role.spec, nodes),
                 why: spec_differences(&record.spec, &role.spec).join("; "),
                 when: self.when.clone(),
             };

@@ -9,6 +9,7 @@ use crate::model::{
         InstanceSpec,
         tests::{record, spec},
     },
+    node::NodeRecord,
     service::ServiceRole,
     update::{Cause, Current},
 };
@@ -64,7 +65,7 @@ fn told(health: &[Health]) -> Vec<(u32, String, String)> {
     let (deployment, instances) = walking(u32::try_from(health.len()).unwrap());
     let instances: Vec<_> = instances.iter().collect();
     let of = |one: &InstanceRecord| health[one.number as usize].clone();
-    let steps = steps(&deployment, &instances, &of, NOW).into_iter();
+    let steps = steps(&deployment, &instances, &Nodes::default(), &of, NOW).into_iter();
     let told = steps.map(|step| {
         assert_eq!(step.effect, Effect::RestartRole);
         assert_eq!(step.why, "command: [\"/v1\"] → [\"/v2\"]");
@@ -131,7 +132,13 @@ fn each_is_told_what_differs_for_itself() {
     // One was left behind by an update before.
     instances[2].spec.image.digest = fabric_proto::id::Digest::of_sha256(&[9; 32]);
     let instances: Vec<_> = instances.iter().collect();
-    let steps = steps(&deployment, &instances, &|_| Health::Ready, NOW);
+    let steps = steps(
+        &deployment,
+        &instances,
+        &Nodes::default(),
+        &|_| Health::Ready,
+        NOW,
+    );
     let told: Vec<_> = steps
         .iter()
         .map(|step| (ids(&step.instances), step.effect))
@@ -145,6 +152,55 @@ fn each_is_told_what_differs_for_itself() {
         ]
     );
     assert!(steps[1].why.contains("image: "), "{}", steps[1].why);
+}
+
+/// Two nodes, one of them with a fast disk.
+fn two_nodes() -> [NodeRecord; 2] {
+    let mut nodes = ["n1", "n2"].map(|name| NodeRecord::new(name.parse().unwrap(), NOW));
+    nodes[0].labels = fast();
+    nodes
+}
+
+fn fast() -> BTreeMap<String, String> {
+    [("disk".to_owned(), "nvme".to_owned())].into()
+}
+
+#[test]
+fn where_rules_for_nodes_change_only_who_must_leave_has_a_turn() {
+    let old = Deployment::new(Colour::Plain, 1, version(vec![role("/v1", 4)]));
+    let mut picky = role("/v1", 4);
+    picky.spec.nodes.labels = fast();
+    let new = old.with(2, version(vec![picky.clone()]), Cause::Operator, NOW);
+    let at = |number: u32| InstanceRecord {
+        node: Some(format!("n{}", number / 2 + 1).parse().unwrap()),
+        ..instance(number, role("/v1", 0).spec)
+    };
+    let instances = [0, 1, 2, 3].map(at);
+    let instances: Vec<_> = instances.iter().collect();
+    let nodes = two_nodes();
+    let nodes = nodes.iter().collect();
+    let told = |new: &Deployment| {
+        let steps = steps(new, &instances, &nodes, &|_| Health::Ready, NOW).into_iter();
+        let told = steps.map(|step| (ids(&step.instances), step.effect));
+        told.collect::<Vec<_>>()
+    };
+    let of = |ids: &str, effect| (ids.to_owned(), effect);
+    assert_eq!(
+        told(&new),
+        [of("2", Effect::Replace), of("3", Effect::Replace)]
+    );
+    // What else is new reaches the others where they are.
+    picky.spec.role.command = vec!["/v2".to_owned()];
+    let newer = old.with(2, version(vec![picky]), Cause::Operator, NOW);
+    assert_eq!(
+        told(&newer),
+        [
+            of("0", Effect::RestartRole),
+            of("2", Effect::Replace),
+            of("1", Effect::RestartRole),
+            of("3", Effect::Replace),
+        ]
+    );
 }
 
 #[test]
@@ -193,10 +249,10 @@ proptest! {
         deployment.version.roles[0].upgrade_domains = domains;
         let instances: Vec<_> = instances.iter().collect();
         let of = |one: &InstanceRecord| health[one.number as usize].clone();
-        let steps = steps(&deployment, &instances, &of, NOW);
+        let steps = steps(&deployment, &instances, &Nodes::default(), &of, NOW);
         let mut all: Vec<_> = steps.iter().flat_map(|step| step.instances.clone()).collect();
         let update = deployment.update.as_ref().unwrap();
-        let next = rollout::look(&deployment, update, &instances, &of, NOW).take;
+        let next = rollout::look(&deployment, update, &instances, &Nodes::default(), &of, NOW).take;
         let first: BTreeSet<_> = all.iter().take(next.len()).cloned().collect();
         prop_assert_eq!(first, next);
         all.sort();

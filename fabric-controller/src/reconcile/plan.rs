@@ -7,7 +7,8 @@
 //! - A service's instance that is not there comes to be, without a node.
 //! - An instance without a node is placed, or says why it cannot be.
 //! - An instance that is there keeps what it is until its update reaches it
-//!   ([`super::rollout`]); only what it would not notice is written at once.
+//!   ([`super::rollout`]); only what it would not notice is written at once. Rules for
+//!   nodes are that where its node meets them.
 //! - An instance that no service wants goes: its node is no longer told to have
 //!   it, and the record stays until the node has taken that up and reports it no
 //!   more. A node that is not there cannot say so, and the record waits for it, until
@@ -29,7 +30,7 @@ use crate::{
         event::{Because, EventRecord, Reason, SubjectKind},
         instance::{Effect, GivenUp, InstanceRecord, Phase, Restart, RestartScope},
         keep::Keep,
-        node::NodeRecord,
+        node::{NodeRecord, Nodes},
         revision::Revision,
         service::{ServiceRecord, ServiceRole},
         time::WallTime,
@@ -165,10 +166,11 @@ pub fn plan(policy: Policy, input: &Input, now: WallTime) -> Plan {
         .map(|one| (one.id.clone(), one.clone()))
         .collect();
     let wanted = wanted(&input.services);
+    let nodes = input.nodes.iter().collect();
     for (id, want) in &wanted {
         let renewed = match instances.get(id) {
             None => Some(new_instance(id, want, input.next_epoch, now)),
-            Some(there) => renewed(there, want, input.next_epoch, now),
+            Some(there) => renewed(there, want, &nodes, input.next_epoch, now),
         };
         if let Some(record) = renewed {
             instances.insert(id.clone(), record.clone());
@@ -248,14 +250,16 @@ fn new_instance(id: &InstanceId, want: &Want<'_>, epoch: u64, now: WallTime) -> 
 fn renewed(
     there: &InstanceRecord,
     want: &Want<'_>,
+    nodes: &Nodes<'_>,
     next_epoch: u64,
     now: WallTime,
 ) -> Option<InstanceRecord> {
     let spec = &want.role.spec;
+    let effect = there.effect_of(spec, nodes);
     if there.phase == Phase::Removing {
         // Wanted again before it was gone. One that must be placed anew goes all the
         // same; any other is made anew where it is.
-        return (there.spec.effect_of(spec) != Effect::Replace).then(|| InstanceRecord {
+        return (effect != Effect::Replace).then(|| InstanceRecord {
             service: want.service.clone(),
             role: want.role.name().clone(),
             colour: want.deployment.colour,
@@ -274,7 +278,7 @@ fn renewed(
     if there.phase == Phase::Moving {
         return None;
     }
-    let unnoticed = there.spec != *spec && there.spec.effect_of(spec) == Effect::Nothing;
+    let unnoticed = there.spec != *spec && effect == Effect::Nothing;
     unnoticed.then(|| InstanceRecord {
         spec: spec.clone(),
         ..there.clone()

@@ -5,7 +5,8 @@
 //! that is reached depends on what is new about it ([`Effect`]): one that starts its
 //! role anew gets the next restart generation, so that a report from before is known
 //! by its number; another image or package raises the epoch and asks for a fresh
-//! disk; another size makes the instance go, so that it is placed anew.
+//! disk; another size, or rules that its node does not meet, make the instance go, so
+//! that it is placed anew.
 //!
 //! A walk that fails is stopped, or the deployment is given the version before and
 //! walks back, as its policy says. An update that nobody has asked for begins where
@@ -23,6 +24,7 @@ use crate::model::{
     deployment::{Deployment, Slot},
     event::{EventRecord, Reason, SubjectKind},
     instance::{Effect, InstanceRecord, InstanceSpec, Phase, RestartScope},
+    node::Nodes,
     revision::Revision,
     service::ServiceRecord,
     time::WallTime,
@@ -40,6 +42,7 @@ pub type HealthOf<'a> = dyn Fn(&InstanceRecord) -> Health + Sync + 'a;
 pub fn walk(input: &Input, health: &HealthOf<'_>, now: WallTime) -> (Plan, Option<WallTime>) {
     let mut plan = Plan::default();
     let mut again: Option<WallTime> = None;
+    let nodes = input.nodes.iter().collect();
     let mut instances: BTreeMap<_, Vec<&InstanceRecord>> = BTreeMap::new();
     for one in &input.instances {
         let of = instances.entry((&one.service, one.colour)).or_default();
@@ -49,15 +52,16 @@ pub fn walk(input: &Input, health: &HealthOf<'_>, now: WallTime) -> (Plan, Optio
         for (slot, deployment) in &service.slots {
             let instances = instances.get(&(&service.name, deployment.colour));
             let instances = instances.map_or(&[][..], Vec::as_slice);
-            let Some(update) = current(deployment, instances, now) else {
+            let Some(update) = current(deployment, instances, &nodes, now) else {
                 continue;
             };
-            let step = look(deployment, &update, instances, health, now);
+            let step = look(deployment, &update, instances, &nodes, health, now);
             again = [again, step.again].into_iter().flatten().min();
             let turn = Turn {
                 service,
                 slot: *slot,
                 deployment,
+                nodes: &nodes,
                 next_epoch: input.next_epoch,
                 now,
             };
@@ -74,10 +78,11 @@ pub fn look(
     deployment: &Deployment,
     update: &Update,
     instances: &[&InstanceRecord],
+    nodes: &Nodes<'_>,
     health: &HealthOf<'_>,
     now: WallTime,
 ) -> Step {
-    let seen = see_all(deployment, update, instances, health);
+    let seen = see_all(deployment, update, instances, nodes, health);
     update_walk::step(&deployment.version.policy, update, &seen, now)
 }
 
@@ -87,10 +92,11 @@ pub fn see_all(
     deployment: &Deployment,
     update: &Update,
     instances: &[&InstanceRecord],
+    nodes: &Nodes<'_>,
     health: &HealthOf<'_>,
 ) -> Vec<Seen> {
     let seen = instances.iter();
-    seen.filter_map(|one| see(deployment, update, one, health))
+    seen.filter_map(|one| see(deployment, update, one, nodes, health))
         .collect()
 }
 
@@ -99,13 +105,14 @@ fn see(
     deployment: &Deployment,
     update: &Update,
     one: &InstanceRecord,
+    nodes: &Nodes<'_>,
     health: &HealthOf<'_>,
 ) -> Option<Seen> {
     let role = deployment.version.role(&one.role)?;
     if one.number >= role.instances {
         return None;
     }
-    let is_old = one.phase == Phase::Wanted && one.spec.effect_of(&role.spec) != Effect::Nothing;
+    let is_old = one.phase == Phase::Wanted && one.effect_of(&role.spec, nodes) != Effect::Nothing;
     let is_changed = one.revision >= update.since_revision;
     Some(Seen {
         id: one.id.clone(),
@@ -122,6 +129,7 @@ fn see(
 pub fn current(
     deployment: &Deployment,
     instances: &[&InstanceRecord],
+    nodes: &Nodes<'_>,
     now: WallTime,
 ) -> Option<Update> {
     if let Some(update) = deployment.under_way() {
@@ -130,7 +138,7 @@ pub fn current(
     let differs = |one: &&&InstanceRecord| {
         let role = deployment.version.role(&one.role);
         let role = role.filter(|role| one.phase == Phase::Wanted && one.number < role.instances);
-        role.is_some_and(|role| one.spec.effect_of(&role.spec) != Effect::Nothing)
+        role.is_some_and(|role| one.effect_of(&role.spec, nodes) != Effect::Nothing)
     };
     let differing = instances.iter().filter(differs);
     let roles: BTreeSet<_> = differing.map(|one| one.role.clone()).collect();
@@ -143,6 +151,7 @@ struct Turn<'a> {
     service: &'a ServiceRecord,
     slot: Slot,
     deployment: &'a Deployment,
+    nodes: &'a Nodes<'a>,
     next_epoch: u64,
     now: WallTime,
 }
@@ -260,7 +269,7 @@ impl Turn<'_> {
         if there.node.is_none() {
             return record;
         }
-        match there.spec.effect_of(spec) {
+        match there.effect_of(spec, self.nodes) {
             effect if given_up && effect < Effect::Replace => self.reimage(&mut record),
             Effect::Nothing | Effect::Deliver => {}
             Effect::RestartRole => record.restart = there.restart.again(RestartScope::Role),

@@ -13,9 +13,10 @@ use super::{
 };
 use crate::{
     model::{
+        definition::NodeRules,
         deployment::Slot,
         instance::{InstanceRecord, Phase, RestartScope, tests::spec},
-        node::{Inventory, NodeRecord},
+        node::{Inventory, Kvm, NodeRecord},
         service::{ServiceRecord, ServiceRole, tests::service as made},
         size::{MIB, Size},
         time::WallTime,
@@ -275,6 +276,67 @@ fn another_size_is_placed_anew_once_the_old_one_is_gone() {
     assert!(after.epoch > before.epoch);
 }
 
+/// A cluster of a node with a fast disk and one without, and so many instances in it.
+fn fast_and_slow(instances: u32) -> Cluster {
+    let mut cluster = Cluster::new(&["n1", "n2"]);
+    cluster.input.nodes[0].labels = fast();
+    let mut shop = service("shop", instances);
+    role(&mut shop).upgrade_domains = 1;
+    cluster.input.services = vec![shop];
+    cluster.settle();
+    cluster.report();
+    cluster
+}
+
+fn fast() -> BTreeMap<String, String> {
+    [("disk".to_owned(), "nvme".to_owned())].into()
+}
+
+fn at(one: &InstanceRecord) -> &str {
+    one.node.as_ref().map_or("", NodeId::as_str)
+}
+
+#[test]
+fn other_rules_for_nodes_move_only_who_is_on_one_that_does_not_meet_them() {
+    let mut cluster = fast_and_slow(2);
+    let before = cluster.input.instances.clone();
+    let nodes: Vec<_> = before.iter().map(at).collect();
+    assert_eq!(nodes, ["n1", "n2"]);
+    role(&mut cluster.input.services[0]).spec.nodes.labels = fast();
+    cluster.settle();
+    let phases: Vec<_> = cluster
+        .input
+        .instances
+        .iter()
+        .map(|one| (one.number, one.phase))
+        .collect();
+    assert!(phases.contains(&(0, Phase::Wanted)) && phases.contains(&(1, Phase::Removing)));
+    cluster.report();
+    cluster.settle();
+    for one in &cluster.input.instances {
+        assert_eq!((at(one), &one.spec.nodes.labels), ("n1", &fast()));
+        let same = &before[one.number as usize];
+        assert_eq!(one.epoch == same.epoch, one.number == 0);
+        assert_eq!(one.restart, same.restart);
+    }
+    // Without them again nobody notices.
+    let before = cluster.input.instances.clone();
+    role(&mut cluster.input.services[0])
+        .spec
+        .nodes
+        .labels
+        .clear();
+    cluster.settle();
+    for (one, was) in cluster.input.instances.iter().zip(&before) {
+        let bare = InstanceRecord {
+            spec: one.spec.clone(),
+            ..was.clone()
+        };
+        assert!(one.spec.nodes.is_empty());
+        assert_eq!(*one, bare);
+    }
+}
+
 #[test]
 fn what_may_still_run_on_a_node_that_is_not_there_is_not_forgotten() {
     let mut cluster = Cluster::new(&["n1", "n2"]);
@@ -361,6 +423,72 @@ proptest! {
                 prop_assert!(one.epoch >= last, "the epoch of {} went back", one.id);
             }
         }
+    }
+
+    #[test]
+    fn whatever_else_is_asked_of_nodes_who_is_on_one_that_is_so_stays_as_it_is(
+        count in 1u32..8,
+        asked in prop::collection::vec((any::<bool>(), any::<bool>()), 1..6),
+    ) {
+        let mut cluster = fast_and_slow(count);
+        cluster.input.nodes[1].inventory.kvm_kind = "hardware".to_owned();
+        for (labelled, hardware) in asked {
+            let before: BTreeMap<_, _> =
+                cluster.input.instances.iter().map(|one| (one.id.clone(), one.clone())).collect();
+            let rules = NodeRules {
+                labels: if labelled { fast() } else { BTreeMap::new() },
+                kvm: hardware.then_some(Kvm::Hardware),
+            };
+            role(&mut cluster.input.services[0]).spec.nodes = rules.clone();
+            for _ in 0..3 {
+                cluster.settle();
+                cluster.report();
+            }
+            let nodes = cluster.input.nodes.clone();
+            let meets = |one: &InstanceRecord| {
+                let node = nodes.iter().find(|node| Some(&node.node_id) == one.node.as_ref());
+                node.map(|node| node.meets(&rules))
+            };
+            for one in &cluster.input.instances {
+                prop_assert_eq!(&one.spec.nodes, &rules);
+                prop_assert!(meets(one) != Some(false), "{} is on {}", one.id, at(one));
+                let was = &before[&one.id];
+                if meets(was) == Some(true) {
+                    let as_it_was = InstanceRecord { spec: one.spec.clone(), ..was.clone() };
+                    prop_assert_eq!(one, &as_it_was);
+                }
+            }
+            prop_assert_eq!(cluster.input.instances.len(), count as usize);
+        }
+    }
+
+    /// What a node is asked for by placement, and by whoever looks whether one may stay.
+    #[test]
+    fn a_node_meets_rules_just_when_placement_has_no_objection_to_it(
+        own in any::<bool>(),
+        operators in prop::option::of(any::<bool>()),
+        kvm in prop::option::of(any::<bool>()),
+        asked in any::<bool>(),
+        asked_kvm in prop::option::of(any::<bool>()),
+    ) {
+        let disk = |fast: bool| if fast { "nvme" } else { "hdd" }.to_owned();
+        let of = |hardware: bool| if hardware { Kvm::Hardware } else { Kvm::Interpreted };
+        let mut node = node_record("n1");
+        node.labels = [("disk".to_owned(), disk(own))].into();
+        node.operator_labels.extend(operators.map(|one| ("disk".to_owned(), disk(one))));
+        node.inventory.kvm_kind = kvm.map(of).map_or_else(String::new, |kvm| kvm.to_string());
+        let mut shop = service("shop", 1);
+        let rules = NodeRules {
+            labels: if asked { fast() } else { BTreeMap::new() },
+            kvm: asked_kvm.map(of),
+        };
+        role(&mut shop).spec.nodes = rules.clone();
+        let mut cluster = Cluster::new(&["n1"]);
+        let meets = node.meets(&rules);
+        cluster.input.nodes = vec![node];
+        cluster.input.services = vec![shop];
+        cluster.settle();
+        prop_assert_eq!(cluster.only().node.is_some(), meets);
     }
 
     #[test]

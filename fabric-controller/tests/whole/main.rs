@@ -19,6 +19,7 @@ mod nodes;
 mod output;
 mod placement;
 mod program;
+mod rebalance;
 mod roles;
 mod services;
 mod slots;

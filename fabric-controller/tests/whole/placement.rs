@@ -1,8 +1,8 @@
 //! Why an instance is where it is, and what would be if.
 
 use fabric_proto::v1::{
-    ExplainPlacementRequest, ExplainPlacementResponse, LabelNodeRequest, Node as NodeMessage,
-    SimulatePlacementRequest, SimulatePlacementResponse,
+    ApplyServiceRequest, Effect, ExplainPlacementRequest, ExplainPlacementResponse, Instance,
+    LabelNodeRequest, Node as NodeMessage, SimulatePlacementRequest, SimulatePlacementResponse,
 };
 use tonic::{Code, Status};
 
@@ -166,6 +166,74 @@ async fn a_simulation_says_who_would_go_where_and_does_nothing() {
     assert_eq!(refused.message(), "there is no node n9");
     let nothing = simulate(&client, SimulatePlacementRequest::default()).await;
     assert_eq!(nothing.unwrap_err().code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn rules_for_nodes_that_change_move_only_who_is_on_one_that_does_not_meet_them() {
+    let (_controller, client) = Controller::start().await;
+    client.upload_guest_os().await;
+    let mut fast = register("n1", 0);
+    fast.labels.insert("disk".to_owned(), "nvme".to_owned());
+    let mut fast = Node::register(&client, fast).await.unwrap();
+    fast.next_goal().await;
+    fast.status(vec![]).await;
+    let _slow = Node::join(&client, "n2").await.live();
+    let file = |more: &str| format!("{}{more}[update]\nbake = \"0s\"\n", shop(2));
+    let (any, picky) = (file(""), file("node_labels = { disk = \"nvme\" }\n"));
+    client.apply(&any).await.unwrap();
+    fast.goal_with(&["shop-web-0"]).await;
+    let told = fast.goal.instances[0].clone();
+    let _fast = fast.live();
+    let both = [("shop-web-0", "Ready"), ("shop-web-1", "Ready")];
+    client.wait_for_words(&both).await;
+    let before = client.list().await;
+    assert_eq!([&*before[0].node_id, &*before[1].node_id], ["n1", "n2"]);
+
+    let request = ApplyServiceRequest {
+        definition_toml: picky.clone(),
+        file_name: "service.toml".to_owned(),
+        dry_run: true,
+        ..ApplyServiceRequest::default()
+    };
+    let plan = client.services().apply_service(request).await.unwrap();
+    let steps = plan.into_inner().steps;
+    assert_eq!(steps.len(), 1, "{steps:#?}");
+    assert_eq!(steps[0].instance_ids, ["shop-web-1"]);
+    assert_eq!(steps[0].effect(), Effect::Replace);
+    assert_eq!(steps[0].why, "nodes: any → disk=nvme");
+
+    client.apply(&picky).await.unwrap();
+    let after = until(
+        "both on the node with that label",
+        async || client.list().await,
+        |all| {
+            let is_there = |one: &Instance| one.node_id == "n1" && one.state == "Ready";
+            all.len() == 2 && all.iter().all(is_there)
+        },
+    )
+    .await;
+    assert!(after[1].epoch > before[1].epoch);
+    // The other one was told nothing.
+    assert_eq!(after[0].epoch, before[0].epoch);
+    assert_eq!(after[0].status, before[0].status);
+    let restart = told.role.map_or(0, |role| role.restart_generation);
+    let status = after[0].status.as_ref().and_then(|one| one.role.as_ref());
+    assert_eq!(status.map(|role| role.restart_generation), Some(restart));
+
+    let finished = async || {
+        let reasons = client.reasons("shop").await;
+        let finished = reasons.iter().filter(|one| *one == "UpdateFinished");
+        finished.count()
+    };
+    until("the update to be done", finished, |count| *count == 1).await;
+
+    // Any node will do again: nobody moves, and the plan has no steps.
+    let applied = client.apply(&any).await.unwrap();
+    assert!(applied.steps.is_empty(), "{:#?}", applied.steps);
+    until("that to be done too", finished, |count| *count == 2).await;
+    let same = client.list().await;
+    assert_eq!(same[1].epoch, after[1].epoch);
+    assert_eq!(same[1].node_id, "n1");
 }
 
 async fn label(client: &Client, request: LabelNodeRequest) -> Result<NodeMessage, Status> {

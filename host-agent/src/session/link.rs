@@ -81,9 +81,7 @@ impl Link {
                 self.lease.nobody_grants(request);
             }
             let wait = waits.next().unwrap_or(LONGEST_WAIT);
-            // Often enough for a lease to be got before the last one ends.
-            let lease = *self.lease.length().borrow();
-            let wait = lease.map_or(wait, |length| wait.min(length / 4));
+            let wait = self.often_enough(wait);
             if useful {
                 tracing::warn!(code = ?status.code(), message = status.message(), ?wait,
                     "lost the controller; everything goes on without it");
@@ -93,6 +91,13 @@ impl Link {
             }
             tokio::time::sleep(wait).await;
         }
+    }
+
+    /// So long, or as long as there is time for if a lease is to be got before the last
+    /// one ends.
+    fn often_enough(&self, wait: Duration) -> Duration {
+        let lease = *self.lease.length().borrow();
+        lease.map_or(wait, |length| wait.min(length / 4))
     }
 
     fn waits(&self) -> backon::ExponentialBackoff {
@@ -145,7 +150,8 @@ impl Link {
             }
             board.mark_unchanged();
             up.send(Report::Status(self.status())).await?;
-            heartbeat = tokio::time::Instant::now() + *period.borrow_and_update();
+            let rest = self.often_enough(*period.borrow_and_update());
+            heartbeat = tokio::time::Instant::now() + rest;
         }
     }
 

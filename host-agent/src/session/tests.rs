@@ -134,7 +134,7 @@ struct Stage {
     lease: Arc<Lease>,
     goals: mpsc::Receiver<wire::NodeGoal>,
     applied: tokio::sync::watch::Sender<u64>,
-    _heartbeat: tokio::sync::watch::Sender<Duration>,
+    heartbeat: tokio::sync::watch::Sender<Duration>,
     _link: AbortOnDropHandle<()>,
 }
 
@@ -188,7 +188,7 @@ impl Stage {
             lease,
             goals,
             applied,
-            _heartbeat: heartbeat,
+            heartbeat,
             _link: link,
         }
     }
@@ -363,6 +363,27 @@ async fn a_lease_is_no_reason_to_report_again() {
         session.say(Message::Lease(grant)).await;
     }
     assert!(first.elapsed() >= HEARTBEAT * 4, "it spins");
+}
+
+#[tokio::test]
+async fn a_lease_that_is_shorter_than_the_time_between_reports_is_kept() {
+    let stage = Stage::new();
+    let length = Duration::from_secs(1);
+    stage.heartbeat.send_replace(PATIENCE * 3);
+    stage.lease.require(Some(length));
+    let (mut sessions, _up) = stage.controller();
+    let mut session = sessions.recv().await.unwrap();
+    session.register().await;
+    let first = tokio::time::Instant::now();
+    while first.elapsed() < length * 3 {
+        let asked = tokio::time::timeout(length, session.status()).await;
+        let request = asked.expect("it asks before its lease ends").lease_request;
+        let grant = wire::LeaseGrant {
+            request,
+            incarnation: 7,
+        };
+        session.say(Message::Lease(grant)).await;
+    }
 }
 
 #[tokio::test]

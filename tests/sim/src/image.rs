@@ -75,6 +75,13 @@ impl Shelf {
     }
 }
 
+impl Shelf {
+    /// What lies there, by digest.
+    pub fn files(&self) -> impl Iterator<Item = (&Digest, &Bytes)> {
+        self.bytes.iter()
+    }
+}
+
 /// The shelf at the other end of the network.
 #[derive(Debug)]
 pub struct Download {

@@ -2,6 +2,7 @@
 //! on it, and its guests.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::PathBuf,
     sync::{
@@ -32,7 +33,7 @@ use crate::{
     host::{self, BEGINNING, Process},
     image::{Download, Shelf},
     network::{HostId, Network},
-    plan::NodePlan,
+    plan::{FAST, NodePlan},
     world::{CONTROLLER, channel},
 };
 
@@ -199,7 +200,7 @@ impl Machine {
                     hostname: self.plan.node.to_string(),
                     ..Inventory::default()
                 },
-                labels: [("fault-domain".to_owned(), self.plan.rack.clone())].into(),
+                labels: labels(&self.plan),
             },
             host: self.host,
             network: self.network.clone(),
@@ -274,6 +275,13 @@ pub fn wall(now: Duration, offset: i64) -> Duration {
         0.. => BEGINNING + now + by,
         _ => (BEGINNING + now).saturating_sub(by),
     }
+}
+
+fn labels(plan: &NodePlan) -> BTreeMap<String, String> {
+    let rack = ("fault-domain", plan.rack.as_str());
+    let labels = [Some(rack), plan.is_fast.then_some(FAST)];
+    let owned = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+    labels.into_iter().flatten().map(owned).collect()
 }
 
 fn boot_id(node: &NodeId, starts: u64) -> String {

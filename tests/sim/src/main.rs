@@ -11,7 +11,7 @@ use fabric_sim::{
     Break,
     image::Shelf,
     plan::{Fault, FaultKind, Plan},
-    seeds::{self, Report, Seeds, Summary},
+    seeds::{self, Report, Seeds, Summary, Terms},
     world::Outcome,
 };
 
@@ -21,8 +21,8 @@ const TAIL: usize = 60;
 /// A whole cluster in one process: the real controller and the cores of real host agents on
 /// simulated machines, network and time; faults from a seed, and what must always hold.
 ///
-/// The last line of the output is JSON: seeds, failed, and faults by kind. A seed always
-/// does the same; one that fails says how to see it again.
+/// The last line of the output is JSON: seeds, failed, and faults and an operator's calls by
+/// kind. A seed always does the same; one that fails says how to see it again.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask sim", bin_name = "cargo xtask sim")]
 struct Cli {
@@ -32,6 +32,9 @@ struct Cli {
     /// Run this seed alone
     #[arg(long, conflicts_with = "seeds")]
     seed: Option<u64>,
+    /// Take a seed that is not done after so long, by the clock on the wall, for failed
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = humantime::parse_duration, conflicts_with = "seed")]
+    seed_limit: Duration,
     /// Show everything that happened
     #[arg(long)]
     timeline: bool,
@@ -156,7 +159,11 @@ fn run(cli: &Cli) -> anyhow::Result<bool> {
             println!("  see it again: cargo xtask sim --seed {seed} --timeline{also}");
         }
     };
-    finish(&seeds::run_all(cli.seeds, broken, told)?)
+    let terms = Terms {
+        broken,
+        longest: cli.seed_limit,
+    };
+    finish(&seeds::run_all(cli.seeds, terms, told)?)
 }
 
 fn summary(seed: u64, outcome: &Outcome) -> Summary {

@@ -1,7 +1,7 @@
 //! Who makes calls: each until it is answered, under one request id, and who remembers
 //! what was acknowledged. Once faults are over it does what the fabric leaves to
-//! operators: it restarts what has failed for good, resumes updates that have stopped,
-//! and takes nodes back.
+//! operators: it restarts what has failed for good, resumes updates that stand still,
+//! starts what it has stopped where an update waits for that, and takes nodes back.
 
 use std::{
     collections::BTreeMap,
@@ -9,12 +9,15 @@ use std::{
     time::Duration,
 };
 
+use fabric_controller::model::deployment;
 use fabric_proto::{
-    node::v1::RestartScope,
+    node::v1::{InstancePower, RestartScope},
     v1::{
-        ApplyServiceRequest, ControlUpdateRequest, DeleteServiceRequest, DrainNodeRequest,
-        GetUpdateRequest, ListInstancesRequest, ListNodesRequest, ListServicesRequest, Node,
-        RestartInstanceRequest, UncordonNodeRequest, UpdateAction, UpdateState,
+        ApplyServiceRequest, ControlUpdateRequest, DeleteServiceRequest, Deployment,
+        DrainNodeRequest, GetUpdateRequest, Instance, ListInstancesRequest, ListNodesRequest,
+        ListServicesRequest, Node, RemoveNodeRequest, RestartInstanceRequest,
+        RollbackServiceRequest, Service, Slot, StartInstanceRequest, StopInstanceRequest,
+        SwapSlotsRequest, UncordonNodeRequest, UpdateAction, UpdateState,
         instance_service_client::InstanceServiceClient, node_service_client::NodeServiceClient,
         service_service_client::ServiceServiceClient,
     },
@@ -43,6 +46,8 @@ pub struct Notes(Arc<Mutex<Noted>>);
 pub struct Noted {
     /// Request ids of calls that were acknowledged, and what they did.
     pub acknowledged: BTreeMap<String, Effect>,
+    /// How many calls were acknowledged, by kind.
+    pub made: BTreeMap<&'static str, u64>,
     /// What there is to tell, since it was asked last.
     pub told: Vec<String>,
     /// Whether every call of the plan has been made.
@@ -123,7 +128,9 @@ impl Operator {
             let status = match timeout(PATIENCE, self.attempt(id, call)).await {
                 Ok(Ok(effect)) => {
                     self.notes.tell(format!("{}: acknowledged", describe(call)));
-                    self.notes.lock().acknowledged.insert(id.to_owned(), effect);
+                    let mut noted = self.notes.lock();
+                    noted.acknowledged.insert(id.to_owned(), effect);
+                    *noted.made.entry(call.word()).or_default() += 1;
                     return;
                 }
                 Ok(Err(status)) => status,
@@ -150,19 +157,73 @@ impl Operator {
     async fn attempt(&self, id: &str, call: &Call) -> Result<Effect, Status> {
         let request_id = id.to_owned();
         match call {
-            Call::Apply { text } => {
+            Call::Apply { text, slot } => {
                 let request = ApplyServiceRequest {
+                    slot: wire(*slot).into(),
                     definition_toml: text.clone(),
                     file_name: "service.toml".to_owned(),
                     request_id,
                     ..ApplyServiceRequest::default()
                 };
                 let answer = self.services().apply_service(request).await?.into_inner();
-                let service = answer.service.unwrap_or_default();
-                Ok(Effect::Applied {
-                    service: service.name,
-                    generation: service.generation,
-                })
+                Ok(applied(answer.service))
+            }
+            Call::Swap { service } => {
+                let request = SwapSlotsRequest {
+                    name: service.clone(),
+                    request_id,
+                };
+                let answer = self.services().swap_slots(request).await?.into_inner();
+                Ok(applied(answer.service))
+            }
+            Call::Rollback { service } => {
+                let request = RollbackServiceRequest {
+                    name: service.clone(),
+                    request_id,
+                    ..RollbackServiceRequest::default()
+                };
+                let answer = self.services().rollback_service(request).await?;
+                let answer = answer.into_inner().applied.unwrap_or_default();
+                Ok(applied(answer.service))
+            }
+            Call::Control {
+                service,
+                slot,
+                action,
+            } => {
+                let request = ControlUpdateRequest {
+                    name: service.clone(),
+                    slot: wire(*slot).into(),
+                    action: (*action).into(),
+                    request_id,
+                };
+                self.services().control_update(request).await?;
+                Ok(Effect::Done)
+            }
+            Call::Stop { instance } => {
+                let request = StopInstanceRequest {
+                    instance_id: instance.clone(),
+                    request_id,
+                };
+                self.instances().stop_instance(request).await?;
+                Ok(Effect::Done)
+            }
+            Call::Start { instance } => {
+                let request = StartInstanceRequest {
+                    instance_id: instance.clone(),
+                    request_id,
+                };
+                self.instances().start_instance(request).await?;
+                Ok(Effect::Done)
+            }
+            Call::Remove(node) => {
+                let node_id = node.to_string();
+                let request = RemoveNodeRequest {
+                    node_id,
+                    request_id,
+                };
+                self.nodes().remove_node(request).await?;
+                Ok(Effect::Done)
             }
             Call::Restart { instance } => {
                 let request = RestartInstanceRequest {
@@ -191,11 +252,11 @@ impl Operator {
                 self.nodes().uncordon_node(request).await?;
                 Ok(Effect::Done)
             }
-            Call::Delete { service } => {
+            Call::Delete { service, slot } => {
                 let request = DeleteServiceRequest {
                     name: service.clone(),
                     request_id,
-                    ..DeleteServiceRequest::default()
+                    slot: slot.map_or(Slot::Unspecified, wire).into(),
                 };
                 self.services().delete_service(request).await?;
                 Ok(Effect::Deleted)
@@ -217,31 +278,57 @@ impl Operator {
         }
         let request = ListInstancesRequest::default();
         let instances = self.instances().list_instances(request).await?;
-        let instances = instances.into_inner().instances.into_iter();
-        for instance in instances.filter(|one| one.state == "Failed") {
+        let instances = instances.into_inner().instances;
+        for instance in instances.iter().filter(|one| one.state == "Failed") {
             let id = format!("tidy-{number}-{}", instance.instance_id);
-            let instance = instance.instance_id;
+            let instance = instance.instance_id.clone();
             self.make(&id, &Call::Restart { instance }).await;
         }
         let request = ListServicesRequest::default();
         let services = self.services().list_services(request).await?;
         for service in services.into_inner().services {
-            let request = GetUpdateRequest {
-                name: service.name.clone(),
-                ..GetUpdateRequest::default()
-            };
-            let update = self.services().get_update(request).await?.into_inner();
-            let state = update.update.map(|update| update.state());
-            if state == Some(UpdateState::Stopped) {
-                let request = ControlUpdateRequest {
-                    name: service.name.clone(),
-                    action: UpdateAction::Resume.into(),
-                    ..ControlUpdateRequest::default()
-                };
-                self.services().control_update(request).await?;
-                self.notes
-                    .tell(format!("resumed the update of {}", service.name));
+            for slot in service.deployments.iter().map(Deployment::slot) {
+                self.see_to_update(number, &service, slot, &instances)
+                    .await?;
             }
+        }
+        Ok(())
+    }
+
+    /// Resumes an update that stands still, and starts what one may wait for.
+    async fn see_to_update(
+        &self,
+        number: u32,
+        service: &Service,
+        slot: Slot,
+        instances: &[Instance],
+    ) -> Result<(), Status> {
+        let name = &service.name;
+        let request = GetUpdateRequest {
+            name: name.clone(),
+            slot: slot.into(),
+        };
+        let update = self.services().get_update(request).await?.into_inner();
+        let state = update.update.map(|update| update.state());
+        if matches!(state, Some(UpdateState::Stopped | UpdateState::Paused)) {
+            let request = ControlUpdateRequest {
+                name: name.clone(),
+                slot: slot.into(),
+                action: UpdateAction::Resume.into(),
+                ..ControlUpdateRequest::default()
+            };
+            self.services().control_update(request).await?;
+            self.notes.tell(format!("resumed the update of {name}"));
+        }
+        if matches!(state, None | Some(UpdateState::Done)) {
+            return Ok(());
+        }
+        let stopped =
+            |one: &&Instance| one.service == *name && one.power() == InstancePower::Stopped;
+        for instance in instances.iter().filter(stopped) {
+            let id = format!("tidy-{number}-start-{}", instance.instance_id);
+            let instance = instance.instance_id.clone();
+            self.make(&id, &Call::Start { instance }).await;
         }
         Ok(())
     }
@@ -259,21 +346,49 @@ impl Operator {
     }
 }
 
+const fn wire(slot: deployment::Slot) -> Slot {
+    match slot {
+        deployment::Slot::Production => Slot::Production,
+        deployment::Slot::Staging => Slot::Staging,
+    }
+}
+
+fn applied(service: Option<Service>) -> Effect {
+    let service = service.unwrap_or_default();
+    Effect::Applied {
+        service: service.name,
+        generation: service.generation,
+    }
+}
+
 fn describe(call: &Call) -> String {
+    let word = call.word();
     match call {
-        Call::Apply { text } => {
-            let interesting = ["name", "instances", "image", "command"];
+        Call::Apply { text, .. } => {
+            let interesting = [
+                "name",
+                "instances",
+                "image",
+                "command",
+                "settings",
+                "node_labels",
+                "spread",
+            ];
             let lines = text.lines().filter(|line| {
                 let key = line.split_once('=').map_or("", |(key, _)| key.trim());
                 interesting.contains(&key)
             });
             let values = lines.filter_map(|line| Some(line.split_once('=')?.1.trim()));
             let values: Vec<_> = values.map(|value| value.trim_matches('"')).collect();
-            format!("apply {}", values.join(" "))
+            format!("{word} {}", values.join(" "))
         }
-        Call::Restart { instance } => format!("restart {instance}"),
-        Call::Drain(node) => format!("drain {node}"),
-        Call::Uncordon(node) => format!("uncordon {node}"),
-        Call::Delete { service } => format!("delete {service}"),
+        Call::Swap { service } | Call::Rollback { service } | Call::Delete { service, .. } => {
+            format!("{word} {service}")
+        }
+        Call::Control { service, slot, .. } => format!("{word} {service} in {slot}"),
+        Call::Restart { instance } | Call::Stop { instance } | Call::Start { instance } => {
+            format!("{word} {instance}")
+        }
+        Call::Drain(node) | Call::Uncordon(node) | Call::Remove(node) => format!("{word} {node}"),
     }
 }

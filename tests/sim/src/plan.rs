@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use fabric_controller::model::lease::LeasePolicy;
-use fabric_proto::id::NodeId;
+use fabric_controller::model::{deployment::Slot, lease::LeasePolicy};
+use fabric_proto::{id::NodeId, v1::UpdateAction};
 use fastrand::Rng;
 use host_agent::hypervisor::simulated::Temper;
 
@@ -42,6 +42,8 @@ pub struct NodePlan {
     pub node: NodeId,
     /// Its fault domain.
     pub rack: String,
+    /// Whether it has a fast disk, as its label says.
+    pub is_fast: bool,
     /// Its processors.
     pub cpus: u32,
     /// Its memory.
@@ -64,9 +66,47 @@ pub enum Call {
     Apply {
         /// Its text.
         text: String,
+        /// Where.
+        slot: Slot,
+    },
+    /// Exchanges what is in a service's slots.
+    Swap {
+        /// Its name.
+        service: String,
+    },
+    /// Goes back to what a service's production was before.
+    Rollback {
+        /// Its name.
+        service: String,
+    },
+    /// Has a say in an update.
+    Control {
+        /// Name of the service.
+        service: String,
+        /// Where.
+        slot: Slot,
+        /// What.
+        action: UpdateAction,
+    },
+    /// Deletes a service, or what is in its staging.
+    Delete {
+        /// Its name.
+        service: String,
+        /// None for all of it.
+        slot: Option<Slot>,
     },
     /// Restarts an instance's virtual machine.
     Restart {
+        /// Which.
+        instance: String,
+    },
+    /// Stops an instance.
+    Stop {
+        /// Which.
+        instance: String,
+    },
+    /// Starts one that was stopped.
+    Start {
         /// Which.
         instance: String,
     },
@@ -74,11 +114,39 @@ pub enum Call {
     Drain(NodeId),
     /// Ends that.
     Uncordon(NodeId),
-    /// Deletes a service.
-    Delete {
-        /// Its name.
-        service: String,
-    },
+    /// Says that a node is gone for good. It may come back, and is a new one then.
+    Remove(NodeId),
+}
+
+impl Call {
+    /// It in a word.
+    #[must_use]
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Apply { slot, .. } => match slot {
+                Slot::Production => "apply",
+                Slot::Staging => "stage",
+            },
+            Self::Swap { .. } => "swap",
+            Self::Rollback { .. } => "rollback",
+            Self::Control { action, .. } => match action {
+                UpdateAction::Pause => "pause_update",
+                UpdateAction::Resume => "resume_update",
+                UpdateAction::Abort => "abort_update",
+                UpdateAction::Advance | UpdateAction::Unspecified => "advance_update",
+            },
+            Self::Delete { slot, .. } => match slot {
+                None => "delete",
+                Some(_) => "unstage",
+            },
+            Self::Restart { .. } => "restart",
+            Self::Stop { .. } => "stop",
+            Self::Start { .. } => "start",
+            Self::Drain(_) => "drain",
+            Self::Uncordon(_) => "uncordon",
+            Self::Remove(_) => "remove_node",
+        }
+    }
 }
 
 /// Something that is wrong for a while.
@@ -177,15 +245,37 @@ struct RoleShape {
     image: &'static str,
     version: u32,
     upgrade_domains: u32,
+    /// The value of its one setting.
+    setting: u32,
+    /// Whether a process that runs is told of another.
+    delivers: bool,
+    place: PlaceShape,
+}
+
+/// What a role asks of nodes, and of how it lies on them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PlaceShape {
+    /// Nothing.
+    Any,
+    /// A fast disk.
+    Fast,
+    /// Rather nowhere than not spread, over so many fault domains.
+    Strict(u32),
 }
 
 /// Images that plans name.
 pub const IMAGES: [&str; 2] = ["guest-os", "guest-os-2"];
 /// The package that plans name.
 pub const PACKAGE: &str = "hello-web";
+/// The label of nodes with a fast disk.
+pub const FAST: (&str, &str) = ("disk", "fast");
+/// The one setting of roles.
+pub const SETTING: &str = "colour";
+/// Most instances of a role in staging: there is room for them beside all others.
+const STAGED: u32 = 2;
 
 impl Shape {
-    fn draw(rng: &mut Rng, index: usize, most: u32) -> Self {
+    fn draw(rng: &mut Rng, index: usize, most: u32, racks: u32) -> Self {
         let kinds = [("web", "web"), ("worker", "worker")];
         let roles = kinds.iter().take(rng.usize(1..=2));
         let roles = roles.map(|(name, kind)| RoleShape {
@@ -196,6 +286,13 @@ impl Shape {
             image: IMAGES[0],
             version: 1,
             upgrade_domains: rng.u32(1..=5),
+            setting: 0,
+            delivers: rng.bool(),
+            place: match rng.u32(0..6) {
+                0 => PlaceShape::Fast,
+                1 => PlaceShape::Strict(racks.min(2)),
+                _ => PlaceShape::Any,
+            },
         });
         Self {
             name: format!("s{index}"),
@@ -208,12 +305,37 @@ impl Shape {
     fn change(&mut self, rng: &mut Rng, most: u32) {
         let index = rng.usize(0..self.roles.len());
         let role = &mut self.roles[index];
-        match rng.u32(0..10) {
+        match rng.u32(0..14) {
             0..=3 => role.version += 1,
             4..=5 => role.image = IMAGES[usize::from(role.image == IMAGES[0])],
             6 => role.size = if role.size == "tiny" { "small" } else { "tiny" },
+            7..=8 => role.setting += 1,
+            9..=10 => {
+                role.place = match role.place {
+                    PlaceShape::Any => PlaceShape::Fast,
+                    PlaceShape::Fast => PlaceShape::Any,
+                    strict @ PlaceShape::Strict(_) => strict,
+                };
+            }
             _ => role.instances = rng.u32(1..=most),
         }
+    }
+
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    /// Id of an instance of its first role.
+    fn instance(&self, number: u32) -> String {
+        format!("{}-{}-{number}", self.name, self.roles[0].name)
+    }
+
+    /// The same for staging.
+    fn staged(mut self) -> Self {
+        for role in &mut self.roles {
+            role.instances = role.instances.min(STAGED);
+        }
+        self
     }
 
     fn text(&self) -> String {
@@ -225,17 +347,35 @@ impl Shape {
             self.name, self.bake
         );
         for role in &self.roles {
+            // There are fewer places for who is particular.
+            let instances = match role.place {
+                PlaceShape::Any => role.instances,
+                PlaceShape::Fast | PlaceShape::Strict(_) => role.instances.div_ceil(2),
+            };
+            let change = if role.delivers { "deliver" } else { "restart" };
             text.push_str(&format!(
-                "[[role]]\nname = \"{}\"\nkind = \"{}\"\nsize = \"{}\"\ninstances = {}\nimage = \
-                 \"{}\"\npackage = \"{PACKAGE}\"\ncommand = [\"/v{}\"]\nupgrade_domains = {}\n",
+                "[[role]]\nname = \"{}\"\nkind = \"{}\"\nsize = \"{}\"\ninstances = \
+                 {instances}\nimage = \"{}\"\npackage = \"{PACKAGE}\"\ncommand = \
+                 [\"/v{}\"]\nupgrade_domains = {}\nsettings = {{ {SETTING} = \"{}\" \
+                 }}\nsettings_change = \"{change}\"\n",
                 role.name,
                 role.kind,
                 role.size,
-                role.instances,
                 role.image,
                 role.version,
                 role.upgrade_domains,
+                role.setting,
             ));
+            match role.place {
+                PlaceShape::Any => {}
+                PlaceShape::Fast => {
+                    let (key, value) = FAST;
+                    text.push_str(&format!("node_labels = {{ {key} = \"{value}\" }}\n"));
+                }
+                PlaceShape::Strict(domains) => {
+                    text.push_str(&format!("spread = \"strict\"\nfault_domains = {domains}\n"));
+                }
+            }
         }
         text
     }
@@ -245,6 +385,8 @@ impl Shape {
 const FIRST_CALL: Duration = Duration::from_secs(5);
 /// When the first fault happens.
 const FIRST_FAULT: Duration = Duration::from_secs(20);
+/// When a node that is silent has nothing left that runs.
+const TO_BE_GONE: Duration = Duration::from_secs(16);
 /// How long everything has for coming right.
 const TO_COME_RIGHT: Duration = Duration::from_secs(600);
 
@@ -264,8 +406,9 @@ impl Plan {
             worst(&mut lateness, node);
         }
         let calm = FIRST_FAULT + Duration::from_secs(span);
-        let calls = calls(&mut rng, &nodes, calm);
+        let mut calls = calls(&mut rng, &nodes, calm);
         let faults = faults(&mut rng, count, calm);
+        calls.extend(removals(&mut rng, &nodes, &faults));
         Self {
             seed,
             nodes,
@@ -290,7 +433,7 @@ impl Plan {
             seed,
             nodes: nodes(&mut rng, count, true),
             temper: Temper::EVEN,
-            calls: vec![(FIRST_CALL, Call::Apply { text })],
+            calls: vec![(FIRST_CALL, Call::apply(text))],
             faults,
             calm,
             deadline: calm + TO_COME_RIGHT,
@@ -325,6 +468,8 @@ fn nodes(rng: &mut Rng, count: usize, even: bool) -> Vec<NodePlan> {
     let nodes = names.enumerate().map(|(index, node)| NodePlan {
         node,
         rack: format!("rack-{}", index % racks),
+        // At least half of them, wherever they are.
+        is_fast: index / racks % 2 == 0,
         cpus: if even { 8 } else { rng.u32(2..=8) },
         memory_bytes: if even {
             32 * GIB
@@ -353,55 +498,154 @@ fn temper(rng: &mut Rng) -> Temper {
     }
 }
 
-fn calls(rng: &mut Rng, nodes: &[NodePlan], calm: Duration) -> Vec<(Duration, Call)> {
+/// When calls are made, and which.
+type Calls = Vec<(Duration, Call)>;
+
+fn calls(rng: &mut Rng, nodes: &[NodePlan], calm: Duration) -> Calls {
     // So much that there is room for all of it on half of the nodes.
     let services = rng.usize(1..=3);
     let most = u32::try_from(nodes.len() * 3 / (services * 2)).unwrap_or(u32::MAX);
     let most = most.clamp(1, 60);
-    let shapes = (0..services).map(|index| Shape::draw(rng, index, most));
+    let mut racks: Vec<_> = nodes.iter().map(|node| &node.rack).collect();
+    racks.sort();
+    racks.dedup();
+    let racks = u32::try_from(racks.len()).unwrap_or(1);
+    let shapes = (0..services).map(|index| Shape::draw(rng, index, most, racks));
     let mut shapes: Vec<_> = shapes.collect();
     let mut at = FIRST_CALL;
     let mut calls = Vec::new();
     for shape in &shapes {
-        calls.push((at, Call::Apply { text: shape.text() }));
-        at += Duration::from_millis(rng.u64(100..2_000));
+        calls.push((at, Call::apply(shape.text())));
+        at += millis(rng, 100..2_000);
     }
     at = FIRST_FAULT;
     loop {
-        at += Duration::from_millis(rng.u64(2_000..30_000));
+        at += millis(rng, 2_000..20_000);
         if at >= calm {
             return calls;
         }
-        let shape = rng.usize(0..shapes.len());
-        let call = match rng.u32(0..10) {
-            0..=5 => {
-                shapes[shape].change(rng, most);
-                let text = shapes[shape].text();
-                Call::Apply { text }
+        let index = rng.usize(0..shapes.len());
+        let shape = &mut shapes[index];
+        match rng.u32(0..20) {
+            0..=8 => {
+                shape.change(rng, most);
+                calls.push((at, Call::apply(shape.text())));
+                calls.extend(has_a_say(rng, at, shape, Slot::Production));
             }
-            6 => {
-                let shape = &shapes[shape];
-                let role = shape.roles[0].name;
-                let instance = format!("{}-{role}-0", shape.name);
-                Call::Restart { instance }
+            9 => {
+                let instance = shape.instance(0);
+                calls.push((at, Call::Restart { instance }));
             }
-            7 => {
+            10..=11 => {
+                let instance = shape.instance(rng.u32(0..2));
+                let again = at + millis(rng, 500..30_000);
+                if rng.bool() {
+                    let instance = instance.clone();
+                    calls.push((again, Call::Start { instance }));
+                }
+                calls.push((at, Call::Stop { instance }));
+            }
+            12..=13 => {
                 let node = nodes[rng.usize(0..nodes.len())].node.clone();
-                let end = at + Duration::from_millis(rng.u64(5_000..40_000));
+                let end = at + millis(rng, 5_000..40_000);
                 calls.push((end, Call::Uncordon(node.clone())));
-                Call::Drain(node)
+                calls.push((at, Call::Drain(node)));
             }
-            8 => {
-                let text = shapes[shape].text();
-                let service = shapes[shape].name.clone();
-                let again = at + Duration::from_millis(rng.u64(100..10_000));
-                calls.push((again, Call::Apply { text }));
-                Call::Delete { service }
+            14..=15 => calls.extend(stage(rng, at, shape)),
+            16..=17 => {
+                let service = shape.name();
+                calls.push((at, Call::Rollback { service }));
+                calls.extend(has_a_say(rng, at, shape, Slot::Production));
             }
+            18 => {
+                let (service, slot) = (shape.name(), None);
+                calls.push((at, Call::Delete { service, slot }));
+                let again = at + millis(rng, 100..10_000);
+                // Of the others some go for good.
+                if index == 0 || rng.bool() {
+                    calls.push((again, Call::apply(shape.text())));
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn millis(rng: &mut Rng, range: std::ops::Range<u64>) -> Duration {
+    Duration::from_millis(rng.u64(range))
+}
+
+impl Call {
+    const fn apply(text: String) -> Self {
+        let slot = Slot::Production;
+        Self::Apply { text, slot }
+    }
+}
+
+/// What comes of an update that has begun then: it is left alone, or an operator has a say
+/// in it, and sometimes another.
+fn has_a_say(rng: &mut Rng, begun: Duration, shape: &Shape, slot: Slot) -> Calls {
+    let mut calls = Vec::new();
+    let mut at = begun;
+    let mut is_paused = false;
+    while rng.u32(0..5) < if is_paused { 4 } else { 2 } {
+        at += millis(rng, 200..8_000);
+        let action = match rng.u32(0..4) {
+            _ if is_paused => UpdateAction::Resume,
+            0..=1 => UpdateAction::Pause,
+            2 => UpdateAction::Abort,
+            _ => UpdateAction::Advance,
+        };
+        is_paused = action == UpdateAction::Pause;
+        let service = shape.name();
+        let control = Call::Control {
+            service,
+            slot,
+            action,
+        };
+        calls.push((at, control));
+    }
+    calls
+}
+
+/// Another version is tried in staging; then it goes into production, or away.
+fn stage(rng: &mut Rng, at: Duration, shape: &Shape) -> Calls {
+    let mut staged = shape.clone().staged();
+    staged.change(rng, STAGED);
+    let text = staged.text();
+    let slot = Slot::Staging;
+    let mut calls = vec![(at, Call::Apply { text, slot })];
+    calls.extend(has_a_say(rng, at, shape, slot));
+    let mut at = at + millis(rng, 2_000..20_000);
+    while rng.u32(0..3) > 0 {
+        let service = shape.name();
+        calls.push((at, Call::Swap { service }));
+        at += millis(rng, 200..15_000);
+    }
+    if rng.bool() {
+        let (service, slot) = (shape.name(), Some(slot));
+        calls.push((at, Call::Delete { service, slot }));
+    }
+    calls
+}
+
+/// Some nodes that are not heard for long are said to be gone for good.
+fn removals(rng: &mut Rng, nodes: &[NodePlan], faults: &[Fault]) -> Calls {
+    let mut calls = Vec::new();
+    for fault in faults {
+        let node = match &fault.kind {
+            FaultKind::NodeKilled(node)
+            | FaultKind::NodeSleeps(node)
+            | FaultKind::AgentKilled(node) => *node,
+            FaultKind::Cut { nodes, .. } if nodes.len() == 1 => nodes[0],
             _ => continue,
         };
-        calls.push((at, call));
+        let at = fault.from + TO_BE_GONE + millis(rng, 0..3_000);
+        if at < fault.until && rng.bool() {
+            calls.push((at, Call::Remove(nodes[node].node.clone())));
+        }
     }
+    calls
 }
 
 fn faults(rng: &mut Rng, nodes: usize, calm: Duration) -> Vec<Fault> {

@@ -1,16 +1,24 @@
 //! One seed, or many: each of many in a process of its own, so that nothing of one is in
-//! another, and as many at a time as there are processors.
+//! another, and as many at a time as there are processors. One that does not end in time
+//! is ended, and has failed.
 
 use std::{
     collections::BTreeMap,
+    io::Read as _,
+    os::fd::{AsFd as _, BorrowedFd},
     process::{Command, Stdio},
     str::FromStr,
     sync::{Mutex, PoisonError},
     thread,
+    time::Duration,
 };
 
 use anyhow::Context as _;
 use fabric_controller::model::blob::BlobKind;
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
 use rand::{SeedableRng as _, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +58,8 @@ pub struct Report {
     pub failure: Option<(f64, String)>,
     /// What was wrong on purpose, by kind.
     pub faults: BTreeMap<String, u64>,
+    /// Calls of the operator that were acknowledged, by kind.
+    pub calls: BTreeMap<String, u64>,
 }
 
 impl Report {
@@ -61,6 +71,17 @@ impl Report {
             seed,
             failure: failure.map(|(at, what)| (at.as_secs_f64(), what.clone())),
             faults: outcome.faults.clone(),
+            calls: outcome.calls.clone(),
+        }
+    }
+
+    /// Of one that has no word of its own.
+    fn of_silent(seed: u64, why: String) -> Self {
+        Self {
+            seed,
+            failure: Some((0.0, why)),
+            faults: BTreeMap::new(),
+            calls: BTreeMap::new(),
         }
     }
 }
@@ -74,6 +95,8 @@ pub struct Summary {
     pub failed: Vec<u64>,
     /// What was wrong on purpose, by kind.
     pub faults: BTreeMap<String, u64>,
+    /// Calls of the operator that were acknowledged, by kind.
+    pub calls: BTreeMap<String, u64>,
 }
 
 impl Summary {
@@ -85,6 +108,9 @@ impl Summary {
         }
         for (kind, times) in &report.faults {
             *self.faults.entry(kind.clone()).or_default() += times;
+        }
+        for (kind, times) in &report.calls {
+            *self.calls.entry(kind.clone()).or_default() += times;
         }
     }
 }
@@ -129,6 +155,15 @@ pub fn run_here(
         .map_err(|_| anyhow::anyhow!("the simulation has panicked: {:?}", panics::take()))?
 }
 
+/// How seeds are run.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms<'a> {
+    /// What is broken on purpose.
+    pub broken: Option<&'a str>,
+    /// How long one may take, by the clock on the wall.
+    pub longest: Duration,
+}
+
 /// Runs seeds in processes of their own; `told` hears of each when it has ended.
 ///
 /// # Errors
@@ -136,7 +171,7 @@ pub fn run_here(
 /// A process cannot be started, or does not say what has become of it.
 pub fn run_all(
     seeds: Seeds,
-    broken: Option<&str>,
+    terms: Terms<'_>,
     told: impl Fn(&Report) + Sync,
 ) -> anyhow::Result<Summary> {
     let program = std::env::current_exe().context("this program cannot be found")?;
@@ -148,18 +183,10 @@ pub fn run_all(
             let Some(seed) = seed else { return Ok(()) };
             let mut command = Command::new(&program);
             command.args(["--seed", &seed.to_string(), "--report"]);
-            if let Some(broken) = broken {
+            if let Some(broken) = terms.broken {
                 command.args(["--break", broken]);
             }
-            let output = command.stderr(Stdio::inherit()).output();
-            let output = output.context("a seed's process cannot be started")?;
-            let text = String::from_utf8_lossy(&output.stdout);
-            let report = serde_json::from_str(text.lines().last().unwrap_or_default());
-            let report = report.unwrap_or_else(|_| Report {
-                seed,
-                failure: Some((0.0, format!("its process has ended: {}", output.status))),
-                faults: BTreeMap::new(),
-            });
+            let report = report_of(seed, &mut command, terms.longest)?;
             told(&report);
             let mut summary = summary.lock().unwrap_or_else(PoisonError::into_inner);
             summary.add(&report);
@@ -178,4 +205,45 @@ pub fn run_all(
     let mut summary = summary.into_inner().unwrap_or_else(PoisonError::into_inner);
     summary.failed.sort_unstable();
     Ok(summary)
+}
+
+/// Runs a seed's process, and ends it if it takes longer than that.
+fn report_of(seed: u64, command: &mut Command, longest: Duration) -> anyhow::Result<Report> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let child = command.spawn();
+    let mut child = child.context("a seed's process cannot be started")?;
+    let mut output = child.stdout.take().context("it has no output")?;
+    let is_in_time = says_something(output.as_fd(), longest)?;
+    if !is_in_time {
+        child.kill().context("a seed's process cannot be ended")?;
+    }
+    let mut text = String::new();
+    let read = output.read_to_string(&mut text);
+    let status = child.wait().context("a seed's process has no end")?;
+    if !is_in_time {
+        let longest = humantime::format_duration(longest);
+        let why = format!(
+            "it was not done after {longest} by the clock on the wall, and was ended; alone, and \
+             with RUST_LOG=debug, it says what it is at"
+        );
+        return Ok(Report::of_silent(seed, why));
+    }
+    read.context("what a seed's process says cannot be read")?;
+    let report = serde_json::from_str(text.lines().last().unwrap_or_default());
+    Ok(report
+        .unwrap_or_else(|_| Report::of_silent(seed, format!("its process has ended: {status}"))))
+}
+
+/// Whether something comes, or the end, within that time: a seed's process says all that it
+/// has to say when it is done. The system keeps the time, for the clocks that this program
+/// could look at are those of the simulation, and stand still.
+fn says_something(output: BorrowedFd<'_>, longest: Duration) -> anyhow::Result<bool> {
+    let longest = PollTimeout::try_from(longest).unwrap_or(PollTimeout::MAX);
+    let mut waited = [PollFd::new(output, PollFlags::POLLIN)];
+    loop {
+        match poll(&mut waited, longest) {
+            Err(Errno::EINTR) => {}
+            other => return Ok(other.context("a seed's process cannot be waited for")? > 0),
+        }
+    }
 }

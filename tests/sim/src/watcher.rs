@@ -7,10 +7,13 @@
 //!   than one under which it was started before.
 //! - What was acknowledged to an operator is in the store.
 //! - No node has been promised more than it has.
-//! - What is placed is spread over fault domains, as far as there is room.
+//! - What is placed is spread over fault domains, as far as there is room; where the spread
+//!   is strict, no fault domain has more than its share.
+//! - What is placed is on a node that has the labels that it asks for.
 //! - Of each role, only one upgrade domain at a time is down by our own doing.
-//! - In the end: every instance that a service wants runs, is ready as what it is to be,
-//!   and nothing else runs.
+//! - In the end: every instance that a service wants runs, and is ready as what it is to be,
+//!   with its settings, on a node that is as it asks, unless an operator has stopped it; and
+//!   nothing else runs.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,7 +27,7 @@ use fabric_controller::{
         node::NodeRecord,
         service::ServiceRecord,
     },
-    placement::{Policy, Resources},
+    placement::{Policy, Resources, Spreading},
     reconcile::placing,
     records,
     store::Op,
@@ -158,6 +161,7 @@ impl Watcher {
         }
         self.check_taken(&taken)?;
         if !placed.is_empty() {
+            self.check_rules(&placed)?;
             self.check_capacity()?;
             self.check_spread(&placed, connected)?;
         }
@@ -211,6 +215,26 @@ impl Watcher {
             self.ours.insert(id.clone());
         }
         Ok(())
+    }
+
+    /// What was placed just now is on nodes that are as it asks.
+    fn check_rules(&self, placed: &[InstanceId]) -> Result<(), Violation> {
+        for record in placed.iter().filter_map(|id| self.instances.get(id)) {
+            if let Some(node) = self.stands_on_wrong(record) {
+                let rules = &record.spec.nodes;
+                return Err(format!(
+                    "{} asks for {rules} and is placed on {node}",
+                    record.id
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Its node, if that is not as it asks.
+    fn stands_on_wrong(&self, record: &InstanceRecord) -> Option<&NodeId> {
+        let node = self.nodes.get(record.node.as_ref()?)?;
+        (!node.meets(&record.spec.nodes)).then_some(&node.node_id)
     }
 
     fn check_capacity(&self) -> Result<(), Violation> {
@@ -267,10 +291,31 @@ impl Watcher {
                 *counts.entry(domain).or_default() += 1;
             }
             let count = |domain: &str| counts.get(domain).copied().unwrap_or(0);
+            if one.spreading == Spreading::Strict && one.fault_domains > 1 {
+                let group = all.iter().filter(|other| other.group == one.group);
+                let size = group.filter(|other| !other.leaving).count();
+                let share = u32::try_from(size).unwrap_or(u32::MAX);
+                let share = share.div_ceil(one.fault_domains);
+                if count(here) > share {
+                    return Err(format!(
+                        "{} is placed in fault domain {here}, which has {} of {}, and is to have \
+                         {share} at the most",
+                        one.id,
+                        count(here),
+                        one.group
+                    ));
+                }
+            }
+            let rules = self.instances.get(&one.id).map(|record| &record.spec.nodes);
+            let meets = |node: &NodeId| {
+                let node = self.nodes.get(node);
+                node.zip(rules)
+                    .is_some_and(|(node, rules)| node.meets(rules))
+            };
             for (node, free) in &free {
                 let Some(there) = domain(node) else { continue };
                 let better = count(there) + 1 < count(here);
-                if better && one.needs.resources.fits_in(free) {
+                if better && one.needs.resources.fits_in(free) && meets(node) {
                     return Err(format!(
                         "{} is placed in fault domain {here}, which has {} of {}, while {there} \
                          has {} and node {node} room",
@@ -392,7 +437,21 @@ impl Watcher {
                         record.phase
                     ));
                 }
-                if !is_ready(record, sites) {
+                if record.keep.stopped {
+                    if let Some(site) = running(record, sites).next() {
+                        return Some(format!("{id} is stopped and runs on {}", site.node));
+                    }
+                    if record.node.is_none() {
+                        return Some(format!("{id} is stopped and has no node"));
+                    }
+                    wanted.insert(id);
+                    continue;
+                }
+                if let Some(node) = self.stands_on_wrong(record) {
+                    let rules = &record.spec.nodes;
+                    return Some(format!("{id} asks for {rules} and is on {node}"));
+                }
+                if !is_ready(record, sites) || !has_settings(record, sites) {
                     let node = record.node.as_ref().map_or("no node", NodeId::as_str);
                     return Some(format!(
                         "{id} is not ready on {node} {}",
@@ -434,19 +493,38 @@ fn is_failed_over(old: &InstanceRecord, new: &InstanceRecord) -> bool {
     old.phase == Phase::Wanted && old.node.is_some() && new.node.is_none()
 }
 
+/// Where it runs.
+fn running<'a>(
+    record: &InstanceRecord,
+    sites: &'a [Site],
+) -> impl Iterator<Item = &'a Site> + use<'a> {
+    let id = record.id.to_string();
+    sites.iter().filter(move |site| {
+        let mut guests = site.guests.iter();
+        site.runs && guests.any(|guest| guest.instance == id)
+    })
+}
+
+/// Its guest, if that runs where it is to be.
+fn guest<'a>(record: &InstanceRecord, sites: &'a [Site]) -> Option<&'a Seen> {
+    let node = record.node.as_ref()?;
+    let site = sites.iter().find(|site| site.node == *node && site.runs)?;
+    let mut guests = site.guests.iter();
+    guests.find(|guest| guest.instance == record.id.as_str() && guest.epoch == record.epoch)
+}
+
 /// Whether it really is what it is to be.
 fn is_ready(record: &InstanceRecord, sites: &[Site]) -> bool {
-    let Some(node) = &record.node else {
-        return false;
-    };
-    let site = sites.iter().find(|site| site.node == *node && site.runs);
-    let guests = site.map_or(&[][..], |site| &site.guests);
-    guests.iter().any(|guest| {
-        guest.instance == record.id.as_str()
-            && guest.epoch == record.epoch
-            && guest.ready.as_ref().is_some_and(|role| {
-                role.command == record.spec.role.command
-                    && role.restart_generation >= record.restart.role_generation
-            })
+    let role = guest(record, sites).and_then(|guest| guest.ready.as_ref());
+    role.is_some_and(|role| {
+        role.command == record.spec.role.command
+            && role.restart_generation >= record.restart.role_generation
     })
+}
+
+/// Whether its role has the settings that it is to have.
+fn has_settings(record: &InstanceRecord, sites: &[Site]) -> bool {
+    let role = guest(record, sites).and_then(|guest| guest.ready.as_ref());
+    let settings = role.map(|role| role.settings.iter().collect::<BTreeMap<_, _>>());
+    settings.is_some_and(|settings| settings == record.spec.role.settings.iter().collect())
 }

@@ -62,6 +62,8 @@ pub struct Outcome {
     pub failure: Option<(Duration, Violation)>,
     /// What was wrong on purpose, by kind.
     pub faults: BTreeMap<String, u64>,
+    /// Calls of the operator that were acknowledged, by kind.
+    pub calls: BTreeMap<String, u64>,
     /// What happened.
     pub timeline: Timeline,
     /// When everything had come right.
@@ -226,9 +228,14 @@ impl World {
                 *self.faults.entry(what.to_owned()).or_default() += times;
             }
         }
+        let made = &self.notes.lock().made;
+        let calls = made
+            .iter()
+            .map(|(kind, count)| ((*kind).to_owned(), *count));
         Outcome {
             failure,
             faults: self.faults,
+            calls: calls.collect(),
             timeline: self.timeline,
             ended: self.now,
         }
@@ -506,6 +513,12 @@ impl Start {
         };
         let data_dir = DataDir::open(&self.place)?;
         let controller = Controller::with_store(self.store, data_dir, config).await?;
+        for (digest, bytes) in self.shelf.files() {
+            let file = controller.blobs.file(digest);
+            if !file.exists() {
+                std::fs::write(file, bytes)?;
+            }
+        }
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         *running = Arc::downgrade(&controller);
         drop(running);

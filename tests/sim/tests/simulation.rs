@@ -65,6 +65,40 @@ fn what_must_hold_holds() {
     for kind in kinds {
         assert!(summary["faults"][kind].as_u64() > Some(0), "no {kind}");
     }
+    let calls = [
+        "apply",
+        "stage",
+        "swap",
+        "pause_update",
+        "resume_update",
+        "abort_update",
+        "advance_update",
+        "unstage",
+        "delete",
+        "stop",
+        "start",
+        "drain",
+        "uncordon",
+        "remove_node",
+    ];
+    for call in calls {
+        assert!(summary["calls"][call].as_u64() > Some(0), "no {call}");
+    }
+}
+
+#[test]
+fn a_seed_that_does_not_end_in_time_has_failed() {
+    let output = sim(&["--seeds", "1..2", "--seed-limit", "1ms"]);
+    let text = text(&output);
+    assert!(!output.status.success(), "{text}");
+    assert_eq!(summary(&output)["failed"], serde_json::json!([1, 2]));
+    for line in [
+        "seed 2 FAILED",
+        "it was not done after 1ms",
+        "cargo xtask sim --seed 2",
+    ] {
+        assert!(text.contains(line), "no {line:?}: {text}");
+    }
 }
 
 #[test]

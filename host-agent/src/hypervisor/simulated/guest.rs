@@ -52,8 +52,10 @@ pub(super) enum State {
 pub(super) struct Session {
     number: u64,
     boot: u32,
-    goal: GuestGoal,
-    heartbeat_at: Duration,
+    /// What it was told; nothing while that is withheld.
+    goal: Option<GuestGoal>,
+    /// None before there was a goal.
+    heartbeat_at: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -181,7 +183,8 @@ impl Guest {
                 return;
             }
         } else if link.link.goal.has_changed().unwrap_or(false) {
-            self.hear(link);
+            let goal = link.link.goal.borrow_and_update().clone();
+            self.hear(now, goal);
         }
         self.follow(now, link, temper, rng);
         self.report(now, link);
@@ -203,23 +206,27 @@ impl Guest {
         self.session = Some(Session {
             number: link.number,
             boot: goal.boot,
-            heartbeat_at: now + goal.heartbeat,
-            goal,
+            heartbeat_at: None,
+            goal: None,
         });
+        self.hear(now, Some(goal));
         true
     }
 
-    fn hear(&mut self, link: &mut Link) {
-        let goal = link.link.goal.borrow_and_update().clone();
+    /// Is told a goal, unless that is withheld.
+    fn hear(&mut self, now: Duration, goal: Option<GuestGoal>) {
+        let goal = goal.filter(|goal| !goal.withheld);
         if let (Some(session), Some(goal)) = (&mut self.session, goal) {
-            session.goal = goal;
+            session.heartbeat_at.get_or_insert(now + goal.heartbeat);
+            session.goal = Some(goal);
         }
     }
 
     /// Does what the goal says.
     fn follow(&mut self, now: Duration, link: &Link, temper: &Temper, rng: &mut Rng) {
         let Some(session) = &self.session else { return };
-        if session.goal.off {
+        let Some(goal) = &session.goal else { return };
+        if goal.off {
             if self.ending.is_none() {
                 let at = now + draw(rng, &temper.end);
                 self.ending = Some((at, ExitKind::GuestPowerOff));
@@ -227,7 +234,7 @@ impl Guest {
             }
             return;
         }
-        let Some(spec) = &session.goal.role else {
+        let Some(spec) = &goal.role else {
             return;
         };
         match &mut self.role {
@@ -259,8 +266,11 @@ impl Guest {
         if let Some(role) = self.role.as_mut().filter(|role| !role.told) {
             role.told = say(link, session.boot, GuestSaid::Role(role.report()));
         }
-        if now >= session.heartbeat_at && say(link, session.boot, GuestSaid::Heartbeat) {
-            session.heartbeat_at = now + session.goal.heartbeat;
+        if let (Some(at), Some(goal)) = (session.heartbeat_at, &session.goal)
+            && now >= at
+            && say(link, session.boot, GuestSaid::Heartbeat)
+        {
+            session.heartbeat_at = Some(now + goal.heartbeat);
         }
     }
 }
@@ -301,5 +311,103 @@ impl Role {
             restart_generation: self.spec.restart_generation,
             consecutive_failures: self.failures,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::{clock::Clock, output::role_log::RoleLog};
+
+    fn goal(withheld: bool) -> GuestGoal {
+        let spec = RoleSpec {
+            name: "web".to_owned(),
+            ..RoleSpec::default()
+        };
+        GuestGoal {
+            boot: 1,
+            resumes: 0,
+            incarnation: 1,
+            instance: "shop-web-0".parse().ok(),
+            heartbeat: Duration::from_secs(1),
+            off: false,
+            role: Some(Arc::new(spec)),
+            withheld,
+        }
+    }
+
+    /// A guest that is up, and has yet to call.
+    fn guest() -> Guest {
+        let seen = Seen {
+            instance: "shop-web-0".to_owned(),
+            epoch: 1,
+            number: 1,
+            ready: None,
+        };
+        let record = VmRecord {
+            pid: 1,
+            started: 1,
+            host_boot_id: "boot".to_owned(),
+        };
+        Guest {
+            record,
+            seen,
+            state: State::Up,
+            is_paused: false,
+            ending: None,
+            mishap_at: None,
+            session: None,
+            call_at: Duration::ZERO,
+            boot_id: "boot-1".to_owned(),
+            role: None,
+            end: watch::Sender::new(None),
+        }
+    }
+
+    #[test]
+    fn a_guest_whose_goal_is_withheld_says_hello_and_rests_until_it_is_told() {
+        let (goals, goal_of) = watch::channel(Some(goal(true)));
+        let (heard, mut said) = mpsc::channel(64);
+        let folder = tempfile::tempdir().unwrap();
+        let link = GuestLink {
+            goal: goal_of,
+            heard,
+            log: Arc::new(RoleLog::open(&folder.path().join("log")).unwrap()),
+            clock: Clock::system(),
+        };
+        let mut link = Link { number: 1, link };
+        let mut guest = guest();
+        let mut rng = Rng::with_seed(1);
+        let mut live = |guest: &mut Guest, link: &mut Link, second: u64| {
+            let (now, nothing) = (Duration::from_secs(second), &mut BTreeMap::new());
+            guest.live(now, Some(link), &Temper::EVEN, &mut rng, nothing);
+        };
+        for second in 0..30 {
+            live(&mut guest, &mut link, second);
+        }
+        let hello = said.try_recv().map(|heard| heard.said);
+        assert!(matches!(hello, Ok(GuestSaid::Hello { .. })), "{hello:?}");
+        assert!(said.try_recv().is_err(), "it has nothing to beat for");
+        assert!(guest.role.is_none());
+
+        goals.send_replace(Some(goal(false)));
+        for second in 30..40 {
+            live(&mut guest, &mut link, second);
+        }
+        let role = guest.role.as_ref().map(|role| role.condition);
+        assert!(matches!(role, Some(RoleCondition::Ready)), "{role:?}");
+        let rest: Vec<_> = std::iter::from_fn(|| said.try_recv().ok()).collect();
+        let beats = |one: &Heard| matches!(one.said, GuestSaid::Heartbeat);
+        assert!(rest.iter().any(beats), "{rest:?}");
+
+        // What it was told it goes on with, whatever is withheld later.
+        goals.send_replace(Some(GuestGoal {
+            off: true,
+            ..goal(true)
+        }));
+        live(&mut guest, &mut link, 41);
+        assert!(guest.ending.is_none());
     }
 }

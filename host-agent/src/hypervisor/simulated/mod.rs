@@ -152,7 +152,9 @@ impl SimulatedHypervisor {
                 None => guest.live(now, link, &table.temper, &mut table.rng, &mut table.mishaps),
             }
             let ready = guest.role.as_ref();
-            let ready = ready.filter(|role| role.condition == RoleCondition::Ready);
+            // The role of a guest that hangs is of no use, whatever it was.
+            let works = guest.state != State::Hung;
+            let ready = ready.filter(|role| works && role.condition == RoleCondition::Ready);
             let ready = ready.map(|role| &role.spec);
             if ready != guest.seen.ready.as_ref() {
                 guest.seen.ready = ready.cloned();
