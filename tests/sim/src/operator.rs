@@ -202,6 +202,7 @@ impl Operator {
             }
             Call::Stop { instance } => {
                 let request = StopInstanceRequest {
+                    grace: None,
                     instance_id: instance.clone(),
                     request_id,
                 };

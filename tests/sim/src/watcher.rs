@@ -70,15 +70,26 @@ impl Site {
     }
 }
 
+/// Within so long the controller knows that an instance has become ready, or that its node is
+/// not heard: the node may be cut off just then, and is lost 10 s later.
+const TOLD: Duration = Duration::from_secs(15);
+/// Within so long what is decided knows of a node that has just come back.
+const DECIDED: Duration = Duration::from_secs(1);
+
 /// See the [module](self).
 #[derive(Debug, Default)]
 pub struct Watcher {
+    now: Duration,
     policy: Policy,
     /// How long a node may take to kill what it runs.
     kill: Duration,
     services: BTreeMap<String, ServiceRecord>,
     instances: BTreeMap<InstanceId, InstanceRecord>,
     nodes: BTreeMap<NodeId, NodeRecord>,
+    /// When the record of a node was last changed.
+    judged: BTreeMap<NodeId, Duration>,
+    /// Since when guests are ready, by their node and their number there.
+    ready: BTreeMap<(NodeId, u64), Duration>,
     requests: BTreeSet<String>,
     /// Where an instance was started under an epoch.
     epochs: BTreeMap<(String, u64), NodeId>,
@@ -108,12 +119,14 @@ impl Watcher {
     /// What does not hold any longer.
     pub fn committed(
         &mut self,
+        now: Duration,
         ops: &[Op],
         sites: &[Site],
         connected: &BTreeSet<NodeId>,
     ) -> Result<Vec<EventRecord>, Violation> {
         let is_put =
             |op: &Op, prefix: &str| matches!(op, Op::Put { key, .. } if key.starts_with(prefix));
+        self.now = now;
         let by_operator = ops.iter().any(|op| is_put(op, records::REQUESTS));
         let mut events = Vec::new();
         let mut placed = Vec::new();
@@ -127,6 +140,7 @@ impl Watcher {
                         self.services.insert(name.to_owned(), decode(key, value)?);
                     } else if key.starts_with(records::NODES) {
                         let record: NodeRecord = decode(key, value)?;
+                        self.judged.insert(record.node_id.clone(), now);
                         self.nodes.insert(record.node_id.clone(), record);
                     } else if key.starts_with(records::INSTANCES) {
                         let new: InstanceRecord = decode(key, value)?;
@@ -134,7 +148,7 @@ impl Watcher {
                         if old.is_none_or(|old| old.node.is_none()) && new.node.is_some() {
                             placed.push(new.id.clone());
                         }
-                        let is_ready = old.is_some_and(|old| is_ready(old, sites));
+                        let is_ready = old.is_some_and(|old| self.is_known_ready(old, sites));
                         if old.is_some_and(|old| self.is_taken_down(old, &new)) && !by_operator {
                             taken.push((new.id.clone(), is_ready));
                         }
@@ -178,6 +192,15 @@ impl Watcher {
         moves || goes || new.restart.generation != old.restart.generation
     }
 
+    /// Whether the controller must know that it is ready.
+    fn is_known_ready(&self, record: &InstanceRecord, sites: &[Site]) -> bool {
+        let since = record.node.as_ref().and_then(|node| {
+            let number = guest(record, sites)?.number;
+            self.ready.get(&(node.clone(), number))
+        });
+        is_ready(record, sites) && since.is_some_and(|since| self.now >= *since + TOLD)
+    }
+
     fn is_wanted(&self, record: &InstanceRecord) -> bool {
         let service = self.services.get(record.service.as_str());
         let role = service.and_then(|service| service.role_of(record));
@@ -201,8 +224,11 @@ impl Watcher {
                 continue;
             };
             let others = self.ours.iter().filter(|other| *other != id);
+            let others = others.filter_map(|other| Some((other, self.instances.get(other)?)));
             let elsewhere = others
-                .filter_map(|other| Some((other, self.domain(self.instances.get(other)?)?)))
+                // What goes because an operator wants fewer is not down.
+                .filter(|(_, record)| self.is_wanted(record))
+                .filter_map(|(other, record)| Some((other, self.domain(record)?)))
                 .find(|(_, (of, other))| *of == role && *other != domain);
             if let Some((other, (_, theirs))) = elsewhere.filter(|_| *was_ready) {
                 let how = self.instances.get(id).map(|one| one.phase);
@@ -268,7 +294,11 @@ impl Watcher {
         let all = placing::instances(self.instances.values(), &services);
         let mut free: BTreeMap<&NodeId, Resources> = BTreeMap::new();
         for (id, record) in &self.nodes {
-            let usable = connected.contains(id) && !record.lost && record.is_open();
+            let judged = self.judged.get(id).copied().unwrap_or_default();
+            let usable = connected.contains(id)
+                && !record.lost
+                && record.is_open()
+                && self.now >= judged + DECIDED;
             if usable {
                 free.insert(id, placing::node(record, true).capacity(self.policy));
             }
@@ -355,6 +385,13 @@ impl Watcher {
                 }
             }
         }
+        let seen = sites.iter().flat_map(|site| {
+            let ready = site.guests.iter().filter(|guest| guest.ready.is_some());
+            ready.map(|guest| (site.node.clone(), guest.number))
+        });
+        let since = |guest| (self.ready.get(&guest).copied().unwrap_or(now), guest);
+        let since: Vec<_> = seen.map(since).collect();
+        self.ready = since.into_iter().map(|(at, guest)| (guest, at)).collect();
         let ready = |id: &InstanceId| {
             let record = self.instances.get(id);
             record.is_some_and(|record| is_ready(record, sites))

@@ -280,7 +280,10 @@ impl World {
         let connected = self.connected();
         let all_along = self.connected.intersection(&connected).cloned().collect();
         for ops in self.store.take_committed() {
-            for event in self.watcher.committed(&ops, &self.sites, &all_along)? {
+            for event in self
+                .watcher
+                .committed(self.now, &ops, &self.sites, &all_along)?
+            {
                 let what = format!("{}: {}", event.reason, event.message);
                 let what = what.replace(&*self.place.path().to_string_lossy(), "DATA");
                 self.timeline.tell(self.now, event.subject, what);

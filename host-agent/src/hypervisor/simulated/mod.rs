@@ -152,8 +152,8 @@ impl SimulatedHypervisor {
                 None => guest.live(now, link, &table.temper, &mut table.rng, &mut table.mishaps),
             }
             let ready = guest.role.as_ref();
-            // The role of a guest that hangs is of no use, whatever it was.
-            let works = guest.state != State::Hung;
+            // The role of a guest that hangs, or is being ended, is of no use, whatever it was.
+            let works = guest.state != State::Hung && guest.ending.is_none();
             let ready = ready.filter(|role| works && role.condition == RoleCondition::Ready);
             let ready = ready.map(|role| &role.spec);
             if ready != guest.seen.ready.as_ref() {
