@@ -107,11 +107,13 @@ impl Session {
         goal.as_ref().map(|goal| goal.incarnation)
     }
 
-    /// No lease for the node until its goal has been [found current](Registry::admit).
-    pub fn withhold_leases(&self) {
+    /// The goal of before is not the node's any more, and it is given no lease until one has
+    /// been [found current](Registry::admit).
+    pub fn begin_anew(&self) {
         self.registry.update(&self.node, self.number, |live| {
             live.barred = true;
-            false
+            live.goal.send_replace(None);
+            true
         });
     }
 
@@ -353,8 +355,9 @@ mod tests {
         registry.admit(&node);
         // It comes again, and nobody knows it.
         let again = registry.open(&node);
-        again.withhold_leases();
+        again.begin_anew();
         assert_eq!(again.leasable(), None, "what was in it may run elsewhere");
+        assert_eq!(registry.goal(&node), None);
         registry.set_goal(&node, goal(6));
         registry.admit(&node);
         assert_eq!(again.leasable(), Some(6));

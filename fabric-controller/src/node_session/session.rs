@@ -107,7 +107,7 @@ async fn converse(
             // One that was removed, and was in truth only silent, has the goal of before:
             // what is in it may run elsewhere by now.
             if stored.is_new {
-                session.withhold_leases();
+                session.begin_anew();
             }
             stored.highest_event
         }
@@ -307,6 +307,8 @@ async fn store_registration(
 ) -> Result<Registered> {
     let store = &*controller.store;
     let id = &from.node_id;
+    let published = controller.registry.goal(id);
+    let published = published.map_or(0, |goal| goal.incarnation);
     let (node_key, goal_key, events_key) = (
         records::node(id),
         records::goal(id),
@@ -355,10 +357,12 @@ async fn store_registration(
         txn = records::add_event(txn, &tell(Reason::NodeConnected, message))?;
         txn = records::replace(txn, node_key, old.map(|old| old.modified), &record)?;
         let given = goal.as_ref().map_or(0, |goal| goal.value.incarnation);
-        if from.seen_incarnation > given {
-            // This store is older than the node: count on from where the node is.
+        let counted = from.seen_incarnation.max(published);
+        if counted > given {
+            // This store is older than the node, or the node was removed and is not gone:
+            // count on from where the node is, or was to be.
             let raised = GoalRecord {
-                incarnation: from.seen_incarnation,
+                incarnation: counted,
                 ..GoalRecord::default()
             };
             txn = records::replace(txn, goal_key, goal.map(|goal| goal.modified), &raised)?;

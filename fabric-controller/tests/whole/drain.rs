@@ -1,10 +1,10 @@
 //! Nodes that instances leave: cordoned, drained, removed by operators, or tried in vain.
 
 use fabric_proto::{
-    node::v1::VmState,
+    node::v1::{RestartScope, VmState},
     v1::{
         CordonNodeRequest, DrainNodeRequest, Node as NodeMessage, RemoveNodeRequest,
-        UncordonNodeRequest,
+        RestartInstanceRequest, UncordonNodeRequest,
     },
 };
 use tonic::{Code, Status};
@@ -193,4 +193,39 @@ async fn what_its_node_has_given_up_is_started_on_another_twice_an_hour() {
     let moved = reasons.iter().filter(|one| *one == "InstanceGivenUp");
     assert_eq!(moved.count(), 2, "{reasons:?}");
     assert_eq!(client.places().await, ["n1"]);
+}
+
+#[tokio::test]
+async fn a_removed_node_that_was_only_cut_off_is_never_given_the_goal_of_before() {
+    let (_controller, client) = Controller::start().await;
+    client.upload_guest_os().await;
+    let mut node = Node::join(&client, "n1").await;
+    client.apply(&shop(1)).await.unwrap();
+    node.goal_with(&["shop-web-0"]).await;
+    node.all_ready().await;
+    let (seen, epoch) = (node.goal.incarnation, node.goal.instances[0].epoch);
+    drop(node);
+    // Goals that it does not see.
+    for _ in 0..3 {
+        let request = RestartInstanceRequest {
+            instance_id: "shop-web-0".to_owned(),
+            scope: RestartScope::Vm.into(),
+            ..RestartInstanceRequest::default()
+        };
+        client.instances().restart_instance(request).await.unwrap();
+    }
+    until(
+        "its removal",
+        async || client.remove("n1").await.is_ok(),
+        |is_gone| *is_gone,
+    )
+    .await;
+
+    let mut back = Node::register(&client, register("n1", seen)).await.unwrap();
+    while back.goal.instances.is_empty() {
+        back.next_goal().await;
+        back.status(vec![]).await;
+    }
+    assert!(back.goal.instances[0].epoch > epoch, "what it had before");
+    assert_eq!(back.lease().await.incarnation, back.goal.incarnation);
 }
