@@ -184,7 +184,7 @@ fn check(heard: &Heard) {
                 assert!(exit.to_string().len() < 2 * TEXT_MAX);
             }
         }
-        GuestSaid::Heartbeat | GuestSaid::Goodbye { .. } => {}
+        GuestSaid::Heartbeat | GuestSaid::Goodbye { .. } | GuestSaid::Gone => {}
     }
 }
 
