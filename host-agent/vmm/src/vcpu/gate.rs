@@ -68,26 +68,25 @@ impl Gate {
     }
 
     /// Parks virtual CPU `id` until the gate is open, or until it is to begin anew,
-    /// at a kernel's entry, and to park again.
+    /// at a kernel's entry, and to park again. One that comes to an open gate goes on.
     pub fn park(&self, id: u8, left: Parked) -> Option<u64> {
         let id = usize::from(id);
         let mut places = self.lock();
-        if let Some(place) = places.get_mut(id) {
-            *place = Place::Parked(left);
+        if !self.is_closed() {
+            return None;
         }
+        places[id] = Place::Parked(left);
         self.changed.notify_all();
-        while self.is_closed() {
-            if let Some(Place::Restarted { entry }) = places.get(id) {
-                let entry = *entry;
-                places[id] = Place::Away;
-                return Some(entry);
-            }
-            places = self
-                .changed
-                .wait(places)
-                .unwrap_or_else(PoisonError::into_inner);
+        // What it was told counts, not whether the gate is closed: that can be so
+        // again before this one has woken, and it has to leave and to park anew then.
+        let mut places = self
+            .changed
+            .wait_while(places, |places| matches!(places[id], Place::Parked(_)))
+            .unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut places[id], Place::Away) {
+            Place::Restarted { entry } => Some(entry),
+            Place::Away | Place::Parked(_) => None,
         }
-        None
     }
 
     /// Has all that are parked begin anew, at a kernel's `entry`. They park again.
@@ -175,5 +174,36 @@ mod tests {
         gate.close();
         assert!(!gate.wait_until_all_parked(Duration::from_millis(1)));
         assert!(gate.states().is_err());
+    }
+
+    #[test]
+    fn a_gate_that_closes_before_all_have_left_has_them_park_again() {
+        let gate = Gate::new(1);
+        let goes_on = AtomicBool::new(true);
+        gate.close();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while goes_on.load(Ordering::Acquire) {
+                    gate.park(0, Err(VcpuStateError::NotParked));
+                }
+            });
+            let always = (0..100).all(|_| {
+                let parked = gate.wait_until_all_parked(Duration::from_secs(10));
+                gate.open();
+                gate.close();
+                parked
+            });
+            goes_on.store(false, Ordering::Release);
+            gate.open();
+            assert!(always);
+        });
+    }
+
+    #[test]
+    fn who_comes_to_an_open_gate_is_not_counted_when_it_closes() {
+        let gate = Gate::new(1);
+        assert_eq!(gate.park(0, Err(VcpuStateError::NotParked)), None);
+        gate.close();
+        assert!(!gate.wait_until_all_parked(Duration::ZERO));
     }
 }
