@@ -10,16 +10,13 @@ use fabric_proto::vmbus::{HOST_CID, POWER_BUTTON_PORT};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     sync::mpsc::Sender,
-    time::{sleep, timeout},
+    time::timeout,
 };
-use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 
-use crate::console;
+use crate::{console, door::Door};
 
 /// Longest wait for whoever knocked to take the answer.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Wait after a caller that could not be taken: the kernel may lack memory.
-const RETRY: Duration = Duration::from_secs(1);
 
 /// It was pressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,24 +24,15 @@ pub struct Pressed;
 
 /// Waits at the button, for ever.
 pub async fn listen(pressed: Sender<Pressed>) {
-    // Any address of its own: a copy has another than its template.
-    let listener = match VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, POWER_BUTTON_PORT)) {
-        Ok(listener) => listener,
-        Err(error) => {
-            console::say(format_args!("has no power button: {error}"));
-            return;
-        }
+    let Some(door) = Door::open(POWER_BUTTON_PORT, "its power button") else {
+        return;
     };
     loop {
-        match listener.accept().await {
-            // One at a time, and none but the host: a process in here that connects to
-            // this port has nothing to press.
-            Ok((stream, from)) if from.cid() == HOST_CID => answer(stream, &pressed).await,
-            Ok(_) => {}
-            Err(error) => {
-                console::say(format_args!("cannot hear its power button: {error}"));
-                sleep(RETRY).await;
-            }
+        // One at a time, and none but the host: a process in here that connects to this
+        // port has nothing to press.
+        let (stream, from) = door.next().await;
+        if from.cid() == HOST_CID {
+            answer(stream, &pressed).await;
         }
     }
 }

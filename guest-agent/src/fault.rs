@@ -24,9 +24,8 @@ use tokio::{
     sync::mpsc::Sender,
     time::timeout,
 };
-use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 
-use crate::console;
+use crate::{console, door::Door};
 
 /// Longest line taken.
 const LONGEST: usize = 128;
@@ -84,19 +83,13 @@ impl FromStr for Fault {
 
 /// Takes faults from the host and passes them on, for ever.
 pub async fn listen(faults: Sender<Fault>) {
-    let listener = match VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, FAULT_PORT)) {
-        Ok(listener) => listener,
-        Err(error) => {
-            console::say(format_args!("cannot listen for faults: {error}"));
-            return;
-        }
+    let Some(door) = Door::open(FAULT_PORT, "faults") else {
+        return;
     };
     loop {
-        match listener.accept().await {
-            // One at a time: nobody has a right to several.
-            Ok((stream, _)) => _ = serve(stream, &faults).await,
-            Err(error) => console::say(format_args!("cannot take a fault: {error}")),
-        }
+        // One at a time: nobody has a right to several.
+        let (stream, _) = door.next().await;
+        _ = serve(stream, &faults).await;
     }
 }
 

@@ -6,7 +6,8 @@
 //!                ├─ role      one role as it is run; its policy is pure
 //!                ├─ init      what a guest needs of its first process
 //!                ├─ button    the guest's power button
-//!                └─ fault     faults on request
+//!                ├─ fault     faults on request
+//!                └─ door      the port at which either waits
 //! ```
 //!
 //! One process, one thread, static: on a KVM that interprets guest kernel code, a
@@ -19,6 +20,7 @@ mod agent;
 mod button;
 mod cli;
 mod console;
+mod door;
 mod fault;
 mod init;
 mod model;

@@ -94,6 +94,14 @@ async fn a_host_agent_that_is_stopped_has_its_guests_killed_and_started_elsewher
     })
     .await?;
     // Whatever is there now was started elsewhere, after that.
+    let after = ready_elsewhere(&mut stage, &before).await?;
+
+    stand_still(stage.host_agent(&before.node_id)?, false)?;
+    rid_of_it(&stage, &before.node_id, &after).await
+}
+
+/// The instance, once it is Ready on another node, and nothing else runs.
+async fn ready_elsewhere(stage: &mut Stage, before: &Instance) -> anyhow::Result<Instance> {
     let after = stage
         .cluster
         .until("shop-web-0", "to be Ready elsewhere", |now| {
@@ -102,9 +110,7 @@ async fn a_host_agent_that_is_stopped_has_its_guests_killed_and_started_elsewher
         .await?;
     ensure!(after.epoch > before.epoch, "{after:#?}");
     ensure!(stage.vmms().len() == 1, "{:?}", stage.vmms());
-
-    stand_still(stage.host_agent(&before.node_id)?, false)?;
-    rid_of_it(&stage, &before.node_id, &after).await
+    Ok(after)
 }
 
 /// Waits until the first node says that the instance is gone; it runs on as it is elsewhere.
@@ -152,14 +158,7 @@ async fn a_host_agent_that_is_killed_for_good_has_its_guests_killed_by_the_keepe
     })
     .await?;
     ensure!(!now.contains(&vmm), "{now:?} run, and {vmm} does still");
-    let after = stage
-        .cluster
-        .until("shop-web-0", "to be Ready elsewhere", |now| {
-            now.state == "Ready" && now.node_id != first
-        })
-        .await?;
-    ensure!(after.epoch > before.epoch, "{after:#?}");
-    ensure!(stage.vmms().len() == 1, "{:?}", stage.vmms());
+    let after = ready_elsewhere(&mut stage, &before).await?;
     // With no host agent and nothing that runs, the keeper has nothing left to keep.
     eventually(SOON, "the keeper to end", || async {
         match stage.keeper(&first) {

@@ -142,6 +142,14 @@ struct Seen {
     revision: Revision,
 }
 
+impl Seen {
+    /// An epoch that was never given: revisions only grow, and every transaction has a new
+    /// one.
+    const fn next_epoch(&self) -> Revision {
+        self.revision + 1
+    }
+}
+
 impl Reconciler {
     /// Reconciles until it is told to end.
     pub async fn run(self, end: CancellationToken) {
@@ -186,8 +194,7 @@ impl Reconciler {
     /// The store failed.
     pub async fn pass(&self) -> Result<Option<WallTime>> {
         for _ in 0..TURNS {
-            let mut seen = self.settle().await?;
-            let look = self.look(&seen);
+            let (mut seen, look) = self.settle().await?;
             let mut has_changed = false;
             for node in &seen.nodes {
                 let node = &node.value.node_id;
@@ -231,20 +238,20 @@ impl Reconciler {
         Ok(None)
     }
 
-    /// Plans and writes until there is nothing left to do.
-    async fn settle(&self) -> Result<Seen> {
+    /// Plans and writes until there is nothing left to do. Answers what there is then, and
+    /// what is still looked for.
+    async fn settle(&self) -> Result<(Seen, Look)> {
         let mut again = 0;
         loop {
             let seen = self.read().await?;
             let look = self.look(&seen);
             if !look.is_over() {
-                let none = BTreeSet::new();
-                let plan = restored::find(&self.input(&seen, &none), &look, clock::now());
+                let plan = look.find(seen.next_epoch(), clock::now());
                 again += 1;
                 if plan.is_empty() || again > TURNS {
-                    return Ok(seen);
+                    return Ok((seen, look));
                 }
-                self.write(&seen, &none, plan).await?;
+                self.write(&seen, &BTreeSet::new(), plan).await?;
                 continue;
             }
             let fence = self.fence(&seen).await?;
@@ -262,7 +269,7 @@ impl Reconciler {
             }
             again += 1;
             if plan.is_empty() && fence.is_empty() || again > TURNS {
-                return Ok(seen);
+                return Ok((seen, look));
             }
             self.write(&seen, &fence, plan).await?;
         }
@@ -378,8 +385,7 @@ impl Reconciler {
             nodes: values(&seen.nodes),
             facts: facts.collect(),
             fenced: fenced(seen, fence),
-            // Revisions only grow, and every transaction has a new one.
-            next_epoch: seen.revision + 1,
+            next_epoch: seen.next_epoch(),
         }
     }
 

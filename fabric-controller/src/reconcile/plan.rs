@@ -255,11 +255,11 @@ fn renewed(
     now: WallTime,
 ) -> Option<InstanceRecord> {
     let spec = &want.role.spec;
-    let effect = there.effect_of(spec, nodes);
+    let effect = || there.effect_of(spec, nodes);
     if there.phase == Phase::Removing {
         // Wanted again before it was gone. One that must be placed anew goes all the
         // same; any other is made anew where it is.
-        return (effect != Effect::Replace).then(|| InstanceRecord {
+        return (effect() != Effect::Replace).then(|| InstanceRecord {
             service: want.service.clone(),
             role: want.role.name().clone(),
             colour: want.deployment.colour,
@@ -278,7 +278,7 @@ fn renewed(
     if there.phase == Phase::Moving {
         return None;
     }
-    let unnoticed = there.spec != *spec && effect == Effect::Nothing;
+    let unnoticed = there.spec != *spec && effect() == Effect::Nothing;
     unnoticed.then(|| InstanceRecord {
         spec: spec.clone(),
         ..there.clone()

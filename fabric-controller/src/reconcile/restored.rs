@@ -24,7 +24,7 @@ use fabric_proto::{
     node::v1::InstanceStatus,
 };
 
-use super::plan::{Input, Plan};
+use super::plan::Plan;
 use crate::{
     model::{
         event::Reason,
@@ -118,29 +118,26 @@ impl Look {
         let is_sure = best.is_some_and(|(_, it)| it.vmm_pid != 0) || !self.misses;
         is_sure.then_some(best)
     }
-}
 
-/// Keeps what was found where it is.
-#[must_use]
-pub fn find(input: &Input, look: &Look, now: WallTime) -> Plan {
-    let mut plan = Plan::default();
-    for record in &input.instances {
-        if !look.is_for(&record.id) {
-            continue;
+    /// Keeps what was found where it is.
+    #[must_use]
+    pub fn find(&self, next_epoch: Revision, now: WallTime) -> Plan {
+        let mut plan = Plan::default();
+        for (id, record) in &self.sought {
+            let Some(found) = self.found(id) else {
+                continue;
+            };
+            let mut record = InstanceRecord {
+                epoch: next_epoch,
+                ..record.clone()
+            };
+            if let Some((node, status)) = found {
+                settle(&mut record, node, status, now, &mut plan);
+            }
+            plan.put.insert(id.clone(), record);
         }
-        let Some(found) = look.found(&record.id) else {
-            continue;
-        };
-        let mut record = InstanceRecord {
-            epoch: input.next_epoch,
-            ..record.clone()
-        };
-        if let Some((node, status)) = found {
-            settle(&mut record, node, status, now, &mut plan);
-        }
-        plan.put.insert(record.id.clone(), record);
+        plan
     }
-    plan
 }
 
 /// It is on that node, which counts on from what it has counted.
@@ -179,24 +176,18 @@ fn settle(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{model::instance::tests::record, reconcile::tests::node_record, store::LIFE};
+    use crate::{model::instance::tests::record, store::LIFE};
 
     const NOW: WallTime = WallTime::from_micros(7);
 
-    /// A store that was restored, with an instance on `n1` by its record.
-    fn input() -> Input {
-        Input {
-            instances: vec![record("n1")],
-            nodes: ["n1", "n2"].map(node_record).to_vec(),
-            next_epoch: LIFE + 5,
-            ..Input::default()
-        }
-    }
+    /// What a store that was restored would give next.
+    const NEXT: Revision = LIFE + 5;
 
-    fn look(input: &Input, misses: bool) -> Look {
+    /// Such a store, with an instance on `n1` by its record.
+    fn look(misses: bool) -> Look {
         Look {
             misses,
-            ..Look::for_those_of_before(input.instances.iter(), input.next_epoch)
+            ..Look::for_those_of_before([&record("n1")].into_iter(), NEXT)
         }
     }
 
@@ -220,29 +211,32 @@ mod tests {
     }
 
     /// Where the only instance is then, and under which epoch.
-    fn settled(input: &Input, look: &Look) -> Option<(String, u64)> {
-        let plan = find(input, look, NOW);
+    fn settled(look: &Look) -> Option<(String, u64)> {
+        let plan = look.find(NEXT, NOW);
         let one = plan.put.into_values().next()?;
         Some((one.node.unwrap().to_string(), one.epoch))
     }
 
     #[test]
     fn what_was_given_since_the_restore_is_not_looked_for() {
-        let mut input = input();
-        input.instances[0].epoch = LIFE + 1;
-        assert!(look(&input, true).is_over());
-        input.instances[0].epoch = 4;
-        assert!(!look(&input, true).is_over());
-        assert!(Look::for_those_of_before(input.instances.iter(), 5).is_over());
+        let is_over = |epoch, revision| {
+            let one = InstanceRecord {
+                epoch,
+                ..record("n1")
+            };
+            Look::for_those_of_before([&one].into_iter(), revision).is_over()
+        };
+        assert!(is_over(LIFE + 1, NEXT));
+        assert!(!is_over(4, NEXT));
+        assert!(is_over(4, 5));
     }
 
     #[test]
     fn what_runs_is_where_it_runs_whatever_the_record_says() {
-        let input = input();
-        let mut look = look(&input, true);
-        assert_eq!(settled(&input, &look), None, "it may run on either");
+        let mut look = look(true);
+        assert_eq!(settled(&look), None, "it may run on either");
         look.hear(&id("n2"), &report(4, 77));
-        let plan = find(&input, &look, NOW);
+        let plan = look.find(NEXT, NOW);
         let one = plan.put.values().next().unwrap();
         assert_eq!((one.node.clone(), one.epoch), (Some(id("n2")), LIFE + 5));
         assert_eq!(one.restart.generation, 3, "its node would not see the next");
@@ -251,28 +245,23 @@ mod tests {
 
     #[test]
     fn what_runs_nowhere_waits_until_all_have_spoken_and_is_where_it_was_last() {
-        let input = input();
-        let mut sought = look(&input, true);
+        let mut sought = look(true);
         sought.hear(&id("n1"), &report(4, 0));
-        assert_eq!(settled(&input, &sought), None, "it may run on the other");
+        assert_eq!(settled(&sought), None, "it may run on the other");
         sought.misses = false;
-        assert_eq!(settled(&input, &sought), Some(("n1".into(), LIFE + 5)));
+        assert_eq!(settled(&sought), Some(("n1".into(), LIFE + 5)));
         sought.hear(&id("n2"), &report(6, 0));
-        assert_eq!(settled(&input, &sought), Some(("n2".into(), LIFE + 5)));
+        assert_eq!(settled(&sought), Some(("n2".into(), LIFE + 5)));
 
-        let nobody_knows_it = look(&input, false);
-        let plan = find(&input, &nobody_knows_it, NOW);
-        assert_eq!(
-            settled(&input, &nobody_knows_it),
-            Some(("n1".into(), LIFE + 5))
-        );
+        let nobody_knows_it = look(false);
+        let plan = nobody_knows_it.find(NEXT, NOW);
+        assert_eq!(settled(&nobody_knows_it), Some(("n1".into(), LIFE + 5)));
         assert!(plan.events.is_empty());
     }
 
     #[test]
     fn a_node_keeps_what_it_has_and_does_not_start_it_before_it_is_sure() {
-        let input = input();
-        let (mut look, node) = (look(&input, true), id("n2"));
+        let (mut look, node) = (look(true), id("n2"));
         assert!(!look.may_have_goal(&node), "it has said nothing");
         look.hear(&node, &report(4, 0));
         assert!(look.may_have_goal(&node));

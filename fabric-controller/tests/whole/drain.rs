@@ -4,7 +4,7 @@ use fabric_proto::{
     node::v1::{RestartScope, VmState},
     v1::{
         CordonNodeRequest, DrainNodeRequest, Node as NodeMessage, RemoveNodeRequest,
-        RestartInstanceRequest, UncordonNodeRequest,
+        UncordonNodeRequest,
     },
 };
 use tonic::{Code, Status};
@@ -207,12 +207,7 @@ async fn a_removed_node_that_was_only_cut_off_is_never_given_the_goal_of_before(
     drop(node);
     // Goals that it does not see.
     for _ in 0..3 {
-        let request = RestartInstanceRequest {
-            instance_id: "shop-web-0".to_owned(),
-            scope: RestartScope::Vm.into(),
-            ..RestartInstanceRequest::default()
-        };
-        client.instances().restart_instance(request).await.unwrap();
+        client.restart("shop-web-0", RestartScope::Vm).await;
     }
     until(
         "its removal",

@@ -22,17 +22,17 @@ use fabric_proto::{
     id::Digest,
     node::v1::{
         InstanceGoal, InstanceStatus, Inventory, LeaseGrant, NodeEvent, NodeGoal, NodeStatus,
-        Register, SessionRequest, SessionResponse, VmState,
+        Register, RestartScope, SessionRequest, SessionResponse, VmState,
         node_service_client::NodeServiceClient as HostAgentClient, session_request::Report,
         session_response::Message,
     },
     v1::{
         ApplyServiceRequest, ApplyServiceResponse, BeginUploadRequest, BeginUploadResponse, Blob,
         BlobKind, Event, Instance, ListEventsRequest, ListInstancesRequest, ListNodesRequest,
-        Node as NodeMessage, UploadRequest, audit_service_client::AuditServiceClient,
-        blob_service_client::BlobServiceClient, event_service_client::EventServiceClient,
-        instance_service_client::InstanceServiceClient, node_service_client::NodeServiceClient,
-        placement_service_client::PlacementServiceClient,
+        Node as NodeMessage, RestartInstanceRequest, UploadRequest,
+        audit_service_client::AuditServiceClient, blob_service_client::BlobServiceClient,
+        event_service_client::EventServiceClient, instance_service_client::InstanceServiceClient,
+        node_service_client::NodeServiceClient, placement_service_client::PlacementServiceClient,
         service_service_client::ServiceServiceClient, trust_service_client::TrustServiceClient,
     },
 };
@@ -181,6 +181,17 @@ impl Client {
             .apply_service(request)
             .await
             .map(tonic::Response::into_inner)
+    }
+
+    /// Asks for a restart of that kind; its number.
+    pub async fn restart(&self, instance_id: &str, scope: RestartScope) -> u64 {
+        let request = RestartInstanceRequest {
+            instance_id: instance_id.to_owned(),
+            scope: scope.into(),
+            request_id: String::new(),
+        };
+        let answer = self.instances().restart_instance(request).await.unwrap();
+        answer.into_inner().restart_generation
     }
 
     pub async fn list(&self) -> Vec<Instance> {

@@ -3,8 +3,8 @@
 use fabric_proto::{
     node::v1::{InstanceStatus, RestartScope, VmState},
     v1::{
-        ApplyServiceRequest, DeleteServiceRequest, GetServiceRequest, RestartInstanceRequest,
-        WatchEventsRequest, WatchInstancesRequest,
+        ApplyServiceRequest, DeleteServiceRequest, GetServiceRequest, WatchEventsRequest,
+        WatchInstancesRequest,
     },
 };
 use tonic::Code;
@@ -147,15 +147,7 @@ async fn a_restart_reaches_the_node_with_its_scope() {
     let mut node = Node::join(&client, "n1").await;
     client.apply(&shop(1)).await.unwrap();
     node.goal_with(&["shop-web-0"]).await;
-    let restart = async |scope: RestartScope| {
-        let request = RestartInstanceRequest {
-            instance_id: "shop-web-0".to_owned(),
-            scope: scope.into(),
-            request_id: String::new(),
-        };
-        let answer = client.instances().restart_instance(request).await.unwrap();
-        answer.into_inner().restart_generation
-    };
+    let restart = async |scope| client.restart("shop-web-0", scope).await;
     assert_eq!(restart(RestartScope::Role).await, 1);
     node.next_goal().await;
     let goal = &node.goal.instances[0];
