@@ -4,7 +4,7 @@
 #![allow(clippy::expect_used, reason = "a helper of a test")]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -12,7 +12,7 @@ use std::{
 use serde_json::Value;
 
 /// Each crate of ours, and those of ours that it may use.
-const MAY_USE: [(&str, &[&str]); 15] = [
+const MAY_USE: [(&str, &[&str]); 16] = [
     ("vhd", &[]),
     ("fabric-fail-points", &[]),
     ("fabric-vmm", &["fabric-fail-points", "vhd"]),
@@ -39,6 +39,7 @@ const MAY_USE: [(&str, &[&str]); 15] = [
             "fabric-proto",
             "fabric-trust",
             "vhd",
+            "workspace-hack",
         ],
     ),
     (
@@ -57,6 +58,7 @@ const MAY_USE: [(&str, &[&str]); 15] = [
     ("bus-peer", &[]),
     ("hello-web", &[]),
     ("xtask", &["vhd"]),
+    ("workspace-hack", &[]),
 ];
 
 /// Crates whose presence in a crate of ours would break its promise.
@@ -108,6 +110,51 @@ fn dependencies() -> BTreeMap<String, Vec<String>> {
             )
         })
         .collect()
+}
+
+/// Each crate as it is compiled for such a selection of packages and dependencies: its
+/// name, its version and its features.
+fn compiled(selection: &[&str]) -> BTreeSet<String> {
+    let args = [
+        "tree",
+        "--offline",
+        "--prefix",
+        "none",
+        "--format",
+        "{p} {f}",
+    ];
+    let output = Command::new(env!("CARGO"))
+        .args(args)
+        .args(selection)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo tree runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}");
+    let lines = said.lines().map(|line| line.trim_end_matches(" (*)"));
+    lines.map(str::to_owned).collect()
+}
+
+#[test]
+fn programs_are_compiled_with_the_features_that_their_tests_have() {
+    let of_hosts = [
+        "fabctl",
+        "fabric-controller",
+        "fabric-vmm",
+        "host-agent",
+        "vhd",
+    ];
+    let mut programs = vec!["--edges", "normal,no-proc-macro"];
+    programs.extend(of_hosts.iter().flat_map(|name| ["--package", name]));
+    let tests = ["--edges", "normal,dev,no-proc-macro", "--workspace"];
+    let (programs, tests) = (compiled(&programs), compiled(&tests));
+    assert!(programs.len() > of_hosts.len(), "{programs:?}");
+    let twice: Vec<_> = programs.difference(&tests).collect();
+    assert!(
+        twice.is_empty(),
+        "compiled once more for the tests, with more features, which belong into \
+         xtask/workspace-hack/Cargo.toml: {twice:#?}"
+    );
 }
 
 #[test]

@@ -114,7 +114,7 @@ pub fn program(project: &Project, package: &str) -> Result<()> {
 /// anew then.
 pub fn simulation(project: &Project) -> Result<()> {
     let mut command = cargo(project, &["test", "--release", "--no-run", "--workspace"]);
-    command.args(["--exclude", "fabric-tests", "--test", "simulation"]);
+    command.args(["--test", "simulation"]);
     process::run(&mut command).context("building the simulation")
 }
 

@@ -8,11 +8,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use serde::Deserialize;
 
 use crate::{
     build::{self, cargo},
     image, interrupt, preflight,
-    process::Process,
+    process::{self, Process},
     progress::seconds,
     project::Project,
     setup,
@@ -35,12 +36,72 @@ pub struct Options {
     system_only: bool,
 }
 
+/// The test programs of the workspace, as `cargo metadata` tells them.
+#[derive(Debug)]
+struct TestPrograms(Vec<TestProgram>);
+
+#[derive(Debug)]
+struct TestProgram {
+    package: String,
+    name: String,
+    required_features: Vec<String>,
+}
+
+impl TestProgram {
+    /// Whether it is of the whole system.
+    fn is_story(&self) -> bool {
+        self.package == "fabric-tests"
+    }
+}
+
 /// Tests counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Count {
     passed: u64,
     failed: u64,
     skipped: u64,
+}
+
+impl TestPrograms {
+    fn read(project: &Project) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Metadata {
+            packages: Vec<Package>,
+        }
+        #[derive(Deserialize)]
+        struct Package {
+            name: String,
+            targets: Vec<Target>,
+        }
+        #[derive(Deserialize)]
+        struct Target {
+            kind: Vec<String>,
+            name: String,
+            #[serde(rename = "required-features", default)]
+            required_features: Vec<String>,
+        }
+        let args = ["metadata", "--format-version", "1", "--no-deps"];
+        let said = process::output(&mut cargo(project, &args))?;
+        let metadata: Metadata =
+            serde_json::from_str(&said).context("reading what cargo says of the workspace")?;
+        let programs = metadata.packages.into_iter().flat_map(|package| {
+            let tests = package.targets.into_iter();
+            tests
+                .filter(|target| target.kind == ["test"])
+                .map(move |target| TestProgram {
+                    package: package.name.clone(),
+                    name: target.name,
+                    required_features: target.required_features,
+                })
+        });
+        Ok(Self(programs.collect()))
+    }
+
+    /// The arguments with which cargo runs such.
+    fn of(&self, wanted: impl Fn(&TestProgram) -> bool) -> Vec<&str> {
+        let such = self.0.iter().filter(|program| wanted(program));
+        such.flat_map(|program| ["--test", &program.name]).collect()
+    }
 }
 
 impl std::ops::AddAssign for Count {
@@ -89,31 +150,30 @@ pub fn run(project: &Project, options: &Options) -> Result<()> {
         Ok(())
     };
     let filter = options.filter.as_deref();
+    let programs = TestPrograms::read(project)?;
     if !options.system_only {
         // Before the others, which put the controller without fail points in its place.
-        let args = ["--workspace", "--exclude", "fabric-tests"];
-        let killed = [
-            "--features",
-            "fabric-controller/fail-points",
-            "--test",
-            "killed",
-        ];
-        let killed = [&args[..], &killed].concat();
+        let fail_points = ["--features", "fabric-controller/fail-points"];
+        let killed = programs.of(|it| it.required_features == ["fail-points"]);
+        let killed = [&fail_points[..], &killed].concat();
         stage("killed controllers", tests(project, &killed, filter))?;
-        stage("single crates", tests(project, &args, filter))?;
+        let others = programs.of(|it| it.required_features.is_empty() && !it.is_story());
+        let others = [&["--lib", "--bins"], &others[..]].concat();
+        stage("single crates", tests(project, &others, filter))?;
+        stage("documentation", tests(project, &["--doc"], filter))?;
     }
     if !options.crates_only {
-        stage(
-            "whole system",
-            tests(project, &["--package", "fabric-tests"], filter),
-        )?;
+        let stories = programs.of(TestProgram::is_story);
+        stage("whole system", tests(project, &stories, filter))?;
     }
     finish(&stages)
 }
 
+/// Some tests of the whole workspace: of a part of it, cargo would build anew what the
+/// parts ask for with different features.
 fn tests(project: &Project, which: &[&str], filter: Option<&str>) -> Command {
     let mut command = cargo(project, &["test", "--release", "--no-fail-fast"]);
-    command.args(which).args(filter);
+    command.arg("--workspace").args(which).args(filter);
     command
 }
 
