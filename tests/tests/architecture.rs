@@ -116,12 +116,7 @@ fn dependencies() -> BTreeMap<String, Vec<String>> {
 /// name, its version and its features.
 fn compiled(selection: &[&str]) -> BTreeSet<String> {
     let args = [
-        "tree",
-        "--offline",
-        "--prefix",
-        "none",
-        "--format",
-        "{p} {f}",
+        "tree", "--locked", "--prefix", "none", "--format", "{p} {f}",
     ];
     let output = Command::new(env!("CARGO"))
         .args(args)
