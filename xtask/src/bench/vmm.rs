@@ -51,8 +51,12 @@ struct Figures {
     template_hello_ms: f64,
     /// Create call to role Ready, from a template.
     template_ready_ms: f64,
+    /// What that is made of.
+    template_parts_ms: Parts,
     /// Create call to role Ready, from a template in which the role was ready.
     warm_ready_ms: f64,
+    /// What that is made of.
+    warm_parts_ms: Parts,
     clones: u32,
     /// Create call of all clones to the last hello.
     clones_hello_ms: f64,
@@ -66,6 +70,12 @@ struct Figures {
     /// Of one core, by a guest whose role is Ready and does nothing but answer its
     /// probes.
     idle_core_percent: f64,
+    /// Exits of such a guest to the VMM.
+    idle_exits_per_s: f64,
+    /// System calls of such a guest that are repaired, where KVM needs that.
+    idle_syscalls_per_s: f64,
+    /// The same from the first KVM_RUN of a cold boot until the role is Ready.
+    boot_syscalls_per_s: f64,
     /// A stream from the host to a guest.
     vsock_h2g_mib_per_s: f64,
     /// A stream from a guest to the host.
@@ -85,6 +95,45 @@ struct Sample {
     hello_ms: f64,
     ready_ms: f64,
     pss_kib: f64,
+    syscalls: f64,
+    parts: Parts,
+}
+
+/// What a start is made of, each from the end of the one before.
+#[derive(Debug, Default, Serialize)]
+struct Parts {
+    /// Create call to the start of the VMM: decided, told, files and jail made.
+    vmm_started: f64,
+    /// To the first KVM_RUN.
+    first_run: f64,
+    /// To the guest agent's hello.
+    hello: f64,
+    /// To the start of the role's process, or what a role template has instead: the goal
+    /// is told, the package is mounted.
+    role_starting: f64,
+    /// To Ready as an operator sees it: the role has begun, and answered its probe.
+    ready: f64,
+}
+
+impl Parts {
+    /// One after the other.
+    const ORDER: [&str; 5] = [
+        "vmm_started",
+        "first_run",
+        "hello",
+        "role_starting",
+        "ready",
+    ];
+
+    fn medians(samples: &[Sample]) -> Parts {
+        Parts {
+            vmm_started: median_of(samples, |sample| sample.parts.vmm_started),
+            first_run: median_of(samples, |sample| sample.parts.first_run),
+            hello: median_of(samples, |sample| sample.parts.hello),
+            role_starting: median_of(samples, |sample| sample.parts.role_starting),
+            ready: median_of(samples, |sample| sample.parts.ready),
+        }
+    }
 }
 
 /// Runs the benchmark.
@@ -133,7 +182,9 @@ pub fn run(
         template_made_ready_ms: median_of(&first, |sample| sample.ready_ms),
         template_hello_ms: median_of(&warm, |sample| sample.hello_ms),
         template_ready_ms: median_of(&warm, |sample| sample.ready_ms),
+        template_parts_ms: Parts::medians(&warm),
         warm_ready_ms: median_of(&ready, |sample| sample.ready_ms),
+        warm_parts_ms: Parts::medians(&ready),
         clones,
         clones_hello_ms: many.hello_ms,
         clone_private_kib: many.private_kib,
@@ -142,6 +193,11 @@ pub fn run(
         snapshot_ms: kept.snapshot_ms,
         snapshot_kib: kept.snapshot_kib,
         idle_core_percent: kept.idle_core_percent,
+        idle_exits_per_s: kept.idle_exits_per_s,
+        idle_syscalls_per_s: kept.idle_syscalls_per_s,
+        boot_syscalls_per_s: median_of(&cold, |sample| {
+            sample.syscalls * 1000.0 / (sample.ready_ms - sample.parts.vmm_started)
+        }),
         vsock_h2g_mib_per_s: bus.h2g_mib_per_s,
         vsock_g2h_mib_per_s: bus.g2h_mib_per_s,
         vsock_rtt_us: bus.rtt_us,
@@ -172,19 +228,43 @@ fn starts(
     for run in 1..=runs {
         let begun = Instant::now();
         apply(fabric, size)?;
-        let instance = until_ready(fabric, |_| {}).with_context(|| format!("{what}: {run}"))?;
+        // When each was first told of, in milliseconds from the call.
+        let mut told = BTreeMap::new();
+        let instance = until_ready(fabric, |seen| {
+            if let Seen::Event(event) = seen
+                && event.subject == INSTANCE
+            {
+                told.entry(event.reason.clone()).or_insert(millis(begun));
+            }
+        });
+        let instance = instance.with_context(|| format!("{what}: {run}"))?;
         let ready_ms = millis(begun);
+        let told = |reason: &str| {
+            let at = told.get(reason).copied();
+            at.with_context(|| format!("{what}: {run}: nothing was told of {reason}"))
+        };
         let control = fabric.instance_dir(INSTANCE).join("control.sock");
+        let stats = telling::stats(&control)?;
+        let first_run_ms = stats
+            .timings
+            .first_run_ms
+            .context("no time of the first KVM_RUN")?;
+        let hello_ms = instance
+            .boot_to_hello_ms
+            .context("the time of the guest agent's hello is not known")?;
         samples.push(Sample {
-            first_run_ms: telling::stats(&control)?
-                .timings
-                .first_run_ms
-                .context("no time of the first KVM_RUN")?,
-            hello_ms: instance
-                .boot_to_hello_ms
-                .context("the time of the guest agent's hello is not known")?,
+            first_run_ms,
+            hello_ms,
             ready_ms,
             pss_kib: telling::pss_beyond_guest(instance.vmm_pid)?,
+            syscalls: stats.repair.syscalls,
+            parts: Parts {
+                vmm_started: told("GuestHello")? - hello_ms,
+                first_run: first_run_ms,
+                hello: hello_ms - first_run_ms,
+                role_starting: told("RoleStarting")? - told("GuestHello")?,
+                ready: ready_ms - told("RoleStarting")?,
+            },
         });
         work.now(format!("{run}: Ready after {ready_ms:.0} ms"));
         fabric.fabctl(&["service", "delete", SERVICE, "--wait"])?;
@@ -200,6 +280,8 @@ struct Kept {
     snapshot_ms: f64,
     snapshot_kib: f64,
     idle_core_percent: f64,
+    idle_exits_per_s: f64,
+    idle_syscalls_per_s: f64,
 }
 
 /// What is done to a guest that runs.
@@ -210,9 +292,15 @@ fn keep(fabric: &mut Fabric, size: &Size, runs: u32) -> Result<Kept> {
     let dir = fabric.instance_dir(INSTANCE);
     let (control, jail) = (dir.join("control.sock"), dir.join("jail"));
     work.now("idle");
-    let before = telling::cpu_seconds(instance.vmm_pid)?;
+    let (before, used) = (
+        telling::stats(&control)?,
+        telling::cpu_seconds(instance.vmm_pid)?,
+    );
     thread::sleep(IDLE);
-    let used = telling::cpu_seconds(instance.vmm_pid)? - before;
+    let used = telling::cpu_seconds(instance.vmm_pid)? - used;
+    let after = telling::stats(&control)?;
+    let per_second = |more: f64| (more / IDLE.as_secs_f64() * 10.0).round() / 10.0;
+    let exits = |stats: &telling::Stats| stats.exits.values().sum::<f64>();
     let (mut pauses, mut resumes, mut snapshots) = (Vec::new(), Vec::new(), Vec::new());
     let mut snapshot_kib = 0.0;
     for run in 1..=runs {
@@ -234,6 +322,8 @@ fn keep(fabric: &mut Fabric, size: &Size, runs: u32) -> Result<Kept> {
         snapshot_ms: median(snapshots),
         snapshot_kib,
         idle_core_percent: (used / IDLE.as_secs_f64() * 1000.0).round() / 10.0,
+        idle_exits_per_s: per_second(exits(&after) - exits(&before)),
+        idle_syscalls_per_s: per_second(after.repair.syscalls - before.repair.syscalls),
     })
 }
 
@@ -291,23 +381,31 @@ fn many(fabric: &mut Fabric, size: &Size, clones: u32) -> Result<Many> {
 /// Prints every figure by its name, which says its unit.
 fn show(figures: &Figures) -> Result<()> {
     let figures = serde_json::to_value(figures)?;
-    let rows = figures
-        .as_object()
-        .into_iter()
-        .flatten()
-        .filter(|(_, value)| value.is_f64())
-        .map(|(name, value)| {
+    let mut rows = Vec::new();
+    for (name, value) in figures.as_object().into_iter().flatten() {
+        if let Some(value) = value.as_f64().filter(|_| value.is_f64()) {
             let (what, unit) = match name.strip_suffix("_mib_per_s") {
                 Some(what) => (what, "MiB/s"),
-                None => name.rsplit_once('_').unwrap_or((name, "")),
+                None => match name.strip_suffix("_per_s") {
+                    Some(what) => (what, "/s"),
+                    None => name.rsplit_once('_').unwrap_or((name, "")),
+                },
             };
             let unit = if unit == "percent" { "%" } else { unit };
-            [
-                what.replace('_', " "),
-                format!("{:.1} {unit}", value.as_f64().unwrap_or_default()),
-            ]
-        })
-        .collect();
+            rows.push([what.replace('_', " "), format!("{value:.1} {unit}")]);
+        }
+        if name.ends_with("_parts_ms") {
+            rows.push([
+                name.trim_end_matches("_ms").replace('_', " "),
+                String::new(),
+            ]);
+            rows.extend(Parts::ORDER.map(|part| {
+                let value = value[part].as_f64().unwrap_or_default();
+                let part = part.replace('_', " ");
+                [format!("  to {part}"), format!("{value:.1} ms")]
+            }));
+        }
+    }
     println!("\n{}", table(["figure", "median"], rows, true));
     Ok(())
 }
