@@ -234,6 +234,12 @@ impl fmt::Display for Refusal {
     }
 }
 
+/// Whether a node would do for such an instance, had it room.
+#[must_use]
+pub fn would_do(node: &Node, needs: &Needs) -> bool {
+    standing(node, needs).is_empty()
+}
+
 /// Why a node cannot take it whatever else is on the node.
 pub(super) fn standing(node: &Node, needs: &Needs) -> Vec<Refusal> {
     let mut why = Vec::new();

@@ -104,7 +104,7 @@ impl Shelf {
         let mut rooms = Vec::new();
         let mut best: Vec<Option<Place>> = vec![None; domains];
         for (number, host) in (0..).zip(&hosts.all) {
-            let fit = filter::standing(&host.node, needs).is_empty();
+            let fit = filter::would_do(&host.node, needs);
             let points = if fit {
                 hosts.points(number, needs)
             } else {

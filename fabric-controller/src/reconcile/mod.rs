@@ -23,6 +23,7 @@ pub mod rollout;
 pub mod steadiness;
 #[cfg(test)]
 mod tests;
+mod uneven;
 pub mod update_walk;
 
 use std::{

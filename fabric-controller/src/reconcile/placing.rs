@@ -55,7 +55,7 @@ pub fn node(record: &NodeRecord, connected: bool) -> Node {
 pub fn instance(record: &InstanceRecord, role: Option<&ServiceRole>) -> Instance {
     Instance {
         id: record.id.clone(),
-        group: group(&record.service, record.colour, &record.role, role),
+        group: group_of(record, role).name(),
         number: record.number,
         upgrade_domains: role.map_or(update::UPGRADE_DOMAINS, |role| role.upgrade_domains),
         spreading: role.map_or(Spreading::Preferred, |role| role.spread),
@@ -81,7 +81,7 @@ pub fn wanted(
 ) -> Instance {
     Instance {
         id,
-        group: group(service, colour, role.name(), Some(role)),
+        group: GroupOf::new(service, colour, role.name(), Some(role)).name(),
         number,
         upgrade_domains: role.upgrade_domains,
         spreading: role.spread,
@@ -92,19 +92,52 @@ pub fn wanted(
     }
 }
 
-/// With which others it should not share its fate: those of its availability set, or
-/// of its role, in its own deployment.
-fn group(
-    service: &ServiceName,
+/// With which others an instance should not share its fate: those of its availability set,
+/// or of its role, in its own deployment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct GroupOf<'a> {
+    service: &'a ServiceName,
     colour: Colour,
-    name: &RoleName,
-    role: Option<&ServiceRole>,
-) -> Group {
-    let prefix = colour.prefix();
-    Group(match role.and_then(|role| role.availability_set.as_ref()) {
-        Some(set) => format!("{service}/{prefix}/set/{set}"),
-        None => format!("{service}/{prefix}/role/{name}"),
-    })
+    within: Within<'a>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Within<'a> {
+    Set(&'a str),
+    Role(&'a RoleName),
+}
+
+impl<'a> GroupOf<'a> {
+    fn new(
+        service: &'a ServiceName,
+        colour: Colour,
+        name: &'a RoleName,
+        role: Option<&'a ServiceRole>,
+    ) -> Self {
+        let set = role.and_then(|role| role.availability_set.as_deref());
+        Self {
+            service,
+            colour,
+            within: set.map_or(Within::Role(name), Within::Set),
+        }
+    }
+
+    /// As placement knows it.
+    fn name(&self) -> Group {
+        let (service, prefix) = (self.service, self.colour.prefix());
+        Group(match self.within {
+            Within::Set(set) => format!("{service}/{prefix}/set/{set}"),
+            Within::Role(name) => format!("{service}/{prefix}/role/{name}"),
+        })
+    }
+}
+
+/// What an instance is spread with.
+pub(super) fn group_of<'a>(
+    record: &'a InstanceRecord,
+    role: Option<&'a ServiceRole>,
+) -> GroupOf<'a> {
+    GroupOf::new(&record.service, record.colour, &record.role, role)
 }
 
 /// All instances of these services, as placement sees them.

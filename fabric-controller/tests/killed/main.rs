@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod calls;
+mod course;
 mod files;
 #[path = "../whole/framework.rs"]
 #[allow(dead_code, reason = "the other tests use more of it")]

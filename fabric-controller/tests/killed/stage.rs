@@ -10,7 +10,8 @@ use std::{
 use fabric_controller::{fail_point::Step, maintenance};
 use fabric_proto::{
     node::v1::{
-        InstanceGoal, InstancePower, InstanceStatus, SnapshotState, SnapshotStatus, VmState,
+        InstanceGoal, InstancePower, InstanceStatus, SessionRequest, SnapshotState, SnapshotStatus,
+        VmState,
     },
     v1::{
         ApplyServiceRequest, BlobKind, CertificateRole, CordonNodeRequest,
@@ -20,8 +21,12 @@ use fabric_proto::{
 };
 use fabric_trust::key::NewKey;
 use tempfile::TempDir;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
 use tokio_util::task::AbortOnDropHandle;
+use tonic::Status;
 
 use crate::{framework::*, program::*, said};
 
@@ -110,29 +115,21 @@ impl Stage {
 
     /// A copy of its files.
     pub fn files(&self) -> TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        copy(&self.dir.path().join("d"), &dir.path().join("d"));
-        dir
+        files_of(self.dir.path())
     }
 }
 
 impl Copy {
     async fn up(dir: TempDir) -> Self {
         let (program, client) = start(dir.path()).await;
-        let node = Node::register(&client, register("n1", 0)).await.unwrap();
-        let node = node.live_as(is);
-        until(
-            "its node with its goal",
-            async || client.node("n1").await,
-            |node| node.goal_incarnation > 0 && node.applied_incarnation == node.goal_incarnation,
-        )
-        .await;
+        let Live { task, .. } = live(&client, "n1").await.unwrap();
+        has_its_goal(&client, "n1").await;
         settled(dir.path()).await;
         Self {
             dir,
             program,
             client,
-            _node: node,
+            _node: task,
         }
     }
 
@@ -152,6 +149,39 @@ impl Copy {
         assert_sound(&self.path().join("d"));
         Self::up(self.dir).await
     }
+}
+
+/// A copy of what is kept in a directory.
+pub fn files_of(dir: &Path) -> TempDir {
+    let to = tempfile::tempdir().unwrap();
+    copy(&dir.join("d"), &to.path().join("d"));
+    to
+}
+
+/// A node that lives.
+pub struct Live {
+    /// Where its host agent tells what happens.
+    pub reports: mpsc::Sender<SessionRequest>,
+    pub task: AbortOnDropHandle<()>,
+}
+
+/// A node of the stage comes back, and does as it is told. It has seen a goal before.
+pub async fn live(client: &Client, name: &str) -> Result<Live, Status> {
+    let node = Node::register(client, register(name, 1)).await?;
+    Ok(Live {
+        reports: node.reports.clone(),
+        task: node.live_as(is),
+    })
+}
+
+/// Waits until a node is as it was told to be.
+pub async fn has_its_goal(client: &Client, name: &str) {
+    until(
+        "a node with its goal",
+        async || client.node(name).await,
+        |node| node.goal_incarnation > 0 && node.applied_incarnation == node.goal_incarnation,
+    )
+    .await;
 }
 
 /// Has whoever is started in the directory end at a step. The file is there until somebody
