@@ -15,6 +15,7 @@ use crate::{
     clock,
     error::{Error, Result},
     model::{
+        architecture::Architecture,
         event::{Because, EventRecord, SubjectKind},
         label,
         node::Inventory,
@@ -89,6 +90,7 @@ pub(super) fn register(message: Register) -> Result<Registration> {
             kernel_release: line(&inventory.kernel_release),
             cpu_model: line(&inventory.cpu_model),
             hostname: line(&inventory.hostname),
+            architecture: architecture(&inventory.architecture)?,
             resources: resources(inventory.resources)?,
         },
         labels: message
@@ -98,6 +100,16 @@ pub(super) fn register(message: Register) -> Result<Registration> {
             .collect(),
         seen_incarnation: message.seen_incarnation,
     })
+}
+
+/// Placement compares it with what images are for: one that is not known is no machine
+/// for any. A host agent from before there was more than one says none.
+fn architecture(said: &str) -> Result<Architecture> {
+    if said.is_empty() {
+        return Ok(Architecture::default());
+    }
+    let read = line(said).parse();
+    read.map_err(|error| Error::Invalid(format!("architecture: {error}")))
 }
 
 /// Placement counts by these: what is wrong is not cut to size.

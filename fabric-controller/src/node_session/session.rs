@@ -346,8 +346,9 @@ async fn store_registration(
         if is_new {
             let Registration { inventory, .. } = from;
             let message = format!(
-                "{} CPUs, {} MiB, KVM {}",
+                "{} {} CPUs, {} MiB, KVM {}",
                 inventory.cpus,
+                inventory.architecture,
                 inventory.memory_bytes >> 20,
                 inventory.kvm_kind
             );

@@ -16,8 +16,8 @@ use crate::{
         update,
     },
     placement::{
-        self, Architecture, Decision, FaultDomain, Group, Health, Instance, Needs, Node, Policy,
-        Resources, Spreading,
+        self, Decision, FaultDomain, Group, Health, Instance, Needs, Node, Policy, Resources,
+        Spreading,
     },
 };
 
@@ -41,8 +41,7 @@ pub fn node(record: &NodeRecord, connected: bool) -> Node {
         unsteady: record.steadiness.held,
         blame: record.blame,
         labels: record.all_labels(),
-        // Ours is a virtual machine monitor for x86-64.
-        architecture: Architecture::X86_64,
+        architecture: inventory.architecture,
         kvm: record.kvm(),
         images: Default::default(),
         own: inventory.resources.clone(),
@@ -129,8 +128,9 @@ fn needs(spec: &InstanceSpec) -> Needs {
         own: spec.resources.clone(),
         image: Some(spec.image.digest.clone()),
         labels: spec.nodes.labels.clone(),
+        architecture: spec.image.architecture,
         kvm: spec.nodes.kvm,
-        ..Needs::default()
+        avoid: BTreeSet::new(),
     }
 }
 
@@ -231,9 +231,32 @@ fn say_why_homeless(before: Option<&InstanceRecord>, record: &InstanceRecord, pl
 mod tests {
     use super::*;
     use crate::{
-        model::instance::tests::{record, spec},
+        model::{
+            architecture::Architecture,
+            instance::tests::{record, spec},
+        },
         reconcile::tests::node_record,
     };
+
+    #[test]
+    fn an_image_goes_where_its_processors_are() {
+        let mut arm = node_record("n1");
+        arm.inventory.architecture = Architecture::Aarch64;
+        let nodes = [node(&arm, true), node(&node_record("n2"), true)];
+        for (architecture, expected) in
+            [(Architecture::Aarch64, "n1"), (Architecture::X86_64, "n2")]
+        {
+            let mut asked = record("n1");
+            asked.node = None;
+            asked.spec.image.architecture = architecture;
+            let placed = placement::place(Policy::default(), &nodes, &[instance(&asked, None)]);
+            let placed = placed[0]
+                .outcome
+                .as_ref()
+                .map(|placed| placed.node.as_str());
+            assert_eq!(placed.ok(), Some(expected));
+        }
+    }
 
     #[test]
     fn a_disk_has_room_for_all_that_it_can_become() {
