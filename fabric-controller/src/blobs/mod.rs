@@ -227,9 +227,17 @@ impl Blobs {
             let kept = records::get::<UploadRecord>(store, &key).await?;
             let old = kept.as_ref().map(|kept| kept.modified);
             let mut targets = kept.map(|kept| kept.value.targets).unwrap_or_default();
+            let same =
+                |known: &UploadTarget| (known.kind, &known.name) == (target.kind, &target.name);
+            let said = targets.iter().find(|known| same(known));
+            let said = said.and_then(|known| known.architecture);
+            let target = UploadTarget {
+                architecture: target.architecture.or(said),
+                ..target.clone()
+            };
             // The newest is the last: it is the one that is answered.
-            targets.retain(|known| (known.kind, &known.name) != (target.kind, &target.name));
-            targets.push(target.clone());
+            targets.retain(|known| !same(known));
+            targets.push(target);
             let record = UploadRecord {
                 size_bytes: size,
                 targets,

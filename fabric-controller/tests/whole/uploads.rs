@@ -378,8 +378,9 @@ async fn what_was_said_when_an_upload_began_holds_when_it_ends_after_a_restart()
         client.blobs().begin_upload(request).await.unwrap();
     };
     begin(&client, "x86_64").await;
-    // What is said last holds.
+    // What is said last holds, and who says nothing changes nothing.
     begin(&client, "aarch64").await;
+    begin(&client, "").await;
     let (_controller, client) = controller.restart().await;
     let arrived = client.send(&digest(&bytes), 0, &bytes).await.unwrap();
     assert_eq!(arrived.architecture, "aarch64");
