@@ -80,9 +80,13 @@ impl PlacementApi {
         let services: Vec<_> = services.into_iter().map(|kept| kept.value).collect();
         let nodes: Vec<Kept<NodeRecord>> = records::list(store, records::NODES).await?;
         let instances: Vec<Kept<InstanceRecord>> = records::list(store, records::INSTANCES).await?;
-        let connected = |id: &NodeId| self.controller.registry.sight(id).connected;
-        let node =
-            |kept: &Kept<NodeRecord>| placing::node(&kept.value, connected(&kept.value.node_id));
+        let node = |kept: &Kept<NodeRecord>| {
+            let sight = self.controller.registry.sight(&kept.value.node_id);
+            Node {
+                images: BTreeSet::clone(&sight.cached),
+                ..placing::node(&kept.value, sight.connected)
+            }
+        };
         let instances: Vec<_> = instances.into_iter().map(|kept| kept.value).collect();
         let snapshot = Snapshot {
             policy: self.controller.config.policy,

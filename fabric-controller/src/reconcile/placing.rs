@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// A node as placement sees it.
+/// A node as placement sees it, with nothing in its cache: that is in no record.
 #[must_use]
 pub fn node(record: &NodeRecord, connected: bool) -> Node {
     let inventory = &record.inventory;
@@ -137,11 +137,14 @@ fn needs(spec: &InstanceSpec) -> Needs {
 /// All nodes, as the facts have them.
 #[must_use]
 pub fn nodes(input: &Input) -> Vec<Node> {
-    let connected = |id: &NodeId| input.facts.get(id).is_some_and(|facts| facts.connected);
-    let nodes = input.nodes.iter();
-    nodes
-        .map(|record| node(record, connected(&record.node_id)))
-        .collect()
+    let node = |record: &NodeRecord| match input.facts.get(&record.node_id) {
+        Some(facts) => Node {
+            images: BTreeSet::clone(&facts.cached),
+            ..node(record, facts.connected)
+        },
+        None => node(record, false),
+    };
+    input.nodes.iter().map(node).collect()
 }
 
 /// Decides. What finds no node but those that have given it up may go back there.

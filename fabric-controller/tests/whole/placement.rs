@@ -1,9 +1,12 @@
 //! Why an instance is where it is, and what would be if.
 
-use fabric_proto::v1::{
-    ApplyServiceRequest, BlobKind, Effect, ExplainPlacementRequest, ExplainPlacementResponse,
-    GetServiceRequest, Instance, LabelNodeRequest, Node as NodeMessage, SimulatePlacementRequest,
-    SimulatePlacementResponse,
+use fabric_proto::{
+    node::v1::{NodeStatus, session_request::Report},
+    v1::{
+        ApplyServiceRequest, BlobKind, Effect, ExplainPlacementRequest, ExplainPlacementResponse,
+        GetServiceRequest, Instance, LabelNodeRequest, Node as NodeMessage,
+        SimulatePlacementRequest, SimulatePlacementResponse,
+    },
 };
 use tonic::{Code, Status};
 
@@ -581,4 +584,52 @@ async fn a_node_with_processors_that_no_guest_can_have_is_refused() {
     let rule = "architecture: \"riscv64\" is no architecture that guests can have; it must be \
                 x86_64 or aarch64";
     assert_eq!(odd.message(), rule);
+}
+
+/// What a node says when that is all that is in its cache.
+fn with_cached(node: &Node, digest: &str) -> Report {
+    Report::Status(NodeStatus {
+        applied_incarnation: node.goal.incarnation,
+        cached_digests: vec![digest.to_owned()],
+        ..NodeStatus::default()
+    })
+}
+
+#[tokio::test]
+async fn an_image_in_a_nodes_cache_is_a_reason_to_go_there() {
+    let (_controller, client) = Controller::start().await;
+    let image = client.upload_guest_os().await;
+    let _first = Node::join(&client, "n1").await;
+    let second = Node::join(&client, "n2").await;
+    let would_go = async || {
+        let request = SimulatePlacementRequest {
+            definition_toml: shop(1),
+            ..SimulatePlacementRequest::default()
+        };
+        let then = simulate(&client, request).await.unwrap();
+        then.moves[0].to_node_id.clone()
+    };
+    assert_eq!(would_go().await, "n1", "the first of two that are alike");
+    second.report(with_cached(&second, &image.digest)).await;
+    until("the cache to count", would_go, |node| node == "n2").await;
+    client.apply(&shop(1)).await.unwrap();
+    assert_eq!(client.list().await[0].node_id, "n2");
+    let why = explain(&client, "shop-web-0").await.unwrap();
+    let behind = &why.verdicts[0].behind;
+    assert!(behind.contains("image not there"), "{behind}");
+}
+
+#[tokio::test]
+async fn what_is_in_a_nodes_cache_has_digests() {
+    let (_controller, client) = Controller::start().await;
+    let mut node = Node::join(&client, "n1").await;
+    node.report(with_cached(&node, "sha256:x")).await;
+    let refused = loop {
+        if let Err(refused) = node.answer().await {
+            break refused;
+        }
+    };
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    let told = refused.message();
+    assert!(told.starts_with("cached_digests: "), "{told}");
 }
