@@ -10,7 +10,7 @@ use std::{
 };
 
 use fabric_proto::{
-    id::{InstanceId, NodeId},
+    id::{Digest, InstanceId, NodeId},
     node::v1::{InstanceStatus, NodeGoal},
 };
 use tokio::{sync::watch, time::Instant};
@@ -45,6 +45,8 @@ pub struct NodeSight {
     pub goal_incarnation: u64,
     /// Room left on its disk, in bytes, as it said last.
     pub disk_free_bytes: Option<u64>,
+    /// Images and packages in its cache, as it said last.
+    pub cached: Arc<BTreeSet<Digest>>,
 }
 
 /// A node, live.
@@ -57,6 +59,7 @@ struct Live {
     heard: Option<(Instant, WallTime)>,
     report: Option<Arc<Report>>,
     disk_free_bytes: Option<u64>,
+    cached: Arc<BTreeSet<Digest>>,
     goal: watch::Sender<Option<Arc<NodeGoal>>>,
 }
 
@@ -68,6 +71,7 @@ impl Live {
             heard: None,
             report: None,
             disk_free_bytes: None,
+            cached: Arc::default(),
             goal: watch::Sender::new(None),
         }
     }
@@ -117,10 +121,14 @@ impl Session {
         });
     }
 
-    /// The node has said what room is left on its disk. Nobody waits for that.
-    pub fn has_disk(&self, free_bytes: u64) {
+    /// The node has said what room is left on its disk, and which images and packages are
+    /// in its cache. Nobody waits for that.
+    pub fn has_disk(&self, free_bytes: u64, cached: BTreeSet<Digest>) {
         self.registry.update(&self.node, self.number, |live| {
             live.disk_free_bytes = Some(free_bytes);
+            if *live.cached != cached {
+                live.cached = Arc::new(cached);
+            }
             false
         });
     }
@@ -307,6 +315,7 @@ impl Registry {
             report,
             view,
             disk_free_bytes: live.and_then(|live| live.disk_free_bytes),
+            cached: live.map_or_else(Arc::default, |live| Arc::clone(&live.cached)),
             goal_incarnation: live
                 .and_then(|live| live.goal.borrow().as_ref().map(|goal| goal.incarnation))
                 .unwrap_or(0),

@@ -24,6 +24,7 @@ pub fn take(data: &Path, kvm_kind: &str) -> Inventory {
         kernel_release: text(names.release()),
         cpu_model: cpu_model().unwrap_or_default(),
         hostname: text(names.nodename()),
+        architecture: std::env::consts::ARCH.to_owned(),
         resources: Default::default(),
     }
 }
@@ -47,6 +48,8 @@ mod tests {
     fn a_machine_has_something_of_everything() {
         let inventory = take(Path::new("/"), "hardware");
         assert!(inventory.cpus > 0 && inventory.memory_bytes > 0 && inventory.disk_bytes > 0);
+        let machine = rustix::system::uname();
+        assert_eq!(machine.machine().to_str(), Ok(&*inventory.architecture));
         assert!(!inventory.kernel_release.is_empty() && !inventory.hostname.is_empty());
     }
 }

@@ -26,7 +26,7 @@ async fn an_upload_goes_on_where_it_was_cut_off() -> anyhow::Result<()> {
         kind: BlobKind::Image.into(),
         digest: digest.clone(),
         size_bytes: file.len() as u64,
-        request_id: String::new(),
+        ..BeginUploadRequest::default()
     };
 
     // Half of it, then the sender is gone, and so is the controller.

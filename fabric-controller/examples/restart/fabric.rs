@@ -176,7 +176,7 @@ impl Client {
             kind: BlobKind::Image.into(),
             digest: digest.clone(),
             size_bytes: data.len() as u64,
-            request_id: String::new(),
+            ..BeginUploadRequest::default()
         };
         client.begin_upload(begin).await.expect("a beginning");
         let piece = UploadRequest {

@@ -629,6 +629,7 @@ async fn watch_gives_the_terminal_back_whatever_ends_it() {
 async fn a_node_is_labelled_in_one_line_and_says_who_says_what() {
     let fabric = Fabric::start().await;
     let _node = Node::join(&fabric).await;
+    fabric.printed_with(&["node", "list"], "connected").await;
     let labelled = ["node", "label", "n1", "disk=nvme", "--fault-domain", "r7"];
     let shown = fabric.printed(&labelled).await;
     let lines: Vec<Vec<_>> = shown
@@ -828,6 +829,52 @@ async fn simulate_says_who_would_go_where_and_does_nothing() {
     assert_eq!(json["moves"][0]["instance_id"], "shop-web-0");
     assert_ne!(json["moves"][0]["to_node_id"], "n1");
     assert_eq!(json["misses"], serde_json::json!([]));
+    let arm = [&with_another[..], &["--architecture", "aarch64"]].concat();
+    let told = fabric.printed(&arm).await;
+    assert!(told.contains("give it an image for aarch64"), "{told}");
     let list = fabric.json(&["instance", "list"]).await;
     assert_eq!(list[0]["node_id"], "n1", "{list:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_and_nodes_say_for_which_processors_they_are() {
+    let fabric = Fabric::start().await;
+    fabric.upload_guest_os().await;
+    let arm = ["image", "upload", "arm", "guest-os.vhd", "--architecture"];
+    let odd = fabric.fabctl(&[&arm[..], &["riscv64"]].concat()).await;
+    let said = String::from_utf8_lossy(&odd.stderr).into_owned();
+    assert_eq!(odd.status.code(), Some(2), "{said}");
+    assert!(
+        said.contains("[possible values: x86_64, aarch64]"),
+        "{said}"
+    );
+    assert_eq!(
+        fabric.json(&["image", "show", "guest-os"]).await["architecture"],
+        "x86_64"
+    );
+
+    let told = fabric.printed(&[&arm[..], &["aarch64"]].concat()).await;
+    assert!(told.starts_with("image arm is there: sha256:"), "{told}");
+    assert!(told.ends_with(", for aarch64\n"), "{told}");
+    let list = fabric.printed(&["image", "list"]).await;
+    assert!(
+        list.lines().next().unwrap().contains("ARCHITECTURE"),
+        "{list}"
+    );
+    // It is the same file.
+    let rows: Vec<_> = list.lines().skip(1).collect();
+    assert_eq!(rows.len(), 2, "{list}");
+    assert!(rows.iter().all(|row| row.contains("aarch64")), "{list}");
+    let shown = fabric.printed(&["image", "show", "arm"]).await;
+    let mut rows = shown.lines().map(|line| line.split_whitespace());
+    let is_said = rows.any(|row| row.eq(["architecture:", "aarch64"]));
+    assert!(is_said, "{shown}");
+    fabric.printed(&["package", "upload", "guest-os.vhd"]).await;
+    let packages = fabric.printed(&["package", "list"]).await;
+    assert!(!packages.contains("ARCHITECTURE"), "{packages}");
+
+    let _node = Node::join(&fabric).await;
+    fabric.printed_with(&["node", "list"], "connected").await;
+    let node = fabric.json(&["node", "show", "n1"]).await;
+    assert_eq!(node["inventory"]["architecture"], "x86_64");
 }

@@ -118,13 +118,20 @@ impl BlobApi {
             .parse()
             .map_err(|error| invalid("digest", &error))?;
         let kind = convert::known_blob_kind(request.kind)?;
+        let architecture = convert::architecture("architecture", &request.architecture)?;
+        if let (BlobKind::Package, Some(architecture)) = (kind, architecture) {
+            return Err(Error::Invalid(format!(
+                "architecture: {architecture} of a package; only an image has one, a package is \
+                 for what its role's image is for"
+            )));
+        }
+        let target = UploadTarget {
+            kind,
+            name,
+            architecture,
+        };
         let size = request.size_bytes;
-        match self
-            .controller
-            .blobs
-            .begin(UploadTarget { kind, name }, digest, size)
-            .await?
-        {
+        match self.controller.blobs.begin(target, digest, size).await? {
             Begun::At(offset) => Ok(BeginUploadResponse { offset, blob: None }),
             Begun::Complete(record) => {
                 let blob = Some(shown(record, &self.services().await?));

@@ -17,6 +17,7 @@ use crate::{
     events::Numbered,
     model::{
         self,
+        architecture::Architecture,
         blob::{BlobKind, BlobRecord},
         change::Action,
         deployment::{Deployment, Slot},
@@ -57,8 +58,18 @@ pub(super) fn inventory(inventory: &model::node::Inventory) -> Inventory {
         kernel_release: inventory.kernel_release.clone(),
         cpu_model: inventory.cpu_model.clone(),
         hostname: inventory.hostname.clone(),
+        architecture: inventory.architecture.to_string(),
         resources: inventory.resources.to_map(),
     }
+}
+
+/// An architecture in a request, if it says one.
+pub(super) fn architecture(field: &str, word: &str) -> Result<Option<Architecture>> {
+    if word.is_empty() {
+        return Ok(None);
+    }
+    let read = word.parse().map(Some);
+    read.map_err(|error| Error::Invalid(format!("{field}: {error}")))
 }
 
 /// A kind in a question; unspecified is any.
@@ -81,9 +92,9 @@ pub(super) fn known_blob_kind(kind: i32) -> Result<BlobKind> {
 
 /// A blob; `used_by` are the services that use it.
 pub(super) fn blob(record: BlobRecord, used_by: Vec<String>) -> Blob {
-    let kind = match record.kind {
-        BlobKind::Image => BlobKindMessage::Image,
-        BlobKind::Package => BlobKindMessage::Package,
+    let (kind, architecture) = match record.kind {
+        BlobKind::Image => (BlobKindMessage::Image, record.architecture.to_string()),
+        BlobKind::Package => (BlobKindMessage::Package, String::new()),
     };
     Blob {
         name: record.name.into(),
@@ -94,6 +105,7 @@ pub(super) fn blob(record: BlobRecord, used_by: Vec<String>) -> Blob {
         vhd_type: record.vhd.vhd_type,
         created: Some(timestamp(record.created)),
         used_by,
+        architecture,
     }
 }
 

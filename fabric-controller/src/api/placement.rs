@@ -15,7 +15,7 @@ use fabric_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::ServiceApi;
+use super::{ServiceApi, convert};
 use crate::{
     aside,
     controller::Controller,
@@ -80,9 +80,13 @@ impl PlacementApi {
         let services: Vec<_> = services.into_iter().map(|kept| kept.value).collect();
         let nodes: Vec<Kept<NodeRecord>> = records::list(store, records::NODES).await?;
         let instances: Vec<Kept<InstanceRecord>> = records::list(store, records::INSTANCES).await?;
-        let connected = |id: &NodeId| self.controller.registry.sight(id).connected;
-        let node =
-            |kept: &Kept<NodeRecord>| placing::node(&kept.value, connected(&kept.value.node_id));
+        let node = |kept: &Kept<NodeRecord>| {
+            let sight = self.controller.registry.sight(&kept.value.node_id);
+            Node {
+                images: BTreeSet::clone(&sight.cached),
+                ..placing::node(&kept.value, sight.connected)
+            }
+        };
         let instances: Vec<_> = instances.into_iter().map(|kept| kept.value).collect();
         let snapshot = Snapshot {
             policy: self.controller.config.policy,
@@ -157,15 +161,20 @@ impl PlacementApi {
         let services = ServiceApi {
             controller: Arc::clone(&self.controller),
         };
-        let (roles, _) = services.resolve(&definition, &BTreeSet::new()).await?;
         let service = &definition.name;
         let key = records::service(service);
         let there: Option<Kept<ServiceRecord>> =
             records::get(&*self.controller.store, &key).await?;
-        let colour = there.map_or(Colour::Plain, |kept| {
-            let production = kept.value.deployment(Slot::Production);
-            production.map_or_else(|| kept.value.free_colour(), |one| one.colour)
-        });
+        let there = there.map(|kept| kept.value);
+        let production = there
+            .as_ref()
+            .and_then(|one| one.deployment(Slot::Production));
+        let (roles, _) = services.resolve(&definition, production).await?;
+        let colour = match (production, &there) {
+            (Some(production), _) => production.colour,
+            (None, Some(service)) => service.free_colour(),
+            (None, None) => Colour::Plain,
+        };
         let nodes = nodes.iter().collect();
         let now: BTreeMap<_, _> = instances
             .iter()
@@ -211,6 +220,7 @@ fn added(request: &SimulatePlacementRequest, nodes: &[Node]) -> ControllerResult
         add_cpus: cpus,
         add_memory_bytes: memory_bytes,
         add_fault_domain: domain,
+        add_architecture: architecture,
         ..
     } = request;
     let wrong = |what: String| Err(Error::Invalid(what));
@@ -223,6 +233,7 @@ fn added(request: &SimulatePlacementRequest, nodes: &[Node]) -> ControllerResult
     if *count > 0 && *memory_bytes == 0 {
         return wrong("add_memory_bytes: it is 0".to_owned());
     }
+    let architecture = convert::architecture("add_architecture", architecture)?;
     let taken: BTreeSet<&str> = nodes.iter().map(|node| node.id.as_str()).collect();
     let names = (1_u32..).map(|number| format!("new-{number}"));
     let names = names.filter(|name| !taken.contains(name.as_str()));
@@ -246,7 +257,7 @@ fn added(request: &SimulatePlacementRequest, nodes: &[Node]) -> ControllerResult
             unsteady: false,
             blame: 0,
             labels: Default::default(),
-            architecture: Default::default(),
+            architecture: architecture.unwrap_or_default(),
             kvm,
             images: Default::default(),
             own: Default::default(),

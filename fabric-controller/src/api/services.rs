@@ -2,14 +2,10 @@
 //!
 //! [`super::slots`] swaps and goes back, [`super::updates`] shows and controls updates.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use fabric_proto::{
-    id::{Digest, ServiceName},
+    id::{RoleName, ServiceName},
     v1::{
         ApplyServiceRequest, ApplyServiceResponse, ControlUpdateRequest, ControlUpdateResponse,
         DeleteServiceRequest, DeleteServiceResponse, GetServiceRequest, GetServiceResponse,
@@ -274,8 +270,7 @@ impl ServiceApi {
     ) -> ControllerResult<Planned> {
         let there = self.find(definition.name.as_str()).await?;
         let there = there.as_ref().and_then(|kept| kept.value.deployment(slot));
-        let refused = there.map(|there| there.refused.clone()).unwrap_or_default();
-        let (roles, blobs) = self.resolve(definition, &refused).await?;
+        let (roles, blobs) = self.resolve(definition, there).await?;
         let wanted = Wanted {
             name: &definition.name,
             slot,
@@ -426,23 +421,23 @@ impl ServiceApi {
         Ok(txn)
     }
 
-    /// Finds the images and packages that the definition names; `refused` are images
-    /// that are not the newest of their lines for it.
+    /// Finds the images and packages that the definition names; `there` is what it is to
+    /// be applied to.
     pub(super) async fn resolve(
         &self,
         definition: &ServiceDefinition,
-        refused: &BTreeSet<Digest>,
+        there: Option<&Deployment>,
     ) -> ControllerResult<(Vec<ServiceRole>, BTreeMap<String, Kept<BlobRecord>>)> {
         let mut blobs = BTreeMap::new();
         let mut roles = Vec::new();
         for role in &definition.roles {
-            let name = role.role.name.as_str();
+            let name = &role.role.name;
             let image = self
-                .blob(name, BlobKind::Image, &role.image, refused, &mut blobs)
+                .blob(name, BlobKind::Image, &role.image, there, &mut blobs)
                 .await?;
             let package = match &role.package {
                 Some(package) => Some(
-                    self.blob(name, BlobKind::Package, package, refused, &mut blobs)
+                    self.blob(name, BlobKind::Package, package, there, &mut blobs)
                         .await?,
                 ),
                 None => None,
@@ -454,10 +449,10 @@ impl ServiceApi {
 
     async fn blob(
         &self,
-        role: &str,
+        role: &RoleName,
         kind: BlobKind,
         name: &str,
-        refused: &BTreeSet<Digest>,
+        there: Option<&Deployment>,
         found: &mut BTreeMap<String, Kept<BlobRecord>>,
     ) -> ControllerResult<BlobRef> {
         let blobs = &self.controller.blobs;
@@ -465,13 +460,10 @@ impl ServiceApi {
             Ok(kept) => (kept, name.to_owned()),
             Err(Error::NotFound { .. }) => {
                 let all = blobs.list(Some(kind)).await?;
-                let names = all
-                    .iter()
-                    .filter(|kept| !refused.contains(&kept.value.digest))
-                    .map(|kept| kept.value.name.as_str());
-                let newest = os_line::newest(name, names).map(ToOwned::to_owned);
+                let newest = newest_of_line(name, role, &all, there);
                 let newest = newest.filter(|_| kind == BlobKind::Image);
                 let newest = newest.ok_or_else(|| {
+                    let role = role.as_str();
                     Error::Precondition(format!(
                         "role {role:?}: there is no {kind} {name:?}; `fabctl {kind} list` \
                          shows what there is, `fabctl {kind} upload` brings one"
@@ -582,6 +574,26 @@ impl ServiceApi {
         let txn = self.replace(Some(kept.modified), &record, revision).await?;
         records::add_event(txn, &event)
     }
+}
+
+/// Name of the newest image of a line, but for those that what is there was taken back
+/// from. A role that is there gets one for the processors that its own is for, as long as
+/// the line has any: others are only for who names them.
+fn newest_of_line(
+    line: &str,
+    role: &RoleName,
+    images: &[Kept<BlobRecord>],
+    there: Option<&Deployment>,
+) -> Option<String> {
+    let is_refused =
+        |image: &&BlobRecord| there.is_some_and(|there| there.refused.contains(&image.digest));
+    let images = images.iter().map(|kept| &kept.value);
+    let images = images.filter(|image| !is_refused(image));
+    let has = there.and_then(|there| there.version.role(role));
+    let has = has.map(|role| role.spec.image.architecture);
+    let newest = os_line::newest(line, has, images.clone());
+    let newest = newest.or_else(|| os_line::newest(line, None, images));
+    newest.map(|image| image.name.to_string())
 }
 
 /// Something that happened to a service.

@@ -9,6 +9,11 @@
 //! A file under `blobs/` is always whole and checked: it gets there by a rename
 //! after both. Beginning an upload is a question as much as a change, so that it
 //! needs no kept answer: asked again, it says where to go on *now*.
+//!
+//! For which processors an image is cannot be seen in its file, so that whoever brings it
+//! says so, once: another name of the same file is for the same. Who says another for a
+//! file that is known corrects it, under all names that it has. Services keep what was
+//! said when their files were applied, as they keep the file that a name meant.
 
 mod check;
 mod partial;
@@ -31,11 +36,13 @@ use crate::{
     error::{Error, Result},
     fail_point::{self, Step},
     model::{
+        architecture::Architecture,
         blob::{BlobKind, BlobRecord, UploadRecord, UploadTarget, VhdFacts},
         event::{EventRecord, Reason, SubjectKind},
         instance::InstanceRecord,
         revision::Revision,
         service::ServiceRecord,
+        time::WallTime,
     },
     records::{self, Kept},
     store::{Store, Txn},
@@ -220,9 +227,17 @@ impl Blobs {
             let kept = records::get::<UploadRecord>(store, &key).await?;
             let old = kept.as_ref().map(|kept| kept.modified);
             let mut targets = kept.map(|kept| kept.value.targets).unwrap_or_default();
+            let same =
+                |known: &UploadTarget| (known.kind, &known.name) == (target.kind, &target.name);
+            let said = targets.iter().find(|known| same(known));
+            let said = said.and_then(|known| known.architecture);
+            let target = UploadTarget {
+                architecture: target.architecture.or(said),
+                ..target.clone()
+            };
             // The newest is the last: it is the one that is answered.
-            targets.retain(|known| known != target);
-            targets.push(target.clone());
+            targets.retain(|known| !same(known));
+            targets.push(target);
             let record = UploadRecord {
                 size_bytes: size,
                 targets,
@@ -327,7 +342,8 @@ impl Blobs {
         Ok(())
     }
 
-    /// Puts names on a file that is there; answers the last of them.
+    /// Puts names on a file that is there, and what is said of it on all that it has;
+    /// answers the last of them.
     async fn record(
         &self,
         targets: &[UploadTarget],
@@ -341,25 +357,41 @@ impl Blobs {
         records::commit(store, || async move {
             let mut txn = Txn::new();
             let mut last = None;
-            for UploadTarget { kind, name } in targets {
+            let mut named = self.list(Some(BlobKind::Image)).await?;
+            named.retain(|kept| kept.value.digest == *digest);
+            let architecture = architecture(targets, &named);
+            for UploadTarget { kind, name, .. } in targets {
                 let key = records::blob(*kind, name);
                 let old = records::get::<BlobRecord>(store, &key).await?;
                 let same = old.as_ref().filter(|old| old.value.digest == *digest);
-                if let Some(same) = same {
-                    last = Some(same.value.clone());
-                    continue;
-                }
                 let record = BlobRecord {
                     name: name.clone(),
                     kind: *kind,
                     digest: digest.clone(),
                     size_bytes,
                     vhd: vhd.clone(),
-                    created: now,
+                    architecture: match kind {
+                        BlobKind::Image => architecture,
+                        BlobKind::Package => Architecture::default(),
+                    },
+                    created: same.map_or(now, |same| same.value.created),
                 };
-                txn = records::replace(txn, &key, old.map(|old| old.modified), &record)?;
-                txn = records::add_event(txn, &uploaded(&record))?;
+                if same.is_none_or(|same| same.value != record) {
+                    txn = records::replace(txn, &key, old.map(|old| old.modified), &record)?;
+                    txn = records::add_event(txn, &uploaded(&record, now))?;
+                }
+                named.retain(|kept| kept.value.name != record.name || *kind != BlobKind::Image);
                 last = Some(record);
+            }
+            named.retain(|kept| kept.value.architecture != architecture);
+            for Kept { value, modified } in named {
+                let record = BlobRecord {
+                    architecture,
+                    ..value
+                };
+                let key = records::blob(record.kind, &record.name);
+                txn = records::replace(txn, &key, Some(modified), &record)?;
+                txn = records::add_event(txn, &uploaded(&record, now))?;
             }
             let key = records::upload(digest);
             if store.get(&key).await?.is_some() {
@@ -494,17 +526,28 @@ async fn check(path: &Path) -> Result<VhdFacts> {
     .await
 }
 
-fn uploaded(record: &BlobRecord) -> EventRecord {
-    let reason = match record.kind {
-        BlobKind::Image => Reason::ImageUploaded,
-        BlobKind::Package => Reason::PackageUploaded,
+/// For which processors a file is: what was said last, by whoever brings it now or
+/// before.
+fn architecture(targets: &[UploadTarget], images: &[Kept<BlobRecord>]) -> Architecture {
+    let said = targets.iter().rev().find_map(|target| target.architecture);
+    let known = images.first().map(|kept| kept.value.architecture);
+    said.or(known).unwrap_or_default()
+}
+
+fn uploaded(record: &BlobRecord, now: WallTime) -> EventRecord {
+    let (reason, processors) = match record.kind {
+        BlobKind::Image => (
+            Reason::ImageUploaded,
+            format!(", for {}", record.architecture),
+        ),
+        BlobKind::Package => (Reason::PackageUploaded, String::new()),
     };
     let message = format!(
-        "{}, {} bytes, a {} disk of {} bytes",
+        "{}, {} bytes, a {} disk of {} bytes{processors}",
         record.digest, record.size_bytes, record.vhd.vhd_type, record.vhd.virtual_bytes
     );
     EventRecord::new(
-        record.created,
+        now,
         reason,
         SubjectKind::from(record.kind),
         &record.name,

@@ -5,7 +5,7 @@ use std::fmt;
 use fabric_proto::id::{BlobName, Digest};
 use serde::{Deserialize, Serialize};
 
-use super::time::WallTime;
+use super::{architecture::Architecture, time::WallTime};
 
 /// What a blob is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -59,6 +59,10 @@ pub struct BlobRecord {
     pub size_bytes: u64,
     /// What is in the file.
     pub vhd: VhdFacts,
+    /// For which processors an image is; all names of a file say the same. Of a package
+    /// it says nothing: that is for whatever the image of its role is for.
+    #[serde(default, skip_serializing_if = "Architecture::is_default")]
+    pub architecture: Architecture,
     /// When it was complete under this name.
     pub created: WallTime,
 }
@@ -77,6 +81,9 @@ pub struct BlobRef {
     /// Size of the disk that is in it, in bytes; 0 where nobody noted it.
     #[serde(default)]
     pub virtual_bytes: u64,
+    /// For which processors it is, if it is an image.
+    #[serde(default, skip_serializing_if = "Architecture::is_default")]
+    pub architecture: Architecture,
 }
 
 impl BlobRef {
@@ -88,6 +95,7 @@ impl BlobRef {
             digest: record.digest.clone(),
             size_bytes: record.size_bytes,
             virtual_bytes: record.vhd.virtual_bytes,
+            architecture: record.architecture,
         }
     }
 
@@ -116,4 +124,52 @@ pub struct UploadTarget {
     pub kind: BlobKind,
     /// Under which name.
     pub name: BlobName,
+    /// For which processors it is, if it is an image and whoever brings it says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub architecture: Option<Architecture>,
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A small image, whose digest is that byte.
+    pub(crate) fn image(name: &str, byte: u8) -> BlobRecord {
+        BlobRecord {
+            name: name.parse().unwrap(),
+            kind: BlobKind::Image,
+            digest: Digest::of_sha256(&[byte; 32]),
+            size_bytes: 1,
+            vhd: VhdFacts {
+                virtual_bytes: 1,
+                vhd_type: "fixed".to_owned(),
+            },
+            architecture: Architecture::X86_64,
+            created: WallTime::from_micros(1),
+        }
+    }
+
+    #[test]
+    fn an_image_of_which_nothing_else_was_noted_is_for_x86_64() {
+        let digest = Digest::of_sha256(&[1; 32]);
+        let then = json!({
+            "name": "guest-os", "kind": "image", "digest": digest, "size_bytes": 1,
+            "vhd": { "virtual_bytes": 1, "vhd_type": "fixed" }, "created": 1,
+        });
+        let mut record: BlobRecord = serde_json::from_value(then.clone()).unwrap();
+        assert_eq!(record.architecture, Architecture::X86_64);
+        assert_eq!(serde_json::to_value(&record).unwrap(), then);
+        let used = json!({ "name": "guest-os", "digest": digest, "size_bytes": 1 });
+        let used: BlobRef = serde_json::from_value(used).unwrap();
+        assert_eq!(used.architecture, Architecture::X86_64);
+
+        record.architecture = Architecture::Aarch64;
+        let kept = serde_json::to_value(&record).unwrap();
+        assert_eq!(kept["architecture"], "aarch64");
+        assert_eq!(serde_json::from_value::<BlobRecord>(kept).unwrap(), record);
+        let used = BlobRef::of("guest-os".to_owned(), &record);
+        assert_eq!(used.architecture, Architecture::Aarch64);
+    }
 }

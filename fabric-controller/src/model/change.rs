@@ -202,6 +202,8 @@ pub fn spec_differences(was: &InstanceSpec, is: &InstanceSpec) -> Vec<String> {
     let command = |spec: &InstanceSpec| format!("{:?}", spec.role.command);
     compare("size", &size(was), &size(is));
     compare("image", &blob(&was.image), &blob(&is.image));
+    let (for_old, for_new) = (was.image.architecture, is.image.architecture);
+    compare("architecture", &for_old, &for_new);
     compare("package", &package(was), &package(is));
     compare("command", &command(was), &command(is));
     compare("user", &was.role.user, &is.role.user);
@@ -251,7 +253,7 @@ fn settings_that_differ(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::instance::tests::spec;
+    use crate::model::{architecture::Architecture, instance::tests::spec};
 
     fn role(instances: u32) -> ServiceRole {
         ServiceRole::of(spec(), instances)
@@ -319,6 +321,19 @@ mod tests {
             [
                 "Update role web nodes: any → disk=nvme; its instances on nodes that are not \
                  like that are placed anew, on fresh disks, others do not notice"
+            ]
+        );
+    }
+
+    #[test]
+    fn an_image_for_other_processors_says_who_goes_and_who_stays() {
+        let mut new = role(1);
+        new.spec.image.architecture = Architecture::Aarch64;
+        assert_eq!(
+            told(&[role(1)], &[new]),
+            [
+                "Update role web architecture: x86_64 → aarch64; its instances on nodes that are \
+                 not like that are placed anew, on fresh disks, others do not notice"
             ]
         );
     }

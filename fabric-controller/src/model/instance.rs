@@ -126,24 +126,33 @@ pub struct InstanceSpec {
 }
 
 impl InstanceSpec {
+    /// Whether a node is what it asks for, whatever else is on it: its image is for that
+    /// node's processors, and the node meets its rules.
+    #[must_use]
+    pub fn can_be_on(&self, node: &NodeRecord) -> bool {
+        self.image.architecture == node.inventory.architecture && node.meets(&self.nodes)
+    }
+
     /// What becomes of an instance of this kind that is to become one of `new`, on
-    /// whichever node: where rules for nodes change, of one that must leave its own.
+    /// whichever node: where another kind of node is asked for, of one that must leave
+    /// its own.
     #[must_use]
     pub fn effect_of(&self, new: &Self) -> Effect {
         self.effect_on(None, new)
     }
 
-    /// The same on its node. One that meets the new rules keeps what it has.
+    /// The same on its node. One that is as is asked for now keeps what it has.
     #[must_use]
     pub fn effect_on(&self, node: Option<&NodeRecord>, new: &Self) -> Effect {
-        let may_stay = self.nodes == new.nodes || node.is_some_and(|node| node.meets(&new.nodes));
-        match may_stay {
+        let asks_the_same =
+            self.nodes == new.nodes && self.image.architecture == new.image.architecture;
+        match asks_the_same || node.is_some_and(|node| new.can_be_on(node)) {
             true => self.effect_in_place(new),
             false => Effect::Replace,
         }
     }
 
-    /// The same on a node that meets all rules.
+    /// The same on a node that is as is asked for.
     #[must_use]
     pub fn effect_in_place(&self, new: &Self) -> Effect {
         let digest = |blob: &Option<BlobRef>| blob.as_ref().map(|blob| blob.digest.clone());
@@ -278,6 +287,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::model::{
+        architecture::Architecture,
         definition::{RestartPolicy, RoleKind},
         node::Kvm,
         size::MIB,
@@ -312,6 +322,7 @@ pub(crate) mod tests {
             digest: fabric_proto::id::Digest::of_sha256(&[byte; 32]),
             size_bytes: 1 << 20,
             virtual_bytes: 1 << 20,
+            architecture: Architecture::X86_64,
         };
         InstanceSpec {
             size_name: "tiny".to_owned(),
@@ -394,6 +405,25 @@ pub(crate) mod tests {
         assert_eq!(at("n1").effect_of(&new, &nodes), Effect::Nothing);
         assert_eq!(at("n2").effect_of(&new, &nodes), Effect::Replace);
         assert_eq!(at("n3").effect_of(&new, &nodes), Effect::Replace);
+    }
+
+    #[test]
+    fn who_is_to_have_an_image_for_other_processors_goes_where_those_are() {
+        let intel = NodeRecord::new("n1".parse().unwrap(), WallTime::EPOCH);
+        let mut arm = NodeRecord::new("n2".parse().unwrap(), WallTime::EPOCH);
+        arm.inventory.architecture = Architecture::Aarch64;
+        assert!(spec().can_be_on(&intel) && !spec().can_be_on(&arm));
+        let mut new = spec();
+        new.image.architecture = Architecture::Aarch64;
+        new.image.digest = fabric_proto::id::Digest::of_sha256(&[9; 32]);
+        assert!(!new.can_be_on(&intel) && new.can_be_on(&arm));
+        assert_eq!(spec().effect_of(&new), Effect::Replace);
+        assert_eq!(spec().effect_on(Some(&intel), &new), Effect::Replace);
+        assert_eq!(spec().effect_on(Some(&arm), &new), Effect::Reimage);
+        // What was said wrong of the same file is no matter to who is right by it.
+        new.image.digest = spec().image.digest;
+        assert_eq!(spec().effect_on(Some(&intel), &new), Effect::Replace);
+        assert_eq!(spec().effect_on(Some(&arm), &new), Effect::Nothing);
     }
 
     #[test]

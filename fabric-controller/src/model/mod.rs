@@ -20,6 +20,7 @@
 //! | [`own`] | resources that only operators know what they are, counted |
 //! | [`state`] | the one word that users see for an instance |
 //! | [`node`] | a machine as it is kept |
+//! | [`architecture`] | for which processors an image is, and which ones a machine has |
 //! | [`blame`] | which machines are to blame for what fails on them |
 //! | [`steadiness`] | whether a machine comes and goes |
 //! | [`decay`] | points that halve with time |
@@ -27,6 +28,7 @@
 //! | [`event`] | something that happened |
 //! | [`time`] | points in time as they are kept |
 
+pub mod architecture;
 pub mod blame;
 pub mod blob;
 pub mod change;

@@ -8,7 +8,10 @@ use std::{
 use fabric_proto::id::{InstanceId, NodeId, ServiceName};
 use serde::{Deserialize, Serialize};
 
-use super::{definition::NodeRules, own::OwnResources, steadiness::Steadiness, time::WallTime};
+use super::{
+    architecture::Architecture, definition::NodeRules, own::OwnResources, steadiness::Steadiness,
+    time::WallTime,
+};
 
 /// What a node has, as its host agent says.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +30,9 @@ pub struct Inventory {
     pub cpu_model: String,
     /// Host name.
     pub hostname: String,
+    /// Its processors.
+    #[serde(default)]
+    pub architecture: Architecture,
     /// Resources of the operator's own.
     #[serde(default, skip_serializing_if = "OwnResources::is_empty")]
     pub resources: OwnResources,
@@ -229,6 +235,15 @@ mod tests {
         };
         let all = labels(&[("disk", "nvme"), ("rack", "r1")]);
         assert_eq!(node.all_labels(), all);
+    }
+
+    #[test]
+    fn a_node_of_which_nothing_else_was_noted_has_x86_64_processors() {
+        let mut then = serde_json::to_value(Inventory::default()).unwrap();
+        let noted = then.as_object_mut().unwrap().remove("architecture");
+        assert_eq!(noted, Some("x86_64".into()));
+        let read: Inventory = serde_json::from_value(then).unwrap();
+        assert_eq!(read.architecture, Architecture::X86_64);
     }
 
     #[test]

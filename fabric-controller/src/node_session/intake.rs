@@ -3,11 +3,11 @@
 //! What names something must be right, or the session ends. What is only for
 //! people is shortened and cleaned, never refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use fabric_proto::{
     PROTOCOL_VERSION,
-    id::{InstanceId, NodeId},
+    id::{Digest, InstanceId, NodeId},
     node::v1::{self as node, InstanceStatus, NodeEvent, NodeStatus, Register},
 };
 
@@ -15,6 +15,7 @@ use crate::{
     clock,
     error::{Error, Result},
     model::{
+        architecture::Architecture,
         event::{Because, EventRecord, SubjectKind},
         label,
         node::Inventory,
@@ -32,6 +33,8 @@ const LAST_WORDS: usize = 64 * 1024;
 const INSTANCES: usize = 10_000;
 /// Most snapshots of one instance that a node may tell of.
 const SNAPSHOTS: usize = 64;
+/// Most images and packages in one node's cache.
+const CACHED: usize = 10_000;
 /// Longest reason of an event.
 const REASON: usize = 64;
 
@@ -89,6 +92,7 @@ pub(super) fn register(message: Register) -> Result<Registration> {
             kernel_release: line(&inventory.kernel_release),
             cpu_model: line(&inventory.cpu_model),
             hostname: line(&inventory.hostname),
+            architecture: architecture(&inventory.architecture)?,
             resources: resources(inventory.resources)?,
         },
         labels: message
@@ -98,6 +102,16 @@ pub(super) fn register(message: Register) -> Result<Registration> {
             .collect(),
         seen_incarnation: message.seen_incarnation,
     })
+}
+
+/// Placement compares it with what images are for: one that is not known is no machine
+/// for any. A host agent from before there was more than one says none.
+fn architecture(said: &str) -> Result<Architecture> {
+    if said.is_empty() {
+        return Ok(Architecture::default());
+    }
+    let read = line(said).parse();
+    read.map_err(|error| Error::Invalid(format!("architecture: {error}")))
 }
 
 /// Placement counts by these: what is wrong is not cut to size.
@@ -123,6 +137,18 @@ fn resources(said: BTreeMap<String, u64>) -> Result<OwnResources> {
         }
     }
     Ok(said.into_iter().collect())
+}
+
+/// Checks what a node says is in its cache.
+pub(super) fn cached(said: &[String]) -> Result<BTreeSet<Digest>> {
+    if said.len() > CACHED {
+        return Err(Error::Invalid(format!(
+            "cached_digests: there are more than {CACHED}"
+        )));
+    }
+    let digests = said.iter().map(|digest| digest.parse());
+    let digests: std::result::Result<_, _> = digests.collect();
+    digests.map_err(|error| Error::Invalid(format!("cached_digests: {error}")))
 }
 
 /// Checks a status.

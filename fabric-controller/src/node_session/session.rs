@@ -233,7 +233,8 @@ impl Talk<'_> {
             match message.map(|message| message.report) {
                 Ok(Some(Message::Status(status))) => {
                     asked = status.lease_request;
-                    self.session.has_disk(status.disk_free_bytes);
+                    let cached = intake::cached(&status.cached_digests)?;
+                    self.session.has_disk(status.disk_free_bytes, cached);
                     self.session.report(intake::status(status)?);
                 }
                 Ok(Some(Message::Event(event))) => self.unstored.push(event),
@@ -346,8 +347,9 @@ async fn store_registration(
         if is_new {
             let Registration { inventory, .. } = from;
             let message = format!(
-                "{} CPUs, {} MiB, KVM {}",
+                "{} {} CPUs, {} MiB, KVM {}",
                 inventory.cpus,
+                inventory.architecture,
                 inventory.memory_bytes >> 20,
                 inventory.kvm_kind
             );

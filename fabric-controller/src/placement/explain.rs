@@ -8,7 +8,10 @@ use super::{
     cluster::{Cluster, Placed},
     filter::{self, Refusal},
     score::Score,
-    types::{Amount, FaultDomain, Group, Instance, Needs, OwnResources, Resources, Spreading},
+    types::{
+        Amount, Architecture, FaultDomain, Group, Instance, Needs, OwnResources, Resources,
+        Spreading,
+    },
 };
 
 /// A spread that could not be kept for want of room, or of domains.
@@ -76,8 +79,10 @@ pub enum Remedy {
     Relax(Group),
     /// A node only lacks room, and could have it.
     Free(NodeId, Resources, OwnResources),
-    /// Another node.
-    Add(Needs),
+    /// A node only has other processors, which are these.
+    Image(Architecture),
+    /// Another node; of that architecture, where nodes of another refuse.
+    Add(Needs, Option<Architecture>),
 }
 
 impl fmt::Display for Remedy {
@@ -115,9 +120,15 @@ impl fmt::Display for Remedy {
                 }
                 write!(f, "free {} on node {node}", what.join(" and "))
             }
-            Self::Add(needs) => {
+            Self::Image(other) => write!(f, "give it an image for {other}"),
+            Self::Add(needs, architecture) => {
+                f.write_str("add ")?;
+                match architecture {
+                    Some(architecture) => write!(f, "an {architecture} node")?,
+                    None => f.write_str("a node")?,
+                }
                 let amount = Amount(&needs.resources, &needs.own);
-                write!(f, "add a node with {amount} free")?;
+                write!(f, " with {amount} free")?;
                 if let Some(kvm) = needs.kvm {
                     write!(f, ", {kvm} KVM")?;
                 }
@@ -424,8 +435,14 @@ fn remedies(all: &[Verdict], instance: &Instance) -> Vec<Remedy> {
         })
         .min();
     let free = free.map(|(short, own, node)| Remedy::Free(node.clone(), short, own));
-    let add = Some(Remedy::Add(needs.clone()));
-    [uncordon, reconnect, label, relax, free, add]
+    let image = find(&|_, why| match why {
+        [Refusal::Architecture { has, .. }] => Some(Remedy::Image(*has)),
+        _ => None,
+    });
+    let is_other = |why: &Refusal| matches!(why, Refusal::Architecture { .. });
+    let others = refusing().any(|(_, why)| why.iter().any(is_other));
+    let add = Remedy::Add(needs.clone(), others.then_some(needs.architecture));
+    [uncordon, reconnect, label, relax, free, image, Some(add)]
         .into_iter()
         .flatten()
         .collect()

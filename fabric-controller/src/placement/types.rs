@@ -8,7 +8,9 @@ use std::{
 use fabric_proto::id::{Digest, InstanceId, NodeId};
 
 use crate::model::size::Size;
-pub use crate::model::{definition::Spreading, node::Kvm, own::OwnResources};
+pub use crate::model::{
+    architecture::Architecture, definition::Spreading, node::Kvm, own::OwnResources,
+};
 
 /// Thousandths of a core in one.
 const MILLI: u64 = 1000;
@@ -171,25 +173,6 @@ pub struct Group(pub String);
 impl fmt::Display for Group {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
-    }
-}
-
-/// Processor architecture of nodes and images.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Architecture {
-    /// x86-64.
-    #[default]
-    X86_64,
-    /// 64-bit Arm.
-    Aarch64,
-}
-
-impl fmt::Display for Architecture {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::X86_64 => "x86_64",
-            Self::Aarch64 => "aarch64",
-        })
     }
 }
 

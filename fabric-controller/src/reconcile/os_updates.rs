@@ -4,7 +4,8 @@
 //! as any other update ([`super::rollout`]), and only one whose instances are all
 //! `Ready`. While one is on its way, paused or stopped, no other begins; an image that
 //! any deployment had to be taken back from is given to nobody else. So a bad image
-//! costs one upgrade domain of one service.
+//! costs one upgrade domain of one service. Nobody is given an image for other processors
+//! than those that it has.
 
 use std::collections::BTreeMap;
 
@@ -132,13 +133,14 @@ fn newer_image<'a>(
 ) -> Option<&'a Kept<BlobRecord>> {
     let line = role.image_line.as_deref();
     let line = line.filter(|_| role.os_updates == OsUpdates::Auto)?;
-    let has = os_line::version_of(line, &role.spec.image.name);
-    let newest = os_line::newest(line, images.iter().map(|kept| kept.value.name.as_str()))?;
-    let image = images
-        .iter()
-        .find(|kept| kept.value.name.as_str() == newest)?;
-    let is_newer = os_line::version_of(line, newest) > has;
-    (is_newer && image.value.digest != role.spec.image.digest).then_some(*image)
+    let has = &role.spec.image;
+    let all = images.iter().map(|kept| &kept.value);
+    let newest = os_line::newest(line, Some(has.architecture), all)?;
+    let version = |name: &str| os_line::version_of(line, name);
+    let is_newer = version(newest.name.as_str()) > version(&has.name);
+    let wanted = is_newer && newest.digest != has.digest;
+    let kept = images.iter().find(|kept| kept.value.name == newest.name);
+    kept.copied().filter(|_| wanted)
 }
 
 /// Whether every instance is there and Ready.
@@ -161,7 +163,8 @@ fn is_well(
 mod tests {
     use super::*;
     use crate::model::{
-        blob::BlobKind,
+        architecture::Architecture,
+        blob,
         instance::tests::spec,
         service::tests::service,
         update::{OnFailure, UpdateState},
@@ -170,13 +173,8 @@ mod tests {
     const NOW: WallTime = WallTime::from_micros(5);
 
     fn image(name: &str, byte: u8) -> Kept<BlobRecord> {
-        let value = serde_json::json!({
-            "name": name, "kind": BlobKind::Image,
-            "digest": fabric_proto::id::Digest::of_sha256(&[byte; 32]),
-            "size_bytes": 1, "vhd": { "virtual_bytes": 1, "vhd_type": "fixed" }, "created": 1,
-        });
         Kept {
-            value: serde_json::from_value(value).unwrap(),
+            value: blob::tests::image(name, byte),
             modified: u64::from(byte),
         }
     }
@@ -232,6 +230,18 @@ mod tests {
         assert_eq!(turn(&mut input, &images), ["b"]);
         finish(&mut input, 1, UpdateState::Done);
         assert!(turn(&mut input, &images).is_empty(), "all have the newest");
+    }
+
+    #[test]
+    fn an_image_for_other_processors_is_none_to_follow() {
+        let mut input = following(&["a"]);
+        let mut arm = image("guest-os/1.2", 3);
+        arm.value.architecture = Architecture::Aarch64;
+        assert!(turn(&mut input, &[arm.clone()]).is_empty());
+        let images = [image("guest-os/1.1", 2), arm];
+        assert_eq!(turn(&mut input, &images), ["a"]);
+        let version = &deployment(&mut input, 0).version;
+        assert_eq!(version.roles[0].spec.image.name, "guest-os/1.1");
     }
 
     #[test]

@@ -16,12 +16,12 @@ use crate::{
         update,
     },
     placement::{
-        self, Architecture, Decision, FaultDomain, Group, Health, Instance, Needs, Node, Policy,
-        Resources, Spreading,
+        self, Decision, FaultDomain, Group, Health, Instance, Needs, Node, Policy, Resources,
+        Spreading,
     },
 };
 
-/// A node as placement sees it.
+/// A node as placement sees it, with nothing in its cache: that is in no record.
 #[must_use]
 pub fn node(record: &NodeRecord, connected: bool) -> Node {
     let inventory = &record.inventory;
@@ -41,8 +41,7 @@ pub fn node(record: &NodeRecord, connected: bool) -> Node {
         unsteady: record.steadiness.held,
         blame: record.blame,
         labels: record.all_labels(),
-        // Ours is a virtual machine monitor for x86-64.
-        architecture: Architecture::X86_64,
+        architecture: inventory.architecture,
         kvm: record.kvm(),
         images: Default::default(),
         own: inventory.resources.clone(),
@@ -162,19 +161,23 @@ fn needs(spec: &InstanceSpec) -> Needs {
         own: spec.resources.clone(),
         image: Some(spec.image.digest.clone()),
         labels: spec.nodes.labels.clone(),
+        architecture: spec.image.architecture,
         kvm: spec.nodes.kvm,
-        ..Needs::default()
+        avoid: BTreeSet::new(),
     }
 }
 
 /// All nodes, as the facts have them.
 #[must_use]
 pub fn nodes(input: &Input) -> Vec<Node> {
-    let connected = |id: &NodeId| input.facts.get(id).is_some_and(|facts| facts.connected);
-    let nodes = input.nodes.iter();
-    nodes
-        .map(|record| node(record, connected(&record.node_id)))
-        .collect()
+    let node = |record: &NodeRecord| match input.facts.get(&record.node_id) {
+        Some(facts) => Node {
+            images: BTreeSet::clone(&facts.cached),
+            ..node(record, facts.connected)
+        },
+        None => node(record, false),
+    };
+    input.nodes.iter().map(node).collect()
 }
 
 /// Decides. What finds no node but those that have given it up may go back there.
@@ -264,9 +267,32 @@ fn say_why_homeless(before: Option<&InstanceRecord>, record: &InstanceRecord, pl
 mod tests {
     use super::*;
     use crate::{
-        model::instance::tests::{record, spec},
+        model::{
+            architecture::Architecture,
+            instance::tests::{record, spec},
+        },
         reconcile::tests::node_record,
     };
+
+    #[test]
+    fn an_image_goes_where_its_processors_are() {
+        let mut arm = node_record("n1");
+        arm.inventory.architecture = Architecture::Aarch64;
+        let nodes = [node(&arm, true), node(&node_record("n2"), true)];
+        for (architecture, expected) in
+            [(Architecture::Aarch64, "n1"), (Architecture::X86_64, "n2")]
+        {
+            let mut asked = record("n1");
+            asked.node = None;
+            asked.spec.image.architecture = architecture;
+            let placed = placement::place(Policy::default(), &nodes, &[instance(&asked, None)]);
+            let placed = placed[0]
+                .outcome
+                .as_ref()
+                .map(|placed| placed.node.as_str());
+            assert_eq!(placed.ok(), Some(expected));
+        }
+    }
 
     #[test]
     fn a_disk_has_room_for_all_that_it_can_become() {

@@ -19,9 +19,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    sync::Arc,
 };
 
-use fabric_proto::id::{InstanceId, NodeId, RoleName, ServiceName};
+use fabric_proto::id::{Digest, InstanceId, NodeId, RoleName, ServiceName};
 
 use super::{failover, placing};
 use crate::{
@@ -50,6 +51,8 @@ pub struct NodeFacts {
     /// The incarnation it has taken up, and the instances it reports; `None`
     /// until it has reported.
     pub reported: Option<(u64, BTreeSet<InstanceId>)>,
+    /// Images and packages that it need not fetch.
+    pub cached: Arc<BTreeSet<Digest>>,
 }
 
 /// Everything that the plan depends on.

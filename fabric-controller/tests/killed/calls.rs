@@ -176,6 +176,7 @@ impl<'a> Call<'a> {
                     digest: digest(&self.file).to_string(),
                     size_bytes: self.file.len() as u64,
                     request_id,
+                    architecture: text("aarch64"),
                 };
                 client.blobs().begin_upload(request).await.map(drop)
             }

@@ -145,7 +145,7 @@ async fn a_store_from_before_is_as_it_was_until_it_is_of_this_version() {
 
         let (_program, client) = start(dir.path()).await;
         assert_eq!(client.list().await.len(), INSTANCES, "{step:?}");
-        assert_eq!(then::format(&store), 2, "{step:?}");
+        assert_eq!(then::format(&store), 3, "{step:?}");
         settled(dir.path()).await;
         assert_sound(&dir.path().join("d"));
     }

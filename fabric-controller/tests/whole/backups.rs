@@ -74,7 +74,7 @@ async fn a_backup_of_a_store_from_before_there_were_slots_is_gone_back_to() {
         assert_eq!(then::format(&store.join("store.db")), 1, "it was only read");
     }
     maintenance::restore(&backup, &data, true).unwrap();
-    assert_eq!(then::format(&data.join("store.db")), 2);
+    assert_eq!(then::format(&data.join("store.db")), 3);
 
     let (_controller, client) = Controller::start_in(kept).await;
     let mut node = Node::register(&client, register("n1", seen)).await.unwrap();

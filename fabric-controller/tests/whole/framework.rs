@@ -264,12 +264,24 @@ impl Client {
         name: &str,
         bytes: &[u8],
     ) -> Result<BeginUploadResponse, Status> {
+        self.begin_for("", kind, name, bytes).await
+    }
+
+    /// Begins with what is for those processors.
+    async fn begin_for(
+        &self,
+        architecture: &str,
+        kind: BlobKind,
+        name: &str,
+        bytes: &[u8],
+    ) -> Result<BeginUploadResponse, Status> {
         let request = BeginUploadRequest {
             name: name.to_owned(),
             kind: kind.into(),
             digest: digest(bytes).to_string(),
             size_bytes: bytes.len() as u64,
-            request_id: String::new(),
+            architecture: architecture.to_owned(),
+            ..BeginUploadRequest::default()
         };
         self.blobs()
             .begin_upload(request)
@@ -285,7 +297,18 @@ impl Client {
     }
 
     pub async fn upload(&self, kind: BlobKind, name: &str, bytes: &[u8]) -> Result<Blob, Status> {
-        let begun = self.begin(kind, name, bytes).await?;
+        self.upload_for("", kind, name, bytes).await
+    }
+
+    /// Uploads what is for those processors.
+    pub async fn upload_for(
+        &self,
+        architecture: &str,
+        kind: BlobKind,
+        name: &str,
+        bytes: &[u8],
+    ) -> Result<Blob, Status> {
+        let begun = self.begin_for(architecture, kind, name, bytes).await?;
         if let Some(blob) = begun.blob {
             return Ok(blob);
         }

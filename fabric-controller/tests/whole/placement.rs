@@ -1,12 +1,16 @@
 //! Why an instance is where it is, and what would be if.
 
-use fabric_proto::v1::{
-    ApplyServiceRequest, Effect, ExplainPlacementRequest, ExplainPlacementResponse, Instance,
-    LabelNodeRequest, Node as NodeMessage, SimulatePlacementRequest, SimulatePlacementResponse,
+use fabric_proto::{
+    node::v1::{NodeStatus, session_request::Report},
+    v1::{
+        ApplyServiceRequest, BlobKind, Effect, ExplainPlacementRequest, ExplainPlacementResponse,
+        GetServiceRequest, Instance, LabelNodeRequest, Node as NodeMessage,
+        SimulatePlacementRequest, SimulatePlacementResponse,
+    },
 };
 use tonic::{Code, Status};
 
-use crate::framework::{Client, Controller, Node, register, shop, until};
+use crate::framework::{Client, Controller, Node, register, shop, until, vhd};
 
 async fn explain(client: &Client, id: &str) -> Result<ExplainPlacementResponse, Status> {
     let request = ExplainPlacementRequest {
@@ -388,4 +392,244 @@ async fn a_node_whose_resources_cannot_be_counted_is_refused() {
     let none = none.answer().await.unwrap_err();
     assert_eq!(none.code(), Code::InvalidArgument);
     assert!(none.message().contains("it must be 1 to 1000000"), "{none}");
+}
+
+/// A node with those processors, by the word of its host agent.
+async fn with_processors(client: &Client, name: &str, word: &str) -> Node {
+    let mut says = register(name, 0);
+    if let Some(inventory) = &mut says.inventory {
+        inventory.architecture = word.to_owned();
+    }
+    Node::register(client, says).await.unwrap()
+}
+
+/// An image for 64-bit Arm.
+async fn upload_arm(client: &Client, name: &str) -> Vec<u8> {
+    let bytes = vhd();
+    let arm = client.upload_for("aarch64", BlobKind::Image, name, &bytes);
+    assert_eq!(arm.await.unwrap().architecture, "aarch64");
+    bytes
+}
+
+/// Why a node does not take an instance: the words, and what they say.
+fn refusals(why: &ExplainPlacementResponse) -> Vec<(&str, &str)> {
+    let all = why.verdicts.iter().flat_map(|one| &one.refusals);
+    all.map(|one| (&*one.reason, &*one.message)).collect()
+}
+
+#[tokio::test]
+async fn an_image_goes_where_the_processors_are_that_it_is_for() {
+    let (controller, client) = Controller::start().await;
+    client.upload_guest_os().await;
+    upload_arm(&client, "guest-os-arm").await;
+    // The host agent of the first is from before there was more than one architecture.
+    let _nodes = [
+        with_processors(&client, "n1", "").await.live(),
+        with_processors(&client, "n2", "aarch64").await.live(),
+    ];
+    let east = pair("").replacen("guest-os", "guest-os-arm", 1);
+    client.apply(&east).await.unwrap();
+    let placed = client.list().await;
+    assert_eq!([&*placed[0].node_id, &*placed[1].node_id], ["n2", "n1"]);
+    let told = ["aarch64", "x86_64"].map(|needed| {
+        let has = if needed == "aarch64" {
+            "x86_64"
+        } else {
+            "aarch64"
+        };
+        format!("its processors are {has}, the image is for {needed}")
+    });
+    for (id, told) in ["dir-east-0", "dir-west-0"].iter().zip(&told) {
+        let why = explain(&client, id).await.unwrap();
+        assert_eq!(refusals(&why), [("Architecture", told.as_str())]);
+    }
+    let words = async |client: &Client| {
+        let mut words = Vec::new();
+        for name in ["n1", "n2"] {
+            words.push(client.node(name).await.inventory.unwrap().architecture);
+        }
+        words
+    };
+    assert_eq!(words(&client).await, ["x86_64", "aarch64"]);
+
+    // It is kept, and so are the instances where they are.
+    let (_controller, client) = controller.restart().await;
+    assert_eq!(words(&client).await, ["x86_64", "aarch64"]);
+    let why = explain(&client, "dir-east-0").await.unwrap();
+    assert_eq!(why.node_id, "n2");
+    assert!(refusals(&why).contains(&("Architecture", told[0].as_str())));
+}
+
+#[tokio::test]
+async fn an_image_that_no_node_has_the_processors_for_says_so_at_once_and_what_would_help() {
+    let (_controller, client) = Controller::start().await;
+    let image = upload_arm(&client, "guest-os").await;
+    let mut node = Node::join(&client, "n1").await;
+    client.apply(&shop(1)).await.unwrap();
+    let homeless = client.list().await;
+    let told = "no node can take it (1 vCPU and 128 MiB): 1 is of another architecture; to make \
+                it fit, give it an image for x86_64, or add an aarch64 node with 1 vCPU and 128 \
+                MiB free";
+    let shown = (&*homeless[0].node_id, &*homeless[0].reason);
+    assert_eq!(shown, ("", told));
+    let why = explain(&client, "shop-web-0").await.unwrap();
+    assert_eq!(why.unplaceable, told);
+    let remedies = [
+        "give it an image for x86_64",
+        "add an aarch64 node with 1 vCPU and 128 MiB free",
+    ];
+    assert_eq!(why.remedies, remedies);
+
+    let more = |architecture: &str| SimulatePlacementRequest {
+        add_nodes: 1,
+        add_cpus: 8,
+        add_memory_bytes: 8 << 30,
+        add_architecture: architecture.to_owned(),
+        ..SimulatePlacementRequest::default()
+    };
+    for (architecture, found) in [("", 0), ("x86_64", 0), ("aarch64", 1)] {
+        let then = simulate(&client, more(architecture)).await.unwrap();
+        assert_eq!(then.moves.len(), found, "{architecture}");
+        assert_eq!(then.misses.len(), 1 - found, "{architecture}");
+    }
+    let unknown = simulate(&client, more("sparc64")).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::InvalidArgument);
+    let rule = "add_architecture: \"sparc64\" is no architecture that guests can have; it must \
+                be x86_64 or aarch64";
+    assert_eq!(unknown.message(), rule);
+
+    // It was said wrong of this file: said right, it holds when the service is applied.
+    let again = client.upload_for("x86_64", BlobKind::Image, "guest-os", &image);
+    assert_eq!(again.await.unwrap().architecture, "x86_64");
+    let applied = client.apply(&shop(1)).await.unwrap();
+    let detail = &applied.changes[0].detail;
+    assert!(
+        detail.starts_with("architecture: aarch64 → x86_64"),
+        "{detail}"
+    );
+    node.goal_with(&["shop-web-0"]).await;
+}
+
+#[tokio::test]
+async fn another_image_for_other_processors_moves_who_gets_it() {
+    let (_controller, client) = Controller::start().await;
+    client.upload_guest_os().await;
+    upload_arm(&client, "guest-os-arm").await;
+    let _nodes = [
+        with_processors(&client, "n1", "x86_64").await.live(),
+        with_processors(&client, "n2", "aarch64").await.live(),
+    ];
+    let file = format!("{}[update]\nbake = \"0s\"\n", shop(1));
+    client.apply(&file).await.unwrap();
+    client.wait_for_words(&[("shop-web-0", "Ready")]).await;
+    assert_eq!(client.list().await[0].node_id, "n1");
+
+    let arm = file.replace("guest-os", "guest-os-arm");
+    let applied = client.apply(&arm).await.unwrap();
+    assert_eq!(applied.steps[0].effect(), Effect::Replace);
+    let why = &applied.steps[0].why;
+    assert!(why.ends_with("; architecture: x86_64 → aarch64"), "{why}");
+    until(
+        "it to be ready where its image's processors are",
+        async || client.list().await,
+        |all| all.len() == 1 && all[0].node_id == "n2" && all[0].state == "Ready",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_line_of_images_brings_nobody_to_other_processors() {
+    let (_controller, client) = Controller::start().await;
+    let bytes = vhd();
+    let first = client.upload(BlobKind::Image, "guest-os/1.0", &bytes);
+    first.await.unwrap();
+    let _node = Node::join(&client, "n1").await.live();
+    let line = shop(1).replace("guest-os", "guest-os/1");
+    client.apply(&line).await.unwrap();
+    upload_arm(&client, "guest-os/1.1").await;
+    // Applied again, to another size of the role, it keeps its image, in thought as well.
+    let more = line.replace("instances = 1", "instances = 2");
+    let request = SimulatePlacementRequest {
+        definition_toml: more.clone(),
+        ..SimulatePlacementRequest::default()
+    };
+    let then = simulate(&client, request).await.unwrap();
+    assert_eq!((then.moves.len(), then.staying), (1, 1), "{then:?}");
+    let applied = client.apply(&more).await.unwrap();
+    assert!(applied.steps.is_empty(), "{:#?}", applied.steps);
+    let image = async |name: &str| {
+        let name = name.to_owned();
+        let request = GetServiceRequest { name };
+        let answer = client.services().get_service(request).await.unwrap();
+        let service = answer.into_inner().service.unwrap();
+        service.roles[0].image.clone()
+    };
+    assert_eq!(image("shop").await, "guest-os/1.0");
+    // Who has nothing yet gets the newest, and who names one gets that.
+    client.apply(&line.replace("shop", "new")).await.unwrap();
+    assert_eq!(image("new").await, "guest-os/1.1");
+    client
+        .apply(&more.replace("guest-os/1", "guest-os/1.1"))
+        .await
+        .unwrap();
+    assert_eq!(image("shop").await, "guest-os/1.1");
+}
+
+#[tokio::test]
+async fn a_node_with_processors_that_no_guest_can_have_is_refused() {
+    let (_controller, client) = Controller::start().await;
+    let mut odd = with_processors(&client, "n1", "riscv64").await;
+    let odd = odd.answer().await.unwrap_err();
+    assert_eq!(odd.code(), Code::InvalidArgument);
+    let rule = "architecture: \"riscv64\" is no architecture that guests can have; it must be \
+                x86_64 or aarch64";
+    assert_eq!(odd.message(), rule);
+}
+
+/// What a node says when that is all that is in its cache.
+fn with_cached(node: &Node, digest: &str) -> Report {
+    Report::Status(NodeStatus {
+        applied_incarnation: node.goal.incarnation,
+        cached_digests: vec![digest.to_owned()],
+        ..NodeStatus::default()
+    })
+}
+
+#[tokio::test]
+async fn an_image_in_a_nodes_cache_is_a_reason_to_go_there() {
+    let (_controller, client) = Controller::start().await;
+    let image = client.upload_guest_os().await;
+    let _first = Node::join(&client, "n1").await;
+    let second = Node::join(&client, "n2").await;
+    let would_go = async || {
+        let request = SimulatePlacementRequest {
+            definition_toml: shop(1),
+            ..SimulatePlacementRequest::default()
+        };
+        let then = simulate(&client, request).await.unwrap();
+        then.moves[0].to_node_id.clone()
+    };
+    assert_eq!(would_go().await, "n1", "the first of two that are alike");
+    second.report(with_cached(&second, &image.digest)).await;
+    until("the cache to count", would_go, |node| node == "n2").await;
+    client.apply(&shop(1)).await.unwrap();
+    assert_eq!(client.list().await[0].node_id, "n2");
+    let why = explain(&client, "shop-web-0").await.unwrap();
+    let behind = &why.verdicts[0].behind;
+    assert!(behind.contains("image not there"), "{behind}");
+}
+
+#[tokio::test]
+async fn what_is_in_a_nodes_cache_has_digests() {
+    let (_controller, client) = Controller::start().await;
+    let mut node = Node::join(&client, "n1").await;
+    node.report(with_cached(&node, "sha256:x")).await;
+    let refused = loop {
+        if let Err(refused) = node.answer().await {
+            break refused;
+        }
+    };
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    let told = refused.message();
+    assert!(told.starts_with("cached_digests: "), "{told}");
 }

@@ -25,7 +25,8 @@ const TABLES: &str = "
     PRAGMA old.user_version = 1;
 ";
 
-/// Makes a store one of format 1, with services from before there were slots.
+/// Makes a store one of format 1, with services from before there were slots, and nodes
+/// from before there was more than one architecture.
 pub fn make(store: &Path) {
     let new = store.with_extension("then");
     let now = Connection::open(store).unwrap();
@@ -45,6 +46,10 @@ pub fn make(store: &Path) {
         then.execute(change, (key, old)).unwrap();
     }
     drop(services);
+    let nodes = "UPDATE entries
+         SET value = CAST(json_remove(CAST(value AS TEXT), '$.inventory.architecture') AS BLOB)
+         WHERE key LIKE 'nodes/%'";
+    then.execute(nodes, []).unwrap();
     drop(then);
     std::fs::rename(new, store).unwrap();
     for end in ["-wal", "-shm"] {

@@ -220,7 +220,7 @@ async fn what_makes_no_sense_is_refused_by_field() {
         kind: BlobKind::Image.into(),
         digest: digest(b"a").to_string(),
         size_bytes: 5000,
-        request_id: String::new(),
+        ..BeginUploadRequest::default()
     };
     for (request, field) in [
         (
@@ -265,6 +265,22 @@ async fn what_makes_no_sense_is_refused_by_field() {
             },
             "size_bytes 18446744073709551615",
         ),
+        (
+            BeginUploadRequest {
+                architecture: "riscv64".to_owned(),
+                ..good.clone()
+            },
+            "architecture: \"riscv64\" is no architecture that guests can have; it must be \
+             x86_64 or aarch64",
+        ),
+        (
+            BeginUploadRequest {
+                kind: BlobKind::Package.into(),
+                architecture: "aarch64".to_owned(),
+                ..good.clone()
+            },
+            "architecture: aarch64 of a package",
+        ),
     ] {
         let status = client.blobs().begin_upload(request).await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument);
@@ -283,6 +299,91 @@ async fn what_makes_no_sense_is_refused_by_field() {
     );
     let status = client.send(&digest(b"a"), 0, b"a").await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition);
+}
+
+#[tokio::test]
+async fn for_which_processors_a_file_is_holds_for_all_its_names_and_can_be_corrected() {
+    let (controller, client) = Controller::start().await;
+    let bytes = vhd();
+    let image = BlobKind::Image;
+    let said = async |client: &Client| {
+        let request = ListBlobsRequest::default();
+        let all = client.blobs().list_blobs(request).await.unwrap();
+        let all = all.into_inner().blobs.into_iter();
+        let said: Vec<_> = all.map(|one| (one.name, one.architecture)).collect();
+        said
+    };
+    let of = |name: &str, word: &str| (name.to_owned(), word.to_owned());
+    let first = client.upload(image, "a", &bytes).await.unwrap();
+    assert_eq!(first.architecture, "x86_64");
+
+    // Said late, it holds for the name that is there too.
+    let late = client.upload_for("aarch64", image, "b", &bytes).await;
+    assert_eq!(late.unwrap().architecture, "aarch64");
+    let both = [of("a", "aarch64"), of("b", "aarch64")];
+    assert_eq!(said(&client).await, both);
+    assert_eq!(client.reasons("a").await, ["ImageUploaded"; 2]);
+    let request = GetBlobRequest {
+        name: "a".to_owned(),
+        kind: image.into(),
+    };
+    let a = client.blobs().get_blob(request).await.unwrap().into_inner();
+    assert_eq!(a.blob.unwrap().created, first.created);
+
+    // Who says nothing changes nothing, and neither does who says the same again.
+    let nothing = client.upload(image, "a", &bytes).await.unwrap();
+    assert_eq!(nothing.architecture, "aarch64");
+    let same = client.upload_for("aarch64", image, "b", &bytes).await;
+    assert_eq!(same.unwrap().architecture, "aarch64");
+    assert_eq!(
+        client
+            .upload(image, "c", &bytes)
+            .await
+            .unwrap()
+            .architecture,
+        "aarch64"
+    );
+    assert_eq!(client.reasons("a").await.len(), 2);
+    // A package of the same file has none.
+    client.upload(BlobKind::Package, "p", &bytes).await.unwrap();
+    // Another file is another matter, also under a name of this one.
+    let other = client.upload(image, "c", &vhd()).await.unwrap();
+    assert_eq!(other.architecture, "x86_64");
+
+    let (_controller, client) = controller.restart().await;
+    let back = client.upload_for("x86_64", image, "b", &bytes).await;
+    assert_eq!(back.unwrap().architecture, "x86_64");
+    let all = [
+        of("a", "x86_64"),
+        of("b", "x86_64"),
+        of("c", "x86_64"),
+        of("p", ""),
+    ];
+    assert_eq!(said(&client).await, all);
+}
+
+#[tokio::test]
+async fn what_was_said_when_an_upload_began_holds_when_it_ends_after_a_restart() {
+    let (controller, client) = Controller::start().await;
+    let bytes = vhd();
+    let begin = async |client: &Client, architecture: &str| {
+        let request = BeginUploadRequest {
+            name: "arm".to_owned(),
+            kind: BlobKind::Image.into(),
+            digest: digest(&bytes).to_string(),
+            size_bytes: bytes.len() as u64,
+            architecture: architecture.to_owned(),
+            ..BeginUploadRequest::default()
+        };
+        client.blobs().begin_upload(request).await.unwrap();
+    };
+    begin(&client, "x86_64").await;
+    // What is said last holds, and who says nothing changes nothing.
+    begin(&client, "aarch64").await;
+    begin(&client, "").await;
+    let (_controller, client) = controller.restart().await;
+    let arrived = client.send(&digest(&bytes), 0, &bytes).await.unwrap();
+    assert_eq!(arrived.architecture, "aarch64");
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use async_trait::async_trait;
 use bytes::Bytes;
 use fabric_controller::model::{
+    architecture::Architecture,
     blob::{BlobKind, BlobRecord, VhdFacts},
     time::WallTime,
 };
@@ -68,6 +69,7 @@ impl Shelf {
                 virtual_bytes: SIZE,
                 vhd_type: "dynamic".to_owned(),
             },
+            architecture: Architecture::X86_64,
             created: WallTime::from_micros(u64::try_from(BEGINNING.as_micros())?),
         });
         self.bytes.insert(digest, bytes);

@@ -9,7 +9,8 @@
 //! - No node has been promised more than it has.
 //! - What is placed is spread over fault domains, as far as there is room; where the spread
 //!   is strict, no fault domain has more than its share.
-//! - What is placed is on a node that has the labels that it asks for.
+//! - What is placed is on a node that has the labels that it asks for, and the processors
+//!   that its image is for.
 //! - Of each role, only one upgrade domain at a time is down by our own doing.
 //! - In the end: every instance that a service wants runs, and is ready as what it is to be,
 //!   with its settings, on a node that is as it asks, unless an operator has stopped it; and
@@ -260,7 +261,7 @@ impl Watcher {
     /// Its node, if that is not as it asks.
     fn stands_on_wrong(&self, record: &InstanceRecord) -> Option<&NodeId> {
         let node = self.nodes.get(record.node.as_ref()?)?;
-        (!node.meets(&record.spec.nodes)).then_some(&node.node_id)
+        (!record.spec.can_be_on(node)).then_some(&node.node_id)
     }
 
     fn check_capacity(&self) -> Result<(), Violation> {
@@ -336,11 +337,11 @@ impl Watcher {
                     ));
                 }
             }
-            let rules = self.instances.get(&one.id).map(|record| &record.spec.nodes);
+            let spec = self.instances.get(&one.id).map(|record| &record.spec);
             let meets = |node: &NodeId| {
                 let node = self.nodes.get(node);
-                node.zip(rules)
-                    .is_some_and(|(node, rules)| node.meets(rules))
+                node.zip(spec)
+                    .is_some_and(|(node, spec)| spec.can_be_on(node))
             };
             for (node, free) in &free {
                 let Some(there) = domain(node) else { continue };

@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 pub use self::{
-    blob::{BlobCommand, Build, PackageCommand},
+    blob::{Architecture, BlobCommand, Build, ImageCommand, ImageUpload, PackageCommand, Upload},
     context::ContextCommand,
     health::{Doctor, SupportBundle},
     instance::{InstanceCommand, OneInstance, OneSnapshot, Output, Scope, Stop},
@@ -88,7 +88,7 @@ pub enum Command {
     Node(NodeCommand),
     /// OS images: VHDs that guests boot from.
     #[command(subcommand)]
-    Image(BlobCommand),
+    Image(ImageCommand),
     /// Packages: VHDs with a role's files.
     #[command(subcommand)]
     Package(PackageCommand),

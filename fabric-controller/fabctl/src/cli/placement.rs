@@ -4,6 +4,8 @@ use std::{path::PathBuf, str::FromStr};
 
 use clap::Args;
 
+use super::Architecture;
+
 /// Settings of `explain`.
 #[derive(Debug, Args)]
 #[command(
@@ -39,6 +41,9 @@ pub struct Simulate {
     /// What each of them has: processors and memory, such as 16x64GiB.
     #[arg(long, value_name = "CPUSxMEMORY", requires = "add_nodes")]
     pub shape: Option<Shape>,
+    /// Their processors [default: x86_64].
+    #[arg(long, value_enum, requires = "add_nodes")]
+    pub architecture: Option<Architecture>,
     /// Their fault domain; without, each is one of its own.
     #[arg(long, value_name = "DOMAIN", requires = "add_nodes")]
     pub domain: Option<String>,

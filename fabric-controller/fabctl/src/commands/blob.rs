@@ -2,24 +2,39 @@
 
 use std::path::PathBuf;
 
-use fabric_proto::v1::{Blob, BlobKind, DeleteBlobRequest, GetBlobRequest, ListBlobsRequest};
+use fabric_proto::v1::{
+    BeginUploadRequest, Blob, BlobKind, DeleteBlobRequest, GetBlobRequest, ListBlobsRequest,
+};
 
 use super::{Context, upload};
 use crate::{
-    cli::{BlobCommand, Format},
+    cli::{Architecture, BlobCommand, Format},
     client::request_id,
     error::{Failure, Result},
     show::{self, json, table, words},
 };
 
+/// Uploads a file, given as NAME FILE or FILE alone.
+pub(super) async fn upload(
+    context: &Context,
+    kind: BlobKind,
+    name_and_file: Vec<String>,
+    architecture: Option<Architecture>,
+) -> Result<()> {
+    let (name, file) = self::name_and_file(name_and_file)?;
+    let begin = BeginUploadRequest {
+        name,
+        kind: kind.into(),
+        architecture: architecture.map_or("", Architecture::word).to_owned(),
+        ..BeginUploadRequest::default()
+    };
+    let blob = upload::upload(context, begin, &file).await?;
+    uploaded(context, kind, &blob)
+}
+
 pub(super) async fn run(context: &Context, kind: BlobKind, command: BlobCommand) -> Result<()> {
     let mut blobs = context.client.blobs();
     match command {
-        BlobCommand::Upload(upload) => {
-            let (name, file) = name_and_file(upload.name_and_file)?;
-            let blob = upload::upload(context, kind, name, &file).await?;
-            uploaded(context, kind, &blob)
-        }
         BlobCommand::List => {
             let answer = blobs
                 .list_blobs(ListBlobsRequest { kind: kind.into() })
@@ -82,13 +97,17 @@ fn name_and_file(mut given: Vec<String>) -> Result<(String, PathBuf)> {
 fn uploaded(context: &Context, kind: BlobKind, blob: &Blob) -> Result<()> {
     match context.format {
         Format::Table => show::print_line(&format!(
-            "{} {} is there: {}, {}, a {} disk of {}",
+            "{} {} is there: {}, {}, a {} disk of {}{}",
             words::blob_kind(kind),
             blob.name,
             blob.digest,
             words::bytes(blob.size_bytes),
             blob.vhd_type,
-            words::bytes(blob.virtual_bytes)
+            words::bytes(blob.virtual_bytes),
+            match blob.architecture.as_str() {
+                "" => String::new(),
+                architecture => format!(", for {architecture}"),
+            }
         )),
         Format::Json => show::print_json(&json::blob(blob)),
     }

@@ -24,7 +24,7 @@ use clap::CommandFactory as _;
 use fabric_proto::v1::BlobKind;
 
 use crate::{
-    cli::{Cli, Command, Format, PackageCommand},
+    cli::{Cli, Command, Format, ImageCommand, ImageUpload, PackageCommand, Upload},
     client::Client,
     context::choose,
     error::{Failure, Result},
@@ -62,10 +62,22 @@ pub async fn run(cli: Cli) -> Result<()> {
             Ok(())
         }
         Command::Package(PackageCommand::Build(build)) => package::build(&build, format),
+        Command::Package(PackageCommand::Upload(Upload { name_and_file })) => {
+            blob::upload(&context().await?, BlobKind::Package, name_and_file, None).await
+        }
         Command::Package(PackageCommand::Blob(command)) => {
             blob::run(&context().await?, BlobKind::Package, command).await
         }
-        Command::Image(command) => blob::run(&context().await?, BlobKind::Image, command).await,
+        Command::Image(ImageCommand::Upload(ImageUpload {
+            name_and_file,
+            architecture,
+        })) => {
+            let image = BlobKind::Image;
+            blob::upload(&context().await?, image, name_and_file, architecture).await
+        }
+        Command::Image(ImageCommand::Blob(command)) => {
+            blob::run(&context().await?, BlobKind::Image, command).await
+        }
         Command::Node(command) => node::run(&context().await?, command).await,
         Command::Service(command) => service::run(&context().await?, command).await,
         Command::Update(command) => update::run(&context().await?, command).await,

@@ -4,7 +4,7 @@ use fabric_proto::v1::{ExplainPlacementRequest, SimulatePlacementRequest};
 
 use super::{Context, service};
 use crate::{
-    cli::{Explain, Format, Simulate},
+    cli::{Architecture, Explain, Format, Simulate},
     error::Result,
     show::{self, placement},
 };
@@ -30,7 +30,7 @@ pub(super) async fn simulate(context: &Context, simulate: Simulate) -> Result<()
         Some(path) => service::read(path)?,
         None => Default::default(),
     };
-    let shape = simulate.shape.unwrap_or_default();
+    let (shape, architecture) = (simulate.shape.unwrap_or_default(), simulate.architecture);
     let request = SimulatePlacementRequest {
         kill_nodes: simulate.kill_node,
         kill_domains: simulate.kill_domain,
@@ -40,6 +40,7 @@ pub(super) async fn simulate(context: &Context, simulate: Simulate) -> Result<()
         add_fault_domain: simulate.domain.unwrap_or_default(),
         definition_toml,
         file_name,
+        add_architecture: architecture.map_or("", Architecture::word).to_owned(),
     };
     let answer = context
         .client

@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use fabric_proto::{
     id::Digest,
-    v1::{BeginUploadRequest, Blob, BlobKind, UploadRequest},
+    v1::{BeginUploadRequest, Blob, UploadRequest},
 };
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use sha2::{Digest as _, Sha256};
@@ -31,11 +31,10 @@ const TRIES: u32 = 5;
 /// Before the first new try; twice as long before each further one.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Uploads a file under a name.
+/// Uploads a file; `what` says as what, and lacks nothing but what the file says.
 pub(super) async fn upload(
     context: &Context,
-    kind: BlobKind,
-    name: String,
+    what: BeginUploadRequest,
     path: &Path,
 ) -> Result<Blob> {
     let size = std::fs::metadata(path)
@@ -48,11 +47,10 @@ pub(super) async fn upload(
     let mut tried = 0;
     loop {
         let request = BeginUploadRequest {
-            name: name.clone(),
-            kind: kind.into(),
             digest: digest.to_string(),
             size_bytes: size,
             request_id: request_id(),
+            ..what.clone()
         };
         let begun = context
             .client

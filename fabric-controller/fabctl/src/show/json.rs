@@ -45,6 +45,7 @@ pub fn node(node: &Node) -> Value {
             "kernel_release": inventory.kernel_release,
             "cpu_model": inventory.cpu_model,
             "hostname": inventory.hostname,
+            "architecture": inventory.architecture,
             "resources": inventory.resources,
         },
         "labels": node.labels,
@@ -79,6 +80,7 @@ pub fn blob(blob: &Blob) -> Value {
         "size_bytes": blob.size_bytes,
         "virtual_bytes": blob.virtual_bytes,
         "vhd_type": blob.vhd_type,
+        "architecture": blob.architecture,
         "created": words::rfc3339(blob.created.as_ref()),
         "used_by": blob.used_by,
     })

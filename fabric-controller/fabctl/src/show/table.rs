@@ -14,7 +14,7 @@ use fabric_proto::{
 use super::{clean, words};
 
 /// A table with these columns.
-pub(super) fn table<const N: usize>(header: [&str; N]) -> Table {
+pub(super) fn table<'a>(header: impl IntoIterator<Item = &'a str>) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header);
     for column in table.column_iter_mut() {
@@ -102,13 +102,21 @@ pub fn labels(node: &Node) -> String {
     text(&table, "")
 }
 
+/// Column of images that says for which processors they are; packages have none.
+const PROCESSORS: usize = 5;
+
 /// Blobs of one kind.
 #[must_use]
 pub fn blobs(blobs: &[Blob], kind: BlobKind) -> String {
     let now = SystemTime::now();
-    let mut table = table(["NAME", "DIGEST", "FILE", "DISK", "TYPE", "AGE", "USED BY"]);
+    let is_image = kind == BlobKind::Image;
+    let mut header = vec!["NAME", "DIGEST", "FILE", "DISK", "TYPE", "AGE", "USED BY"];
+    if is_image {
+        header.insert(PROCESSORS, "ARCHITECTURE");
+    }
+    let mut table = table(header);
     for blob in blobs {
-        table.add_row([
+        let mut row = vec![
             blob.name.clone(),
             blob.digest.chars().take(19).collect(),
             words::bytes(blob.size_bytes),
@@ -116,7 +124,11 @@ pub fn blobs(blobs: &[Blob], kind: BlobKind) -> String {
             blob.vhd_type.clone(),
             words::age(blob.created.as_ref(), now),
             blob.used_by.join(", "),
-        ]);
+        ];
+        if is_image {
+            row.insert(PROCESSORS, blob.architecture.clone());
+        }
+        table.add_row(row);
     }
     let kind = words::blob_kind(kind);
     text(

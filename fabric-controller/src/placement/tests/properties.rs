@@ -22,7 +22,7 @@ fn nodes() -> impl Strategy<Value = Vec<Node>> {
             prop::bool::weighted(0.1),
         ),
         0u32..2,
-        (prop::bool::ANY, kvm()),
+        (prop::bool::ANY, kvm(), architecture()),
         prop::collection::btree_set((1u8..4).prop_map(image), 0..2),
         0u64..5,
     );
@@ -39,7 +39,7 @@ fn nodes() -> impl Strategy<Value = Vec<Node>> {
                         heard,
                         (cordoned, condemned, unsteady),
                         blame,
-                        (labelled, kvm),
+                        (labelled, kvm, architecture),
                         images,
                         own,
                     ),
@@ -56,6 +56,7 @@ fn nodes() -> impl Strategy<Value = Vec<Node>> {
                         condemned,
                         unsteady,
                         blame,
+                        architecture,
                         kvm,
                         images,
                         disk_bytes: u64::from(cpus) * 100 * MIB,
@@ -77,6 +78,14 @@ fn kvm() -> impl Strategy<Value = Option<Kvm>> {
     ]
 }
 
+/// What a node has, or an image is for.
+fn architecture() -> impl Strategy<Value = Architecture> {
+    prop_oneof![
+        4 => Just(Architecture::X86_64),
+        1 => Just(Architecture::Aarch64),
+    ]
+}
+
 /// Of four roles; all of a role are alike.
 fn instances() -> impl Strategy<Value = Vec<Instance>> {
     let shape = (
@@ -88,7 +97,7 @@ fn instances() -> impl Strategy<Value = Vec<Instance>> {
         prop_oneof![2 => Just(0u64), 1 => 1u64..4],
         any::<(bool, bool)>(),
         0u32..4,
-        prop::option::weighted(0.3, kvm()),
+        (prop::option::weighted(0.3, kvm()), architecture()),
     );
     let shapes = prop::collection::vec(shape, 4);
     (shapes, prop::collection::vec(0usize..4, 0..32)).prop_map(|(shapes, roles)| {
@@ -96,7 +105,7 @@ fn instances() -> impl Strategy<Value = Vec<Instance>> {
         let numbered = roles.into_iter();
         numbered
             .map(|role| {
-                let (vcpus, mib, weight, disk, image_byte, own, rules, fault_domains, kvm) =
+                let (vcpus, mib, weight, disk, image_byte, own, rules, fault_domains, node) =
                     shapes[role];
                 let (strict, labelled) = rules;
                 let number = counts[role];
@@ -118,7 +127,9 @@ fn instances() -> impl Strategy<Value = Vec<Instance>> {
                 if labelled {
                     one.needs.labels.insert(LABEL.to_owned(), "nvme".to_owned());
                 }
+                let (kvm, architecture) = node;
                 one.needs.kvm = kvm.flatten();
+                one.needs.architecture = architecture;
                 Instance {
                     upgrade_domains: 3,
                     fault_domains,
@@ -356,8 +367,10 @@ proptest! {
                     node.disk_bytes += short.disk_bytes;
                     node.own.add(own);
                 }
-                Remedy::Add(needs) => nodes.push(Node {
+                Remedy::Image(other) => asked.needs.architecture = *other,
+                Remedy::Add(needs, _) => nodes.push(Node {
                     labels: needs.labels.clone(),
+                    architecture: needs.architecture,
                     own: needs.own.clone(),
                     kvm: needs.kvm,
                     ..node("new", 16, 8192)

@@ -96,6 +96,8 @@ fn an_image_for_other_processors_or_another_kvm_finds_no_node() {
     };
     let why = with(|needs| needs.architecture = Architecture::Aarch64);
     assert!(why.contains("1 is of another architecture"), "{why}");
+    let remedy = "give it an image for x86_64, or add an aarch64 node with 1 vCPU and 64 MiB free";
+    assert!(why.ends_with(remedy), "{why}");
     let why = with(|needs| needs.kvm = Some(Kvm::Interpreted));
     assert!(why.contains("1 is of another KVM kind"), "{why}");
 }

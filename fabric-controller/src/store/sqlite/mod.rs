@@ -284,18 +284,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("store.db");
         drop(SqliteStore::open(&path).unwrap());
-        assert_eq!(format(&path), 2);
+        assert_eq!(format(&path), 3);
         let connection = Connection::open(&path).unwrap();
-        connection.pragma_update(None, "user_version", 3).unwrap();
+        connection.pragma_update(None, "user_version", 4).unwrap();
         drop(connection);
         let error = SqliteStore::open(&path).unwrap_err();
         let told = error.to_string();
         assert!(
-            told.ends_with("has format 3; this version knows 2"),
+            told.ends_with("has format 4; this version knows 3"),
             "{told}"
         );
-        assert!(matches!(error, StoreError::Format { found: 3, .. }));
-        assert_eq!(format(&path), 3);
+        assert!(matches!(error, StoreError::Format { found: 4, .. }));
+        assert_eq!(format(&path), 4);
     }
 
     #[tokio::test]
@@ -322,7 +322,7 @@ mod tests {
         assert_eq!(format(&path), 1);
 
         let store = SqliteStore::open(&path).unwrap();
-        assert_eq!(format(&path), 2);
+        assert_eq!(format(&path), 3);
         let shop = store.get("services/shop").await.unwrap().unwrap();
         assert_eq!((shop.value.as_ref(), shop.modified), (&b"{}"[..], 6));
         let added = store.txn(Txn::new().append("events/", "x")).await.unwrap();

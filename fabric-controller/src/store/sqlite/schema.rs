@@ -12,12 +12,13 @@ use crate::{
 /// Format of the file, in `user_version`; 0 is an empty file. It is raised with every
 /// change that a controller from before would not understand, be it of the tables or of
 /// the records in them, which it would write back without what it does not know.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// What makes a file of each format, from 1 on, one of the next.
 const MIGRATIONS: [&str; FORMAT as usize - 1] = [
     // Services have slots and updates, instances colours and epochs. They are read as they
     // were written, so there is nothing to do but to keep controllers of then away.
+    "", // Images and nodes have an architecture. Those of before are read as of x86-64.
     "",
 ];
 
