@@ -70,25 +70,28 @@ const NEVER: [(&str, &[&str]); 2] = [
 /// The one crate that may hold `unsafe`.
 const MAY_BE_UNSAFE: &str = "fabric-vmm";
 
-/// What cargo says of the workspace.
-fn metadata() -> Value {
+/// What cargo says.
+fn cargo(args: &[&str]) -> Vec<u8> {
     let output = Command::new(env!("CARGO"))
-        .args([
-            "metadata",
-            "--format-version",
-            "1",
-            "--no-deps",
-            "--offline",
-        ])
+        .args(args)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
-        .expect("cargo metadata runs");
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    serde_json::from_slice(&output.stdout).expect("cargo metadata is JSON")
+        .expect("cargo runs");
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{args:?}: {complaint}");
+    output.stdout
+}
+
+/// What it says of the workspace.
+fn metadata() -> Value {
+    let said = cargo(&[
+        "metadata",
+        "--format-version",
+        "1",
+        "--no-deps",
+        "--offline",
+    ]);
+    serde_json::from_slice(&said).expect("cargo metadata is JSON")
 }
 
 /// Direct dependencies of each crate of the workspace, those of tests and build
@@ -115,17 +118,11 @@ fn dependencies() -> BTreeMap<String, Vec<String>> {
 /// Each crate as it is compiled for such a selection of packages and dependencies: its
 /// name, its version and its features.
 fn compiled(selection: &[&str]) -> BTreeSet<String> {
-    let args = [
+    let tree = [
         "tree", "--locked", "--prefix", "none", "--format", "{p} {f}",
     ];
-    let output = Command::new(env!("CARGO"))
-        .args(args)
-        .args(selection)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output()
-        .expect("cargo tree runs");
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{said}");
+    let said = cargo(&[&tree, selection].concat());
+    let said = String::from_utf8_lossy(&said);
     let lines = said.lines().map(|line| line.trim_end_matches(" (*)"));
     lines.map(str::to_owned).collect()
 }

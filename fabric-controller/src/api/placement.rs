@@ -82,10 +82,7 @@ impl PlacementApi {
         let instances: Vec<Kept<InstanceRecord>> = records::list(store, records::INSTANCES).await?;
         let node = |kept: &Kept<NodeRecord>| {
             let sight = self.controller.registry.sight(&kept.value.node_id);
-            Node {
-                images: BTreeSet::clone(&sight.cached),
-                ..placing::node(&kept.value, sight.connected)
-            }
+            placing::node(&kept.value, sight.connected, &sight.cached)
         };
         let instances: Vec<_> = instances.into_iter().map(|kept| kept.value).collect();
         let snapshot = Snapshot {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fabric_proto::id::{InstanceId, NodeId, RoleName, ServiceName};
+use fabric_proto::id::{Digest, InstanceId, NodeId, RoleName, ServiceName};
 
 use super::plan::{Input, Plan};
 use crate::{
@@ -21,9 +21,9 @@ use crate::{
     },
 };
 
-/// A node as placement sees it, with nothing in its cache: that is in no record.
+/// A node as placement sees it; what is in its cache is in no record.
 #[must_use]
-pub fn node(record: &NodeRecord, connected: bool) -> Node {
+pub fn node(record: &NodeRecord, connected: bool, cached: &BTreeSet<Digest>) -> Node {
     let inventory = &record.inventory;
     Node {
         id: record.node_id.clone(),
@@ -43,7 +43,7 @@ pub fn node(record: &NodeRecord, connected: bool) -> Node {
         labels: record.all_labels(),
         architecture: inventory.architecture,
         kvm: record.kvm(),
-        images: Default::default(),
+        images: cached.clone(),
         own: inventory.resources.clone(),
     }
 }
@@ -171,11 +171,8 @@ fn needs(spec: &InstanceSpec) -> Needs {
 #[must_use]
 pub fn nodes(input: &Input) -> Vec<Node> {
     let node = |record: &NodeRecord| match input.facts.get(&record.node_id) {
-        Some(facts) => Node {
-            images: BTreeSet::clone(&facts.cached),
-            ..node(record, facts.connected)
-        },
-        None => node(record, false),
+        Some(facts) => node(record, facts.connected, &facts.cached),
+        None => node(record, false, &BTreeSet::new()),
     };
     input.nodes.iter().map(node).collect()
 }
@@ -278,7 +275,7 @@ mod tests {
     fn an_image_goes_where_its_processors_are() {
         let mut arm = node_record("n1");
         arm.inventory.architecture = Architecture::Aarch64;
-        let nodes = [node(&arm, true), node(&node_record("n2"), true)];
+        let nodes = [arm, node_record("n2")].map(|one| node(&one, true, &BTreeSet::new()));
         for (architecture, expected) in
             [(Architecture::Aarch64, "n1"), (Architecture::X86_64, "n2")]
         {
@@ -305,7 +302,8 @@ mod tests {
             one.node = None;
         }
         let asked = asked.map(|one| instance(&one, None));
-        let placed = placement::place(Policy::default(), &[self::node(&node, true)], &asked);
+        let node = self::node(&node, true, &BTreeSet::new());
+        let placed = placement::place(Policy::default(), &[node], &asked);
         let placed = placed.iter().filter(|one| one.outcome.is_ok());
         assert_eq!(placed.count(), 1);
 

@@ -8,6 +8,7 @@ use fabric_proto::{
         SimulatePlacementRequest, SimulatePlacementResponse,
     },
 };
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Status};
 
 use crate::framework::{Client, Controller, Node, register, shop, until, vhd};
@@ -411,6 +412,17 @@ async fn upload_arm(client: &Client, name: &str) -> Vec<u8> {
     bytes
 }
 
+/// An image for each architecture, and a node: the first says that word, the other has
+/// `aarch64`.
+async fn of_both(client: &Client, first: &str) -> [AbortOnDropHandle<()>; 2] {
+    client.upload_guest_os().await;
+    upload_arm(client, "guest-os-arm").await;
+    [
+        with_processors(client, "n1", first).await.live(),
+        with_processors(client, "n2", "aarch64").await.live(),
+    ]
+}
+
 /// Why a node does not take an instance: the words, and what they say.
 fn refusals(why: &ExplainPlacementResponse) -> Vec<(&str, &str)> {
     let all = why.verdicts.iter().flat_map(|one| &one.refusals);
@@ -420,13 +432,8 @@ fn refusals(why: &ExplainPlacementResponse) -> Vec<(&str, &str)> {
 #[tokio::test]
 async fn an_image_goes_where_the_processors_are_that_it_is_for() {
     let (controller, client) = Controller::start().await;
-    client.upload_guest_os().await;
-    upload_arm(&client, "guest-os-arm").await;
     // The host agent of the first is from before there was more than one architecture.
-    let _nodes = [
-        with_processors(&client, "n1", "").await.live(),
-        with_processors(&client, "n2", "aarch64").await.live(),
-    ];
+    let _nodes = of_both(&client, "").await;
     let east = pair("").replacen("guest-os", "guest-os-arm", 1);
     client.apply(&east).await.unwrap();
     let placed = client.list().await;
@@ -513,12 +520,7 @@ async fn an_image_that_no_node_has_the_processors_for_says_so_at_once_and_what_w
 #[tokio::test]
 async fn another_image_for_other_processors_moves_who_gets_it() {
     let (_controller, client) = Controller::start().await;
-    client.upload_guest_os().await;
-    upload_arm(&client, "guest-os-arm").await;
-    let _nodes = [
-        with_processors(&client, "n1", "x86_64").await.live(),
-        with_processors(&client, "n2", "aarch64").await.live(),
-    ];
+    let _nodes = of_both(&client, "x86_64").await;
     let file = format!("{}[update]\nbake = \"0s\"\n", shop(1));
     client.apply(&file).await.unwrap();
     client.wait_for_words(&[("shop-web-0", "Ready")]).await;

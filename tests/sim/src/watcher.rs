@@ -277,7 +277,7 @@ impl Watcher {
             let Some(record) = self.nodes.get(&node) else {
                 continue;
             };
-            let has = placing::node(record, true).capacity(self.policy);
+            let has = placing::node(record, true, &BTreeSet::new()).capacity(self.policy);
             if !sum.fits_in(&has) {
                 return Err(format!("node {node} has {has} and is promised for {sum}"));
             }
@@ -301,7 +301,10 @@ impl Watcher {
                 && record.is_open()
                 && self.now >= judged + DECIDED;
             if usable {
-                free.insert(id, placing::node(record, true).capacity(self.policy));
+                free.insert(
+                    id,
+                    placing::node(record, true, &BTreeSet::new()).capacity(self.policy),
+                );
             }
         }
         for one in &all {

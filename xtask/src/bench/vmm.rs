@@ -378,20 +378,23 @@ fn many(fabric: &mut Fabric, size: &Size, clones: u32) -> Result<Many> {
     })
 }
 
+/// What the name of a figure says.
+fn what_and_unit(name: &str) -> (&str, &str) {
+    let units = [("_mib_per_s", "MiB/s"), ("_per_s", "/s"), ("_percent", "%")];
+    units
+        .into_iter()
+        .find_map(|(end, unit)| Some((name.strip_suffix(end)?, unit)))
+        .or_else(|| name.rsplit_once('_'))
+        .unwrap_or((name, ""))
+}
+
 /// Prints every figure by its name, which says its unit.
 fn show(figures: &Figures) -> Result<()> {
     let figures = serde_json::to_value(figures)?;
     let mut rows = Vec::new();
     for (name, value) in figures.as_object().into_iter().flatten() {
         if let Some(value) = value.as_f64().filter(|_| value.is_f64()) {
-            let (what, unit) = match name.strip_suffix("_mib_per_s") {
-                Some(what) => (what, "MiB/s"),
-                None => match name.strip_suffix("_per_s") {
-                    Some(what) => (what, "/s"),
-                    None => name.rsplit_once('_').unwrap_or((name, "")),
-                },
-            };
-            let unit = if unit == "percent" { "%" } else { unit };
+            let (what, unit) = what_and_unit(name);
             rows.push([what.replace('_', " "), format!("{value:.1} {unit}")]);
         }
         if name.ends_with("_parts_ms") {

@@ -15,12 +15,11 @@ use crate::{
 const FORMAT: u32 = 3;
 
 /// What makes a file of each format, from 1 on, one of the next.
-const MIGRATIONS: [&str; FORMAT as usize - 1] = [
-    // Services have slots and updates, instances colours and epochs. They are read as they
-    // were written, so there is nothing to do but to keep controllers of then away.
-    "", // Images and nodes have an architecture. Those of before are read as of x86-64.
-    "",
-];
+///
+/// - 2: services have slots and updates, instances colours and epochs. They are read as they
+///   were written, so there is nothing to do but to keep controllers of then away.
+/// - 3: images and nodes have an architecture. Those of before are read as of x86-64.
+const MIGRATIONS: [&str; FORMAT as usize - 1] = ["", ""];
 
 const TABLES: &str = "
     CREATE TABLE entries (
