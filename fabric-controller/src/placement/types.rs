@@ -254,7 +254,7 @@ pub struct Needs {
     pub kvm: Option<Kvm>,
     /// Its image.
     pub image: Option<Digest>,
-    /// Nodes that have given it up.
+    /// Nodes that have given it up: it goes back there only where no other can take it.
     pub avoid: BTreeSet<NodeId>,
 }
 
@@ -290,5 +290,12 @@ impl Instance {
             Some(domain) => domain,
             None => 0,
         }
+    }
+
+    /// The same, to which it is no matter who has given it up.
+    pub(super) fn avoiding_none(&self) -> Self {
+        let mut same = self.clone();
+        same.needs.avoid.clear();
+        same
     }
 }

@@ -180,25 +180,6 @@ pub fn nodes(input: &Input) -> Vec<Node> {
     input.nodes.iter().map(node).collect()
 }
 
-/// Decides. What finds no node but those that have given it up may go back there.
-fn decide(policy: Policy, nodes: &[Node], mut asked: Vec<Instance>) -> Vec<Decision> {
-    let decisions = placement::place(policy, nodes, &asked);
-    let unplaced = decisions.iter().filter(|one| one.outcome.is_err());
-    let unplaced: BTreeSet<_> = unplaced.map(|one| one.instance.clone()).collect();
-    let mut is_other = false;
-    for one in &mut asked {
-        if unplaced.contains(&one.id) && !one.needs.avoid.is_empty() {
-            one.needs.avoid.clear();
-            is_other = true;
-        }
-    }
-    if is_other {
-        placement::place(policy, nodes, &asked)
-    } else {
-        decisions
-    }
-}
-
 /// Gives a node to every instance that has none, or says why there is none for it.
 pub(super) fn place(
     policy: Policy,
@@ -213,7 +194,7 @@ pub(super) fn place(
     let before = input.instances.iter().map(|one| (&one.id, one));
     let before: BTreeMap<_, _> = before.collect();
     let asked = self::instances(instances.values(), &input.services);
-    for Decision { instance, outcome } in decide(policy, &nodes(input), asked) {
+    for Decision { instance, outcome } in placement::place(policy, &nodes(input), &asked) {
         let Some(record) = instances.get(&instance) else {
             continue;
         };
@@ -221,6 +202,9 @@ pub(super) fn place(
         match outcome {
             Ok(placed) => {
                 let mut message = format!("placed on node {}", placed.node);
+                if record.given_up.by.as_ref() == Some(&placed.node) {
+                    message = format!("{message}, which has given it up: no other takes it");
+                }
                 if let Some(relaxed) = placed.relaxed {
                     message = format!("{message}, not spread: {relaxed}");
                 }

@@ -13,6 +13,31 @@ fn instances_of_a_role_are_spread() {
 }
 
 #[test]
+fn who_has_given_it_up_takes_it_only_where_nobody_else_can() {
+    let id = |name: &str| name.parse::<NodeId>().unwrap();
+    let mut asked = instance("a-b-0", 1, 64);
+    asked.needs.avoid = [id("n1")].into();
+    let nodes = |mib| [node("n1", 2, 1024), node("n2", 2, mib)];
+    let placed = |mib| place(ONCE, &nodes(mib), std::slice::from_ref(&asked));
+    assert_eq!(nodes_of(&placed(1024)), [("a-b-0", "n2")]);
+    assert_eq!(nodes_of(&placed(32)), [("a-b-0", "n1")]);
+
+    // Whoever asks why hears the same.
+    let explained = |mib| Cluster::new(ONCE, &nodes(mib)).explain(&asked);
+    let of_n1 = |explained: &Explanation| explained.verdicts[0].outcome.clone();
+    let another = explained(1024);
+    assert_eq!(another.decision.as_ref().unwrap().node, id("n2"));
+    assert_eq!(of_n1(&another).unwrap_err(), [Refusal::GaveUp]);
+    let back = explained(32);
+    assert_eq!(back.decision.as_ref().unwrap().node, id("n1"));
+    assert!(of_n1(&back).is_ok(), "{back:?}");
+
+    let full = Cluster::new(ONCE, &[node("n1", 2, 32)]).explain(&asked);
+    let why = full.decision.unwrap_err().to_string();
+    assert!(why.contains("1 is short of memory"), "{why}");
+}
+
+#[test]
 fn the_biggest_is_placed_first() {
     let nodes = [node("n1", 4, 1024), node("n2", 4, 512)];
     let instances = [instance("a-b-0", 1, 512), instance("c-d-0", 1, 1024)];
