@@ -83,7 +83,7 @@ impl PlacementApi {
         let node = |kept: &Kept<NodeRecord>| {
             let sight = self.controller.registry.sight(&kept.value.node_id);
             Node {
-                images: BTreeSet::clone(&sight.cached),
+                stock: sight.stock,
                 ..placing::node(&kept.value, sight.connected)
             }
         };
@@ -259,7 +259,7 @@ fn added(request: &SimulatePlacementRequest, nodes: &[Node]) -> ControllerResult
             labels: Default::default(),
             architecture: architecture.unwrap_or_default(),
             kvm,
-            images: Default::default(),
+            stock: Arc::default(),
             own: Default::default(),
         })));
     }

@@ -56,7 +56,7 @@ pub use self::{
     score::Score,
     types::{
         Architecture, FaultDomain, Fill, Group, Health, Instance, Kvm, Needs, Node, OwnResources,
-        Policy, Resources, Spreading,
+        Policy, Resources, Spreading, Stock, Template,
     },
 };
 

@@ -1,6 +1,9 @@
 //! The border between what is kept and [`placement`]: records in, decisions out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use fabric_proto::id::{InstanceId, NodeId, RoleName, ServiceName};
 
@@ -17,7 +20,7 @@ use crate::{
     },
     placement::{
         self, Decision, FaultDomain, Group, Health, Instance, Needs, Node, Policy, Resources,
-        Spreading,
+        Spreading, Template,
     },
 };
 
@@ -43,7 +46,7 @@ pub fn node(record: &NodeRecord, connected: bool) -> Node {
         labels: record.all_labels(),
         architecture: inventory.architecture,
         kvm: record.kvm(),
-        images: Default::default(),
+        stock: Arc::default(),
         own: inventory.resources.clone(),
     }
 }
@@ -159,7 +162,11 @@ fn needs(spec: &InstanceSpec) -> Needs {
             ..Resources::of(spec.size)
         },
         own: spec.resources.clone(),
-        image: Some(spec.image.digest.clone()),
+        template: Some(Template {
+            image: spec.image.digest.clone(),
+            vcpus: spec.size.vcpus,
+            memory_bytes: spec.size.memory_bytes,
+        }),
         labels: spec.nodes.labels.clone(),
         architecture: spec.image.architecture,
         kvm: spec.nodes.kvm,
@@ -172,7 +179,7 @@ fn needs(spec: &InstanceSpec) -> Needs {
 pub fn nodes(input: &Input) -> Vec<Node> {
     let node = |record: &NodeRecord| match input.facts.get(&record.node_id) {
         Some(facts) => Node {
-            images: BTreeSet::clone(&facts.cached),
+            stock: Arc::clone(&facts.stock),
             ..node(record, facts.connected)
         },
         None => node(record, false),

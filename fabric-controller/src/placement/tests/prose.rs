@@ -391,27 +391,32 @@ fn packing_fills_one_node_after_another_and_leaves_room_for_big_ones() {
 
 #[test]
 fn an_image_that_is_there_is_worth_a_fuller_node() {
-    let mut there = node("n2", 8, 8192);
-    there.images.insert(image(1));
-    let mut one = instance("a-b-0", 1, 64);
-    one.needs.image = Some(image(1));
+    let one = of_image(1, instance("a-b-0", 1, 64));
     let busy = on("n2", instance("c-d-0", 1, 64));
-    let nodes = [node("n1", 8, 8192), there];
+    let nodes = [node("n1", 8, 8192), stocked(1, None, node("n2", 8, 8192))];
     assert_eq!(only(&place(Policy::DEFAULT, &nodes, &[busy, one])), "n2");
 }
 
 #[test]
 fn a_template_is_where_one_of_the_same_size_and_image_has_been() {
-    let like = |name: &str| {
-        let mut one = instance(name, 1, 64);
-        one.needs.image = Some(image(1));
-        one
-    };
-    let mut nodes = [node("n1", 8, 8192), node("n2", 8, 8192)];
-    nodes[0].images.insert(image(1));
+    let like = |name: &str| of_image(1, instance(name, 1, 64));
+    let nodes = [stocked(1, None, node("n1", 8, 8192)), node("n2", 8, 8192)];
     let there = on("n2", like("a-b-0"));
     let decisions = place(Policy::DEFAULT, &nodes, &[there, like("c-d-0")]);
     assert_eq!(only(&decisions), "n2");
+}
+
+#[test]
+fn a_template_that_outlived_its_instances_counts_where_it_is() {
+    let one = of_image(1, instance("a-b-0", 1, 64));
+    let other = of_image(1, instance("c-d-0", 1, 128));
+    let nodes = [
+        stocked(1, Some(&other), node("n1", 8, 8192)),
+        stocked(1, Some(&one), node("n2", 8, 8192)),
+    ];
+    let placed = |one: &Instance| place(Policy::DEFAULT, &nodes, std::slice::from_ref(one));
+    assert_eq!(only(&placed(&one)), "n2");
+    assert_eq!(only(&placed(&other)), "n1");
 }
 
 #[test]
