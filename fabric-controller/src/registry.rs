@@ -10,7 +10,7 @@ use std::{
 };
 
 use fabric_proto::{
-    id::{Digest, InstanceId, NodeId},
+    id::{InstanceId, NodeId},
     node::v1::{InstanceStatus, NodeGoal},
 };
 use tokio::{sync::watch, time::Instant};
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock,
-    model::{state::NodeView, time::WallTime},
+    model::{state::NodeView, stock::Stock, time::WallTime},
 };
 
 /// A node's last report.
@@ -45,8 +45,8 @@ pub struct NodeSight {
     pub goal_incarnation: u64,
     /// Room left on its disk, in bytes, as it said last.
     pub disk_free_bytes: Option<u64>,
-    /// Images and packages in its cache, as it said last.
-    pub cached: Arc<BTreeSet<Digest>>,
+    /// What it has that instances need not wait for, as it said last.
+    pub stock: Arc<Stock>,
 }
 
 /// A node, live.
@@ -59,7 +59,7 @@ struct Live {
     heard: Option<(Instant, WallTime)>,
     report: Option<Arc<Report>>,
     disk_free_bytes: Option<u64>,
-    cached: Arc<BTreeSet<Digest>>,
+    stock: Arc<Stock>,
     goal: watch::Sender<Option<Arc<NodeGoal>>>,
 }
 
@@ -71,7 +71,7 @@ impl Live {
             heard: None,
             report: None,
             disk_free_bytes: None,
-            cached: Arc::default(),
+            stock: Arc::default(),
             goal: watch::Sender::new(None),
         }
     }
@@ -121,13 +121,13 @@ impl Session {
         });
     }
 
-    /// The node has said what room is left on its disk, and which images and packages are
-    /// in its cache. Nobody waits for that.
-    pub fn has_disk(&self, free_bytes: u64, cached: BTreeSet<Digest>) {
+    /// The node has said what room is left on its disk, and what there is already. Nobody
+    /// waits for that.
+    pub fn has_disk(&self, free_bytes: u64, stock: Stock) {
         self.registry.update(&self.node, self.number, |live| {
             live.disk_free_bytes = Some(free_bytes);
-            if *live.cached != cached {
-                live.cached = Arc::new(cached);
+            if *live.stock != stock {
+                live.stock = Arc::new(stock);
             }
             false
         });
@@ -315,7 +315,7 @@ impl Registry {
             report,
             view,
             disk_free_bytes: live.and_then(|live| live.disk_free_bytes),
-            cached: live.map_or_else(Arc::default, |live| Arc::clone(&live.cached)),
+            stock: live.map_or_else(Arc::default, |live| Arc::clone(&live.stock)),
             goal_incarnation: live
                 .and_then(|live| live.goal.borrow().as_ref().map(|goal| goal.incarnation))
                 .unwrap_or(0),

@@ -11,9 +11,10 @@
 //! (`model::size`), so that a run needs no download and is the same for a seed.
 
 use fabric_controller::{
-    model::size::{self, MIB},
+    model::size::{self, MIB, Size},
     placement::{
         Architecture, FaultDomain, Group, Health, Instance, Kvm, Needs, Node, Resources, Spreading,
+        Template,
     },
 };
 use fabric_proto::id::Digest;
@@ -43,7 +44,7 @@ const YOUNG: u64 = 800;
 
 /// The size to keep room for.
 pub fn largest() -> Resources {
-    size_of("A7")
+    Resources::of(size_of("A7"))
 }
 
 /// A seed and everything that follows from it.
@@ -72,7 +73,7 @@ impl Workload {
                 labels: Default::default(),
                 architecture: Architecture::X86_64,
                 kvm: Some(Kvm::Hardware),
-                images: Default::default(),
+                stock: Default::default(),
                 own: Default::default(),
             }
         };
@@ -99,9 +100,14 @@ impl Stream {
         let service = self.deployments;
         self.deployments += 1;
         let most = self.random.pick(&DEPLOYMENTS);
+        let size = size_of(self.random.pick(&SIZES));
         let needs = Needs {
-            resources: size_of(self.random.pick(&SIZES)),
-            image: Some(Digest::of_sha256(&[self.random.pick(&IMAGES); 32])),
+            resources: Resources::of(size),
+            template: Some(Template {
+                image: Digest::of_sha256(&[self.random.pick(&IMAGES); 32]),
+                vcpus: size.vcpus,
+                memory_bytes: size.memory_bytes,
+            }),
             ..Needs::default()
         };
         let instance = |number| Instance {
@@ -135,8 +141,8 @@ impl Stream {
     }
 }
 
-fn size_of(name: &str) -> Resources {
-    Resources::of(size::azure(name).expect("one of Azure's sizes"))
+fn size_of(name: &str) -> Size {
+    size::azure(name).expect("one of Azure's sizes")
 }
 
 /// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).

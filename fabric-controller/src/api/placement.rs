@@ -82,7 +82,7 @@ impl PlacementApi {
         let instances: Vec<Kept<InstanceRecord>> = records::list(store, records::INSTANCES).await?;
         let node = |kept: &Kept<NodeRecord>| {
             let sight = self.controller.registry.sight(&kept.value.node_id);
-            placing::node(&kept.value, sight.connected, &sight.cached)
+            placing::node(&kept.value, sight.connected, sight.stock)
         };
         let instances: Vec<_> = instances.into_iter().map(|kept| kept.value).collect();
         let snapshot = Snapshot {
@@ -256,7 +256,7 @@ fn added(request: &SimulatePlacementRequest, nodes: &[Node]) -> ControllerResult
             labels: Default::default(),
             architecture: architecture.unwrap_or_default(),
             kvm,
-            images: Default::default(),
+            stock: Arc::default(),
             own: Default::default(),
         })));
     }

@@ -48,5 +48,6 @@ pub mod service;
 pub mod size;
 pub mod state;
 pub mod steadiness;
+pub mod stock;
 pub mod time;
 pub mod update;

@@ -3,7 +3,7 @@
 //! What names something must be right, or the session ends. What is only for
 //! people is shortened and cleaned, never refused.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use fabric_proto::{
     PROTOCOL_VERSION,
@@ -20,6 +20,7 @@ use crate::{
         label,
         node::Inventory,
         own::{self, OwnResources},
+        stock::{Stock, Template},
         time::WallTime,
     },
     registry::Report,
@@ -33,8 +34,8 @@ const LAST_WORDS: usize = 64 * 1024;
 const INSTANCES: usize = 10_000;
 /// Most snapshots of one instance that a node may tell of.
 const SNAPSHOTS: usize = 64;
-/// Most images and packages in one node's cache.
-const CACHED: usize = 10_000;
+/// Most images and packages in one node's cache, and most templates on it.
+const STOCK: usize = 10_000;
 /// Longest reason of an event.
 const REASON: usize = 64;
 
@@ -139,16 +140,35 @@ fn resources(said: BTreeMap<String, u64>) -> Result<OwnResources> {
     Ok(said.into_iter().collect())
 }
 
-/// Checks what a node says is in its cache.
-pub(super) fn cached(said: &[String]) -> Result<BTreeSet<Digest>> {
-    if said.len() > CACHED {
-        return Err(Error::Invalid(format!(
-            "cached_digests: there are more than {CACHED}"
-        )));
+/// Checks what a node says it has that instances need not wait for.
+pub(super) fn stock(said: &NodeStatus) -> Result<Stock> {
+    for (what, count) in [
+        ("cached_digests", said.cached_digests.len()),
+        ("templates", said.templates.len()),
+    ] {
+        if count > STOCK {
+            return Err(Error::Invalid(format!(
+                "{what}: there are more than {STOCK}"
+            )));
+        }
     }
-    let digests = said.iter().map(|digest| digest.parse());
-    let digests: std::result::Result<_, _> = digests.collect();
-    digests.map_err(|error| Error::Invalid(format!("cached_digests: {error}")))
+    let digest = |field: &str, digest: &str| {
+        let read = digest.parse::<Digest>();
+        read.map_err(|error| Error::Invalid(format!("{field}: {error}")))
+    };
+    let blobs = said.cached_digests.iter();
+    let blobs = blobs.map(|said| digest("cached_digests", said));
+    let templates = said.templates.iter().map(|said| {
+        Ok(Template {
+            image: digest("templates: image_digest", &said.image_digest)?,
+            vcpus: said.vcpus,
+            memory_bytes: said.memory_bytes,
+        })
+    });
+    Ok(Stock {
+        blobs: blobs.collect::<Result<_>>()?,
+        templates: templates.collect::<Result<_>>()?,
+    })
 }
 
 /// Checks a status.

@@ -233,8 +233,8 @@ impl Talk<'_> {
             match message.map(|message| message.report) {
                 Ok(Some(Message::Status(status))) => {
                     asked = status.lease_request;
-                    let cached = intake::cached(&status.cached_digests)?;
-                    self.session.has_disk(status.disk_free_bytes, cached);
+                    let stock = intake::stock(&status)?;
+                    self.session.has_disk(status.disk_free_bytes, stock);
                     self.session.report(intake::status(status)?);
                 }
                 Ok(Some(Message::Event(event))) => self.unstored.push(event),

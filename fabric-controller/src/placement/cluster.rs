@@ -162,12 +162,23 @@ impl Cluster {
         Ok(placed)
     }
 
-    /// Where an instance would be placed.
+    /// Where an instance would be placed. Where no other node can take it, one that has
+    /// given it up is better than none.
     ///
     /// # Errors
     ///
     /// No node can take it.
     pub fn choose(&mut self, instance: &Instance) -> Result<Placed, Unplaceable> {
+        let chosen = self.choose_as_asked(instance);
+        match chosen {
+            Err(_) if !instance.needs.avoid.is_empty() => {
+                self.choose_as_asked(&instance.avoiding_none())
+            }
+            _ => chosen,
+        }
+    }
+
+    fn choose_as_asked(&mut self, instance: &Instance) -> Result<Placed, Unplaceable> {
         let nothing = Spread::default();
         let spread = self.groups.get(&instance.group).unwrap_or(&nothing);
         let needs = &instance.needs;

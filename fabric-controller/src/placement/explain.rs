@@ -336,11 +336,20 @@ impl Cluster {
         if let Some(node) = &instance.node {
             without.release(instance, node);
         }
+        let decision = without.choose(instance);
+        let avoid = &instance.needs.avoid;
+        let goes_back = decision
+            .as_ref()
+            .is_ok_and(|placed| avoid.contains(&placed.node));
         Explanation {
             instance: instance.id.clone(),
             node: instance.node.clone(),
-            decision: without.choose(instance),
-            verdicts: without.verdicts(instance),
+            decision,
+            // As they were asked in the end.
+            verdicts: match goes_back {
+                true => without.verdicts(&instance.avoiding_none()),
+                false => without.verdicts(instance),
+            },
         }
     }
 

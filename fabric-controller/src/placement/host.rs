@@ -1,10 +1,10 @@
 //! A node while instances are placed: what is promised of it, and what is there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use fabric_proto::id::Digest;
 
-use super::types::{Needs, Node, OwnResources, Policy, Resources};
+use super::types::{Needs, Node, OwnResources, Policy, Resources, Template};
 
 /// See the [module](self).
 #[derive(Debug, Clone)]
@@ -17,21 +17,19 @@ pub(super) struct Host {
     promised: Resources,
     /// The same of an operator's own resources.
     promised_own: OwnResources,
-    /// The images that are there, and the sizes of which there has been an instance.
-    images: BTreeMap<Digest, BTreeSet<Resources>>,
+    /// What instances were of that have been there: the node keeps their images, and has
+    /// made templates of them where it makes any.
+    instances: BTreeSet<Template>,
 }
 
 impl Host {
     pub(super) fn new(node: &Node, domain: u32, policy: Policy) -> Self {
-        let images = node.images.iter();
         Self {
             domain,
             capacity: node.capacity(policy),
             promised: Resources::default(),
             promised_own: OwnResources::default(),
-            images: images
-                .map(|image| (image.clone(), BTreeSet::new()))
-                .collect(),
+            instances: BTreeSet::new(),
             node: node.clone(),
         }
     }
@@ -54,23 +52,27 @@ impl Host {
     pub(super) fn take(&mut self, needs: &Needs) {
         self.promised = self.promised.plus(&needs.resources);
         self.promised_own.add(&needs.own);
-        let Some(image) = &needs.image else { return };
-        if let Some(sizes) = self.images.get_mut(image) {
-            sizes.insert(needs.resources);
-        } else {
-            let sizes = BTreeSet::from([needs.resources]);
-            self.images.insert(image.clone(), sizes);
+        if let Some(template) = &needs.template
+            && !self.instances.contains(template)
+        {
+            self.instances.insert(template.clone());
         }
     }
 
-    /// The image stays in the node's cache.
+    /// Its image and its template stay.
     pub(super) fn release(&mut self, needs: &Needs) {
         self.promised = self.promised.minus(&needs.resources);
         self.promised_own.subtract(&needs.own);
     }
 
-    /// The sizes that there is a template for; `None` if the image is not there.
-    pub(super) fn templates(&self, image: &Digest) -> Option<&BTreeSet<Resources>> {
-        self.images.get(image)
+    /// Whether the image is there.
+    pub(super) fn has_image(&self, image: &Digest) -> bool {
+        self.node.stock.blobs.contains(image)
+            || self.instances.iter().any(|one| one.image == *image)
+    }
+
+    /// Whether there is such a template.
+    pub(super) fn has_template(&self, template: &Template) -> bool {
+        self.node.stock.templates.contains(template) || self.instances.contains(template)
     }
 }

@@ -29,6 +29,7 @@
 //! decision says so, or with [`Spreading::Strict`] the instance stays without a node. A group is a role, or an
 //! availability set: with as many domains as instances, no two share one.
 //!
+//! A node that has given an instance up is asked again only where no other can take it.
 //! An instance that has a node is never moved here; [`rebalance`] proposes it.
 
 pub mod cluster;
@@ -55,7 +56,7 @@ pub use self::{
     score::Score,
     types::{
         Architecture, FaultDomain, Fill, Group, Health, Instance, Kvm, Needs, Node, OwnResources,
-        Policy, Resources, Spreading,
+        Policy, Resources, Spreading, Stock, Template,
     },
 };
 

@@ -8,7 +8,7 @@ use std::fmt;
 
 use super::{
     host::Host,
-    types::{Fill, Needs, Policy, Resources},
+    types::{Fill, Needs, Policy, Resources, Template},
 };
 
 /// Points of a whole.
@@ -31,7 +31,7 @@ pub struct Score {
     pub fill: u32,
     /// The image is not there.
     pub image: u32,
-    /// No instance of this image and size has been there.
+    /// There is no template of this image and size, and has been no instance.
     pub template: u32,
     /// Unrelated services keep failing there.
     pub blame: u32,
@@ -67,20 +67,22 @@ impl fmt::Display for Score {
 pub(super) fn score(policy: Policy, host: &Host, needs: &Needs, largest: &Resources) -> Score {
     let free = host.free();
     let after = free.minus(&needs.resources);
-    let template = needs.image.as_ref().map(|image| host.templates(image));
+    let template = needs.template.as_ref();
+    let lacks = |has: fn(&Host, &Template) -> bool| template.is_some_and(|one| !has(host, one));
     Score {
         fill: match policy.fill {
             Fill::Spread => fullness(&after, &host.capacity),
             Fill::Pack => emptiness(&after, &host.capacity),
         },
-        image: match template {
-            Some(None) => NO_IMAGE,
-            _ => 0,
+        image: if lacks(|host, one| host.has_image(&one.image)) {
+            NO_IMAGE
+        } else {
+            0
         },
-        template: match template {
-            Some(Some(sizes)) if sizes.contains(&needs.resources) => 0,
-            Some(_) => NO_TEMPLATE,
-            None => 0,
+        template: if lacks(Host::has_template) {
+            NO_TEMPLATE
+        } else {
+            0
         },
         blame: host.node.blame.min(MOST_BLAME) * BLAME,
         largest: if after.times(largest) < free.times(largest) {

@@ -3,13 +3,18 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    sync::Arc,
 };
 
-use fabric_proto::id::{Digest, InstanceId, NodeId};
+use fabric_proto::id::{InstanceId, NodeId};
 
 use crate::model::size::Size;
 pub use crate::model::{
-    architecture::Architecture, definition::Spreading, node::Kvm, own::OwnResources,
+    architecture::Architecture,
+    definition::Spreading,
+    node::Kvm,
+    own::OwnResources,
+    stock::{Stock, Template},
 };
 
 /// Thousandths of a core in one.
@@ -216,8 +221,8 @@ pub struct Node {
     pub architecture: Architecture,
     /// Its KVM, if it is known.
     pub kvm: Option<Kvm>,
-    /// Images that are there although no instance there uses them.
-    pub images: BTreeSet<Digest>,
+    /// What is there, although no instance there may be of it.
+    pub stock: Arc<Stock>,
     /// Resources of the operator's own.
     pub own: OwnResources,
 }
@@ -252,9 +257,9 @@ pub struct Needs {
     pub architecture: Architecture,
     /// The KVM it must have, if it matters.
     pub kvm: Option<Kvm>,
-    /// Its image.
-    pub image: Option<Digest>,
-    /// Nodes that have given it up.
+    /// The guest that it could be a copy of: its image, in its size.
+    pub template: Option<Template>,
+    /// Nodes that have given it up: it goes back there only where no other can take it.
     pub avoid: BTreeSet<NodeId>,
 }
 
@@ -290,5 +295,12 @@ impl Instance {
             Some(domain) => domain,
             None => 0,
         }
+    }
+
+    /// The same, to which it is no matter who has given it up.
+    pub(super) fn avoiding_none(&self) -> Self {
+        let mut same = self.clone();
+        same.needs.avoid.clear();
+        same
     }
 }

@@ -88,7 +88,10 @@ fn has_a_place(policy: Policy, input: &Input, id: &InstanceId, but: &NodeId) -> 
     }
     placement::place(policy, &placing::nodes(input), &asked)
         .into_iter()
-        .any(|decision| decision.instance == *id && decision.outcome.is_ok())
+        .any(|decision| {
+            let elsewhere = decision.outcome.is_ok_and(|placed| placed.node != *but);
+            decision.instance == *id && elsewhere
+        })
 }
 
 #[cfg(test)]

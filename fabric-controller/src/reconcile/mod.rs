@@ -377,7 +377,7 @@ impl Reconciler {
                 goal_incarnation: goal.map_or(0, |goal| goal.incarnation),
                 goal_instances: goal.map(|goal| goal.instances.clone()).unwrap_or_default(),
                 reported,
-                cached: sight.cached,
+                stock: sight.stock,
             };
             (id.clone(), facts)
         });

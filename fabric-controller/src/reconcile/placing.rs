@@ -1,8 +1,11 @@
 //! The border between what is kept and [`placement`]: records in, decisions out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use fabric_proto::id::{Digest, InstanceId, NodeId, RoleName, ServiceName};
+use fabric_proto::id::{InstanceId, NodeId, RoleName, ServiceName};
 
 use super::plan::{Input, Plan};
 use crate::{
@@ -17,13 +20,13 @@ use crate::{
     },
     placement::{
         self, Decision, FaultDomain, Group, Health, Instance, Needs, Node, Policy, Resources,
-        Spreading,
+        Spreading, Stock, Template,
     },
 };
 
-/// A node as placement sees it; what is in its cache is in no record.
+/// A node as placement sees it; its stock is in no record.
 #[must_use]
-pub fn node(record: &NodeRecord, connected: bool, cached: &BTreeSet<Digest>) -> Node {
+pub fn node(record: &NodeRecord, connected: bool, stock: Arc<Stock>) -> Node {
     let inventory = &record.inventory;
     Node {
         id: record.node_id.clone(),
@@ -43,7 +46,7 @@ pub fn node(record: &NodeRecord, connected: bool, cached: &BTreeSet<Digest>) -> 
         labels: record.all_labels(),
         architecture: inventory.architecture,
         kvm: record.kvm(),
-        images: cached.clone(),
+        stock,
         own: inventory.resources.clone(),
     }
 }
@@ -159,7 +162,11 @@ fn needs(spec: &InstanceSpec) -> Needs {
             ..Resources::of(spec.size)
         },
         own: spec.resources.clone(),
-        image: Some(spec.image.digest.clone()),
+        template: Some(Template {
+            image: spec.image.digest.clone(),
+            vcpus: spec.size.vcpus,
+            memory_bytes: spec.size.memory_bytes,
+        }),
         labels: spec.nodes.labels.clone(),
         architecture: spec.image.architecture,
         kvm: spec.nodes.kvm,
@@ -171,29 +178,10 @@ fn needs(spec: &InstanceSpec) -> Needs {
 #[must_use]
 pub fn nodes(input: &Input) -> Vec<Node> {
     let node = |record: &NodeRecord| match input.facts.get(&record.node_id) {
-        Some(facts) => node(record, facts.connected, &facts.cached),
-        None => node(record, false, &BTreeSet::new()),
+        Some(facts) => node(record, facts.connected, Arc::clone(&facts.stock)),
+        None => node(record, false, Arc::default()),
     };
     input.nodes.iter().map(node).collect()
-}
-
-/// Decides. What finds no node but those that have given it up may go back there.
-fn decide(policy: Policy, nodes: &[Node], mut asked: Vec<Instance>) -> Vec<Decision> {
-    let decisions = placement::place(policy, nodes, &asked);
-    let unplaced = decisions.iter().filter(|one| one.outcome.is_err());
-    let unplaced: BTreeSet<_> = unplaced.map(|one| one.instance.clone()).collect();
-    let mut is_other = false;
-    for one in &mut asked {
-        if unplaced.contains(&one.id) && !one.needs.avoid.is_empty() {
-            one.needs.avoid.clear();
-            is_other = true;
-        }
-    }
-    if is_other {
-        placement::place(policy, nodes, &asked)
-    } else {
-        decisions
-    }
 }
 
 /// Gives a node to every instance that has none, or says why there is none for it.
@@ -210,7 +198,7 @@ pub(super) fn place(
     let before = input.instances.iter().map(|one| (&one.id, one));
     let before: BTreeMap<_, _> = before.collect();
     let asked = self::instances(instances.values(), &input.services);
-    for Decision { instance, outcome } in decide(policy, &nodes(input), asked) {
+    for Decision { instance, outcome } in placement::place(policy, &nodes(input), &asked) {
         let Some(record) = instances.get(&instance) else {
             continue;
         };
@@ -218,6 +206,9 @@ pub(super) fn place(
         match outcome {
             Ok(placed) => {
                 let mut message = format!("placed on node {}", placed.node);
+                if record.given_up.by.as_ref() == Some(&placed.node) {
+                    message = format!("{message}, which has given it up: no other takes it");
+                }
                 if let Some(relaxed) = placed.relaxed {
                     message = format!("{message}, not spread: {relaxed}");
                 }
@@ -275,7 +266,7 @@ mod tests {
     fn an_image_goes_where_its_processors_are() {
         let mut arm = node_record("n1");
         arm.inventory.architecture = Architecture::Aarch64;
-        let nodes = [arm, node_record("n2")].map(|one| node(&one, true, &BTreeSet::new()));
+        let nodes = [arm, node_record("n2")].map(|one| node(&one, true, Arc::default()));
         for (architecture, expected) in
             [(Architecture::Aarch64, "n1"), (Architecture::X86_64, "n2")]
         {
@@ -302,7 +293,7 @@ mod tests {
             one.node = None;
         }
         let asked = asked.map(|one| instance(&one, None));
-        let node = self::node(&node, true, &BTreeSet::new());
+        let node = self::node(&node, true, Arc::default());
         let placed = placement::place(Policy::default(), &[node], &asked);
         let placed = placed.iter().filter(|one| one.outcome.is_ok());
         assert_eq!(placed.count(), 1);

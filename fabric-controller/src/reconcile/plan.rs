@@ -22,7 +22,7 @@ use std::{
     sync::Arc,
 };
 
-use fabric_proto::id::{Digest, InstanceId, NodeId, RoleName, ServiceName};
+use fabric_proto::id::{InstanceId, NodeId, RoleName, ServiceName};
 
 use super::{failover, placing};
 use crate::{
@@ -34,6 +34,7 @@ use crate::{
         node::{NodeRecord, Nodes},
         revision::Revision,
         service::{ServiceRecord, ServiceRole},
+        stock::Stock,
         time::WallTime,
     },
     placement::Policy,
@@ -51,8 +52,8 @@ pub struct NodeFacts {
     /// The incarnation it has taken up, and the instances it reports; `None`
     /// until it has reported.
     pub reported: Option<(u64, BTreeSet<InstanceId>)>,
-    /// Images and packages that it need not fetch.
-    pub cached: Arc<BTreeSet<Digest>>,
+    /// What it has that instances need not wait for.
+    pub stock: Arc<Stock>,
 }
 
 /// Everything that the plan depends on.

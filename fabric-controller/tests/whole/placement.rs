@@ -1,7 +1,7 @@
 //! Why an instance is where it is, and what would be if.
 
 use fabric_proto::{
-    node::v1::{NodeStatus, session_request::Report},
+    node::v1::{NodeStatus, Template, session_request::Report},
     v1::{
         ApplyServiceRequest, BlobKind, Effect, ExplainPlacementRequest, ExplainPlacementResponse,
         GetServiceRequest, Instance, LabelNodeRequest, Node as NodeMessage,
@@ -597,20 +597,23 @@ fn with_cached(node: &Node, digest: &str) -> Report {
     })
 }
 
+/// Where the only instance of a service would go.
+async fn would_go(client: &Client) -> String {
+    let request = SimulatePlacementRequest {
+        definition_toml: shop(1),
+        ..SimulatePlacementRequest::default()
+    };
+    let then = simulate(client, request).await.unwrap();
+    then.moves[0].to_node_id.clone()
+}
+
 #[tokio::test]
 async fn an_image_in_a_nodes_cache_is_a_reason_to_go_there() {
     let (_controller, client) = Controller::start().await;
     let image = client.upload_guest_os().await;
     let _first = Node::join(&client, "n1").await;
     let second = Node::join(&client, "n2").await;
-    let would_go = async || {
-        let request = SimulatePlacementRequest {
-            definition_toml: shop(1),
-            ..SimulatePlacementRequest::default()
-        };
-        let then = simulate(&client, request).await.unwrap();
-        then.moves[0].to_node_id.clone()
-    };
+    let would_go = async || would_go(&client).await;
     assert_eq!(would_go().await, "n1", "the first of two that are alike");
     second.report(with_cached(&second, &image.digest)).await;
     until("the cache to count", would_go, |node| node == "n2").await;
@@ -619,6 +622,32 @@ async fn an_image_in_a_nodes_cache_is_a_reason_to_go_there() {
     let why = explain(&client, "shop-web-0").await.unwrap();
     let behind = &why.verdicts[0].behind;
     assert!(behind.contains("image not there"), "{behind}");
+}
+
+#[tokio::test]
+async fn a_template_on_a_node_is_a_reason_to_go_there() {
+    let (_controller, client) = Controller::start().await;
+    let image = client.upload_guest_os().await;
+    let first = Node::join(&client, "n1").await;
+    let second = Node::join(&client, "n2").await;
+    first.report(with_cached(&first, &image.digest)).await;
+    let status = NodeStatus {
+        applied_incarnation: second.goal.incarnation,
+        cached_digests: vec![image.digest.clone()],
+        templates: vec![Template {
+            image_digest: image.digest.clone(),
+            vcpus: 1,
+            memory_bytes: 128 << 20,
+        }],
+        ..NodeStatus::default()
+    };
+    second.report(Report::Status(status)).await;
+    let would_go = async || would_go(&client).await;
+    until("the template to count", would_go, |node| node == "n2").await;
+    client.apply(&shop(1)).await.unwrap();
+    let why = explain(&client, "shop-web-0").await.unwrap();
+    let behind = &why.verdicts[0].behind;
+    assert!(behind.contains("no template"), "{behind}");
 }
 
 #[tokio::test]

@@ -188,6 +188,18 @@ impl Link {
         }
     }
 
+    /// What instances here can be copies of.
+    fn templates(&self) -> Vec<wire::Template> {
+        let there = self.workshop.templates.iter().flat_map(|all| all.there());
+        there
+            .map(|one| wire::Template {
+                image_digest: one.image,
+                vcpus: one.vcpus.into(),
+                memory_bytes: u64::from(one.memory_mib) << 20,
+            })
+            .collect()
+    }
+
     fn status(&self) -> wire::NodeStatus {
         let cached = self.workshop.blobs.digests();
         wire::NodeStatus {
@@ -196,6 +208,7 @@ impl Link {
             cached_digests: cached.iter().map(ToString::to_string).collect(),
             disk_free_bytes: files::free_bytes(&self.data).unwrap_or(0),
             lease_request: self.lease.request(),
+            templates: self.templates(),
         }
     }
 }

@@ -6,6 +6,8 @@ use fabric_proto::id::Digest;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::Kind;
+
 /// Counts up when templates of before cannot be used any longer, though nothing
 /// else that they are made of has changed.
 const FORMAT: u32 = 1;
@@ -79,6 +81,31 @@ impl Inputs {
             sum.update(value);
         }
         Key(Digest::of_sha256(&sum.finalize().into()).hex().to_owned())
+    }
+
+    /// What tells it from others to who does not know the rest.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        Kind {
+            image: self.image.clone(),
+            vcpus: self.vcpus,
+            memory_mib: self.memory_mib,
+        }
+    }
+
+    /// Whether it is made of what a node has now, which `now` is.
+    #[must_use]
+    pub fn is_of_host(&self, now: &Self) -> bool {
+        let as_now = Self {
+            image: self.image.clone(),
+            memory_mib: self.memory_mib,
+            vcpus: self.vcpus,
+            package: self.package,
+            program: self.program.clone(),
+            role: self.role.clone(),
+            ..now.clone()
+        };
+        *self == as_now
     }
 
     fn fields(&self) -> [(&'static str, String); 13] {

@@ -35,12 +35,12 @@ pub mod record;
 mod warm;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt::Display,
     fs::{self, File, TryLockError},
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -242,6 +242,17 @@ pub struct Template {
     pub made: Option<Made>,
 }
 
+/// What tells a template from others to who does not know what else it is made of.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Kind {
+    /// Digest of its image.
+    pub image: String,
+    /// Virtual processors.
+    pub vcpus: u8,
+    /// Memory, in MiB.
+    pub memory_mib: u32,
+}
+
 /// How a template was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Made {
@@ -271,6 +282,8 @@ pub struct Templates {
     host_boot_id: String,
     limits: Limits,
     turn: tokio::sync::Mutex<()>,
+    /// What was there when it was looked at last.
+    there: Mutex<BTreeSet<Kind>>,
     failures: Mutex<HashMap<Key, (Instant, String)>>,
 }
 
@@ -307,6 +320,7 @@ impl Templates {
             host_boot_id,
             limits,
             turn: tokio::sync::Mutex::default(),
+            there: Mutex::default(),
             failures: Mutex::default(),
         })
     }
@@ -319,6 +333,22 @@ impl Templates {
     /// next time.
     pub async fn ensure(&self, wanted: &Wanted) -> Result<Template, TemplateError> {
         let inputs = self.inputs(wanted).await?;
+        let kind = inputs.kind();
+        let template = self.find_or_make(inputs, wanted).await;
+        match &template {
+            // Others may have made it.
+            Ok(Template { made: None, .. }) => _ = self.known().insert(kind),
+            // Something else may have gone for it; or what was there is not.
+            _ => self.take_stock().await,
+        }
+        template
+    }
+
+    async fn find_or_make(
+        &self,
+        inputs: Inputs,
+        wanted: &Wanted,
+    ) -> Result<Template, TemplateError> {
         let key = inputs.key();
         if let Found::Good = self.look(&key, &inputs) {
             return Ok(self.template(key, None));
@@ -361,6 +391,36 @@ impl Templates {
             }
             Err(error) => tracing::warn!(%key, %error, "cannot remove a template"),
         }
+        self.take_stock().await;
+    }
+
+    /// What can be copied here, as far as is known.
+    #[must_use]
+    pub fn there(&self) -> BTreeSet<Kind> {
+        self.known().clone()
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeSet<Kind>> {
+        self.there.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at what is there that was made of what this node has now.
+    async fn take_stock(&self) {
+        let (host, entries) = (Arc::clone(&self.host), self.entries());
+        let look = move || {
+            let Ok(now) = host.inputs() else {
+                return Ok(BTreeSet::new());
+            };
+            let named = |place: &PathBuf| Key::from_name(name_of(place)).is_some();
+            let records = entries.iter().filter(|place| named(place));
+            let records = records.filter_map(|place| Record::load(place).ok());
+            let ours = records.filter(|record| record.inputs.is_of_host(&now));
+            Ok(ours.map(|record| record.inputs.kind()).collect())
+        };
+        match blocking(look).await {
+            Ok(there) => *self.known() = there,
+            Err(error) => tracing::warn!(%error, "cannot look at the templates"),
+        }
     }
 
     /// Ends what an earlier process was making, and removes what is not to be kept;
@@ -375,17 +435,17 @@ impl Templates {
             let path = path.display();
             tracing::warn!(%path, %error, "cannot read what templates are made with");
         }
-        let Ok(_turn) = self.turn.try_lock() else {
-            return;
-        };
-        match self.try_lock() {
-            Ok(Some(_lock)) => {
-                self.sweep().await;
-                self.prune();
+        if let Ok(_turn) = self.turn.try_lock() {
+            match self.try_lock() {
+                Ok(Some(_lock)) => {
+                    self.sweep().await;
+                    self.prune();
+                }
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, "cannot tidy the templates"),
             }
-            Ok(None) => {}
-            Err(error) => tracing::warn!(%error, "cannot tidy the templates"),
         }
+        self.take_stock().await;
     }
 
     async fn inputs(&self, wanted: &Wanted) -> Result<Inputs, TemplateError> {

@@ -108,6 +108,33 @@ async fn a_template_is_made_once_and_found_from_then_on() {
 }
 
 #[tokio::test]
+async fn what_can_be_copied_is_told_as_long_as_it_can_be() {
+    let stage = Stage::new();
+    assert_eq!(stage.templates.there(), BTreeSet::new());
+    let made = stage.made().await;
+    let kind = Kind {
+        image: stage.wanted.digest.to_string(),
+        vcpus: 1,
+        memory_mib: 128,
+    };
+    assert_eq!(stage.templates.there(), [kind.clone()].into());
+
+    // By whoever opens it next, but not with another VMM, which would make its own.
+    let told = async || {
+        let next = open(&stage.data, &stage.hypervisor);
+        next.tidy().await;
+        next.there()
+    };
+    assert_eq!(told().await, [kind].into());
+    fs::write(stage.data.path().join("vmm"), "another").unwrap();
+    assert_eq!(told().await, BTreeSet::new());
+    fs::write(stage.data.path().join("vmm"), "vmm").unwrap();
+
+    stage.templates.refuse(made.key, "it does not start").await;
+    assert_eq!(stage.templates.there(), BTreeSet::new());
+}
+
+#[tokio::test]
 async fn all_who_want_one_at_once_wait_for_the_same() {
     let stage = Stage::new();
     let another_process = open(&stage.data, &stage.hypervisor);

@@ -18,6 +18,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -277,7 +278,7 @@ impl Watcher {
             let Some(record) = self.nodes.get(&node) else {
                 continue;
             };
-            let has = placing::node(record, true, &BTreeSet::new()).capacity(self.policy);
+            let has = placing::node(record, true, Arc::default()).capacity(self.policy);
             if !sum.fits_in(&has) {
                 return Err(format!("node {node} has {has} and is promised for {sum}"));
             }
@@ -303,7 +304,7 @@ impl Watcher {
             if usable {
                 free.insert(
                     id,
-                    placing::node(record, true, &BTreeSet::new()).capacity(self.policy),
+                    placing::node(record, true, Arc::default()).capacity(self.policy),
                 );
             }
         }

@@ -40,6 +40,19 @@ fn a_node_that_dies_has_its_instance_started_in_the_same_rack() {
 }
 
 #[test]
+fn what_would_go_back_to_who_gave_it_up_is_not_stranded() {
+    let mut now = two_racks();
+    now.nodes.truncate(2);
+    now.instances.truncate(1);
+    now.instances[0].node = Some("n1".parse().unwrap());
+    now.instances[0].needs.avoid = ["n2".parse().unwrap()].into();
+    let dies = Change::KillNode("n1".parse().unwrap());
+    let outcome = now.clone().after(dies).unwrap().outcome(&now, 4);
+    assert_eq!(outcome.stranded, []);
+    assert_eq!(outcome.found[0].to.node.as_str(), "n2");
+}
+
+#[test]
 fn a_rack_that_dies_has_its_instances_started_in_the_other() {
     let outcome = what_if(Change::KillDomain(FaultDomain("r1".to_owned())));
     let to: Vec<_> = outcome

@@ -39,7 +39,7 @@ fn node(name: &str, cpus: u32, mib: u64) -> Node {
         labels: BTreeMap::new(),
         architecture: Architecture::X86_64,
         kvm: Some(Kvm::Hardware),
-        images: Default::default(),
+        stock: Default::default(),
         own: Default::default(),
     }
 }
@@ -112,6 +112,29 @@ fn taking_gpus(count: u64, mut instance: Instance) -> Instance {
 
 fn image(byte: u8) -> Digest {
     Digest::of_sha256(&[byte; 32])
+}
+
+/// An instance of such an image.
+fn of_image(byte: u8, mut one: Instance) -> Instance {
+    one.needs.template = Some(Template {
+        image: image(byte),
+        vcpus: 1,
+        memory_bytes: one.needs.resources.memory_bytes,
+    });
+    one
+}
+
+/// A node with such an image, and perhaps with the template that an instance is of.
+fn stocked(byte: u8, template: Option<&Instance>, node: Node) -> Node {
+    let templates = template.and_then(|one| one.needs.template.clone());
+    let stock = Stock {
+        blobs: [image(byte)].into(),
+        templates: templates.into_iter().collect(),
+    };
+    Node {
+        stock: stock.into(),
+        ..node
+    }
 }
 
 /// Instance and node of each decision, `-` for none.

@@ -58,7 +58,11 @@ fn nodes() -> impl Strategy<Value = Vec<Node>> {
                         blame,
                         architecture,
                         kvm,
-                        images,
+                        stock: Stock {
+                            blobs: images,
+                            ..Stock::default()
+                        }
+                        .into(),
                         disk_bytes: u64::from(cpus) * 100 * MIB,
                         own: gpus(own),
                         ..node
@@ -120,7 +124,9 @@ fn instances() -> impl Strategy<Value = Vec<Instance>> {
                     })
                 };
                 one.needs.own = gpus(own);
-                one.needs.image = (image_byte > 0).then(|| image(image_byte));
+                if image_byte > 0 {
+                    one = of_image(image_byte, one);
+                }
                 if strict {
                     one.spreading = Spreading::Strict;
                 }

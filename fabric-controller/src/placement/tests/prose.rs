@@ -13,6 +13,31 @@ fn instances_of_a_role_are_spread() {
 }
 
 #[test]
+fn who_has_given_it_up_takes_it_only_where_nobody_else_can() {
+    let id = |name: &str| name.parse::<NodeId>().unwrap();
+    let mut asked = instance("a-b-0", 1, 64);
+    asked.needs.avoid = [id("n1")].into();
+    let nodes = |mib| [node("n1", 2, 1024), node("n2", 2, mib)];
+    let placed = |mib| place(ONCE, &nodes(mib), std::slice::from_ref(&asked));
+    assert_eq!(nodes_of(&placed(1024)), [("a-b-0", "n2")]);
+    assert_eq!(nodes_of(&placed(32)), [("a-b-0", "n1")]);
+
+    // Whoever asks why hears the same.
+    let explained = |mib| Cluster::new(ONCE, &nodes(mib)).explain(&asked);
+    let of_n1 = |explained: &Explanation| explained.verdicts[0].outcome.clone();
+    let another = explained(1024);
+    assert_eq!(another.decision.as_ref().unwrap().node, id("n2"));
+    assert_eq!(of_n1(&another).unwrap_err(), [Refusal::GaveUp]);
+    let back = explained(32);
+    assert_eq!(back.decision.as_ref().unwrap().node, id("n1"));
+    assert!(of_n1(&back).is_ok(), "{back:?}");
+
+    let full = Cluster::new(ONCE, &[node("n1", 2, 32)]).explain(&asked);
+    let why = full.decision.unwrap_err().to_string();
+    assert!(why.contains("1 is short of memory"), "{why}");
+}
+
+#[test]
 fn the_biggest_is_placed_first() {
     let nodes = [node("n1", 4, 1024), node("n2", 4, 512)];
     let instances = [instance("a-b-0", 1, 512), instance("c-d-0", 1, 1024)];
@@ -366,27 +391,32 @@ fn packing_fills_one_node_after_another_and_leaves_room_for_big_ones() {
 
 #[test]
 fn an_image_that_is_there_is_worth_a_fuller_node() {
-    let mut there = node("n2", 8, 8192);
-    there.images.insert(image(1));
-    let mut one = instance("a-b-0", 1, 64);
-    one.needs.image = Some(image(1));
+    let one = of_image(1, instance("a-b-0", 1, 64));
     let busy = on("n2", instance("c-d-0", 1, 64));
-    let nodes = [node("n1", 8, 8192), there];
+    let nodes = [node("n1", 8, 8192), stocked(1, None, node("n2", 8, 8192))];
     assert_eq!(only(&place(Policy::DEFAULT, &nodes, &[busy, one])), "n2");
 }
 
 #[test]
 fn a_template_is_where_one_of_the_same_size_and_image_has_been() {
-    let like = |name: &str| {
-        let mut one = instance(name, 1, 64);
-        one.needs.image = Some(image(1));
-        one
-    };
-    let mut nodes = [node("n1", 8, 8192), node("n2", 8, 8192)];
-    nodes[0].images.insert(image(1));
+    let like = |name: &str| of_image(1, instance(name, 1, 64));
+    let nodes = [stocked(1, None, node("n1", 8, 8192)), node("n2", 8, 8192)];
     let there = on("n2", like("a-b-0"));
     let decisions = place(Policy::DEFAULT, &nodes, &[there, like("c-d-0")]);
     assert_eq!(only(&decisions), "n2");
+}
+
+#[test]
+fn a_template_that_outlived_its_instances_counts_where_it_is() {
+    let one = of_image(1, instance("a-b-0", 1, 64));
+    let other = of_image(1, instance("c-d-0", 1, 128));
+    let nodes = [
+        stocked(1, Some(&other), node("n1", 8, 8192)),
+        stocked(1, Some(&one), node("n2", 8, 8192)),
+    ];
+    let placed = |one: &Instance| place(Policy::DEFAULT, &nodes, std::slice::from_ref(one));
+    assert_eq!(only(&placed(&one)), "n2");
+    assert_eq!(only(&placed(&other)), "n1");
 }
 
 #[test]
