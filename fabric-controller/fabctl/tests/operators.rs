@@ -829,6 +829,18 @@ async fn simulate_says_who_would_go_where_and_does_nothing() {
     assert_eq!(json["moves"][0]["instance_id"], "shop-web-0");
     assert_ne!(json["moves"][0]["to_node_id"], "n1");
     assert_eq!(json["misses"], serde_json::json!([]));
+    let like_it = [
+        "--disk",
+        "2TiB",
+        "--label",
+        "disk=nvme",
+        "--resource",
+        "gpu=4",
+    ];
+    let told = fabric
+        .printed(&[&with_another[..], &like_it].concat())
+        .await;
+    assert!(told.starts_with("1 would be placed, 0 would find no node"));
     let arm = [&with_another[..], &["--architecture", "aarch64"]].concat();
     let told = fabric.printed(&arm).await;
     assert!(told.contains("give it an image for aarch64"), "{told}");

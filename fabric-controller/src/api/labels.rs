@@ -109,7 +109,8 @@ impl fmt::Display for Labelling {
     }
 }
 
-fn check(field: &str, text: &str) -> Result<()> {
+/// Whether that can be a key, a value or a fault domain.
+pub(super) fn check(field: &str, text: &str) -> Result<()> {
     if label::is_valid(text) {
         return Ok(());
     }

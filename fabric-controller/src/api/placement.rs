@@ -15,7 +15,7 @@ use fabric_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{ServiceApi, convert};
+use super::{ServiceApi, convert, labels};
 use crate::{
     aside,
     controller::Controller,
@@ -24,7 +24,9 @@ use crate::{
         definition,
         deployment::{Colour, Slot},
         instance::{Effect, InstanceRecord, Phase, instance_id},
+        label,
         node::NodeRecord,
+        own::OwnResources,
         service::ServiceRecord,
     },
     placement::{
@@ -218,6 +220,9 @@ fn added(request: &SimulatePlacementRequest, nodes: &[Node]) -> ControllerResult
         add_memory_bytes: memory_bytes,
         add_fault_domain: domain,
         add_architecture: architecture,
+        add_disk_bytes: disk_bytes,
+        add_labels: asked,
+        add_resources: resources,
         ..
     } = request;
     let wrong = |what: String| Err(Error::Invalid(what));
@@ -231,6 +236,14 @@ fn added(request: &SimulatePlacementRequest, nodes: &[Node]) -> ControllerResult
         return wrong("add_memory_bytes: it is 0".to_owned());
     }
     let architecture = convert::architecture("add_architecture", architecture)?;
+    if asked.len() > label::MOST {
+        return wrong(format!("add_labels: there are more than {}", label::MOST));
+    }
+    for text in asked.iter().flat_map(<[&String; 2]>::from) {
+        labels::check("add_labels", text)?;
+    }
+    let own = OwnResources::checked(resources.clone());
+    let own = own.map_err(|why| Error::Invalid(format!("add_resources: {why}")))?;
     let taken: BTreeSet<&str> = nodes.iter().map(|node| node.id.as_str()).collect();
     let names = (1_u32..).map(|number| format!("new-{number}"));
     let names = names.filter(|name| !taken.contains(name.as_str()));
@@ -247,17 +260,17 @@ fn added(request: &SimulatePlacementRequest, nodes: &[Node]) -> ControllerResult
             }),
             cpus: *cpus,
             memory_bytes: *memory_bytes,
-            disk_bytes: 0,
+            disk_bytes: *disk_bytes,
             health: Health::Connected,
             cordoned: false,
             condemned: false,
             unsteady: false,
             blame: 0,
-            labels: Default::default(),
+            labels: asked.clone(),
             architecture: architecture.unwrap_or_default(),
             kvm,
             stock: Arc::default(),
-            own: Default::default(),
+            own: own.clone(),
         })));
     }
     Ok(added)

@@ -7,6 +7,8 @@ use std::{collections::BTreeMap, fmt, ops::RangeInclusive};
 
 use serde::{Deserialize, Serialize};
 
+use super::label;
+
 /// Most kinds that a node can have or a size can take.
 pub const MOST: usize = 16;
 /// How many of a kind, where there are any.
@@ -19,6 +21,27 @@ pub const COUNTS: RangeInclusive<u64> = 1..=1_000_000;
 pub struct OwnResources(BTreeMap<String, u64>);
 
 impl OwnResources {
+    /// What somebody says there is.
+    ///
+    /// # Errors
+    ///
+    /// What of it cannot be, and the rule.
+    pub fn checked(said: BTreeMap<String, u64>) -> Result<Self, String> {
+        if said.len() > MOST {
+            return Err(format!("there are more than {MOST}"));
+        }
+        for (kind, count) in &said {
+            if !label::is_valid(kind) {
+                return Err(format!("{kind:?} is no name; names {}", label::RULE));
+            }
+            if !COUNTS.contains(count) {
+                let (low, high) = COUNTS.into_inner();
+                return Err(format!("{count} of {kind:?}; it must be {low} to {high}"));
+            }
+        }
+        Ok(said.into_iter().collect())
+    }
+
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -19,7 +19,7 @@ use crate::{
         event::{Because, EventRecord, SubjectKind},
         label,
         node::Inventory,
-        own::{self, OwnResources},
+        own::OwnResources,
         stock::{Stock, Template},
         time::WallTime,
     },
@@ -117,27 +117,7 @@ fn architecture(said: &str) -> Result<Architecture> {
 
 /// Placement counts by these: what is wrong is not cut to size.
 fn resources(said: BTreeMap<String, u64>) -> Result<OwnResources> {
-    if said.len() > own::MOST {
-        return Err(Error::Invalid(format!(
-            "resources: there are more than {}",
-            own::MOST
-        )));
-    }
-    for (kind, count) in &said {
-        if !label::is_valid(kind) {
-            return Err(Error::Invalid(format!(
-                "resources: {kind:?} is no name; names {}",
-                label::RULE
-            )));
-        }
-        if !own::COUNTS.contains(count) {
-            let (low, high) = own::COUNTS.into_inner();
-            return Err(Error::Invalid(format!(
-                "resources: {count} of {kind:?}; it must be {low} to {high}"
-            )));
-        }
-    }
-    Ok(said.into_iter().collect())
+    OwnResources::checked(said).map_err(|why| Error::Invalid(format!("resources: {why}")))
 }
 
 /// Checks what a node says it has that instances need not wait for.

@@ -261,6 +261,34 @@ fn picky() -> String {
 }
 
 #[tokio::test]
+async fn nodes_in_thought_have_the_labels_and_the_disk_that_are_said() {
+    let (_controller, client) = Controller::start().await;
+    client.upload_guest_os().await;
+    client.apply(&picky()).await.unwrap();
+    let more = |disk: &str, disk_bytes| SimulatePlacementRequest {
+        add_nodes: 1,
+        add_cpus: 8,
+        add_memory_bytes: 8 << 30,
+        add_disk_bytes: disk_bytes,
+        add_labels: [("disk".to_owned(), disk.to_owned())].into(),
+        ..SimulatePlacementRequest::default()
+    };
+    for (disk, bytes, found) in [
+        ("hdd", 0, 0),
+        ("nvme", 1, 0),
+        ("nvme", 0, 1),
+        ("nvme", 1 << 40, 1),
+    ] {
+        let then = simulate(&client, more(disk, bytes)).await.unwrap();
+        assert_eq!(then.moves.len(), found, "{disk}, {bytes}");
+        assert_eq!(then.misses.len(), 1 - found, "{disk}, {bytes}");
+    }
+    let unknown = simulate(&client, more("", 0)).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::InvalidArgument);
+    assert!(unknown.message().starts_with("add_labels: \"\" can be"));
+}
+
+#[tokio::test]
 async fn a_label_from_an_operator_makes_room_and_outlives_the_nodes_own_and_a_restart() {
     let (controller, client) = Controller::start().await;
     client.upload_guest_os().await;
@@ -376,6 +404,22 @@ async fn an_operators_own_resources_are_never_promised_twice() {
     let node = client.node("n2").await;
     assert_eq!(node.resources_used["gpu"], 2);
     assert_eq!(node.inventory.unwrap().resources["gpu"], 2);
+
+    let more = |gpus| SimulatePlacementRequest {
+        add_nodes: 1,
+        add_cpus: 8,
+        add_memory_bytes: 8 << 30,
+        add_resources: [("gpu".to_owned(), gpus)].into(),
+        ..SimulatePlacementRequest::default()
+    };
+    let then = simulate(&client, more(1)).await.unwrap();
+    assert_eq!(then.moves.len(), 1);
+    assert_eq!(then.moves[0].to_node_id, "new-1");
+    let none = simulate(&client, more(0)).await.unwrap_err();
+    assert_eq!(
+        none.message(),
+        "add_resources: 0 of \"gpu\"; it must be 1 to 1000000"
+    );
 
     let _another = with_gpus(&client, "n3", 1).await.live();
     until(

@@ -24,7 +24,8 @@ pub struct Explain {
     after_help = "All that is given happens together, in thought, to the machines and instances that\n\
 are there now.\n\
 Examples:\n  fabctl simulate --kill-node n1\n  fabctl simulate --kill-domain rack-2\n  \
-fabctl simulate --add-nodes 4 --shape 16x64GiB --apply service.toml",
+fabctl simulate --add-nodes 4 --shape 16x64GiB --apply service.toml\n  \
+fabctl simulate --add-nodes 1 --shape 64x256GiB --label disk=nvme --resource gpu=4",
     group(clap::ArgGroup::new("what").required(true).multiple(true)
         .args(["kill_node", "kill_domain", "add_nodes", "apply"]))
 )]
@@ -44,6 +45,15 @@ pub struct Simulate {
     /// Their processors [default: x86_64].
     #[arg(long, value_enum, requires = "add_nodes")]
     pub architecture: Option<Architecture>,
+    /// Disk for guests of each of them, such as 2TiB; without, enough for all.
+    #[arg(long, value_name = "SIZE", requires = "add_nodes")]
+    pub disk: Option<bytesize::ByteSize>,
+    /// A label of theirs; can be given several times.
+    #[arg(long = "label", value_name = "KEY=VALUE", requires = "add_nodes", value_parser = label)]
+    pub labels: Vec<(String, String)>,
+    /// So many resources of your own kind each, such as GPUs; can be given several times.
+    #[arg(long = "resource", value_name = "NAME=COUNT", requires = "add_nodes", value_parser = resource)]
+    pub resources: Vec<(String, u64)>,
     /// Their fault domain; without, each is one of its own.
     #[arg(long, value_name = "DOMAIN", requires = "add_nodes")]
     pub domain: Option<String>,
@@ -75,9 +85,39 @@ impl FromStr for Shape {
     }
 }
 
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() && !value.is_empty() => {
+            Ok((key.to_owned(), value.to_owned()))
+        }
+        _ => Err("must be KEY=VALUE".to_owned()),
+    }
+}
+
+fn resource(text: &str) -> Result<(String, u64), String> {
+    let (name, count) = label(text).map_err(|_| "must be NAME=COUNT".to_owned())?;
+    match count.parse() {
+        Ok(count) => Ok((name, count)),
+        Err(_) => Err(format!("{count:?} is no number; it must be NAME=COUNT")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn labels_and_resources_have_a_name_and_something_of_it() {
+        assert_eq!(label("disk=a=b"), Ok(("disk".into(), "a=b".into())));
+        assert_eq!(resource("gpu=2"), Ok(("gpu".into(), 2)));
+        for wrong in ["", "disk", "=nvme", "disk="] {
+            assert_eq!(label(wrong).unwrap_err(), "must be KEY=VALUE", "{wrong}");
+        }
+        for wrong in ["gpu", "gpu=", "gpu=two", "gpu=-1", "=1"] {
+            let why = resource(wrong).unwrap_err();
+            assert!(why.ends_with("must be NAME=COUNT"), "{wrong}: {why}");
+        }
+    }
 
     #[test]
     fn a_shape_is_processors_and_memory() {

@@ -41,6 +41,9 @@ pub(super) async fn simulate(context: &Context, simulate: Simulate) -> Result<()
         definition_toml,
         file_name,
         add_architecture: architecture.map_or("", Architecture::word).to_owned(),
+        add_disk_bytes: simulate.disk.map_or(0, |disk| disk.as_u64()),
+        add_labels: simulate.labels.into_iter().collect(),
+        add_resources: simulate.resources.into_iter().collect(),
     };
     let answer = context
         .client
