@@ -1,5 +1,5 @@
 //! The small framework under the whole-system tests, one file per promise in
-//! `tests/`.
+//! `tests/stories`.
 //!
 //! A test starts a [`Cluster`]: a real controller and a real host agent, as
 //! processes of their own, over unix sockets in a temporary directory. It talks to

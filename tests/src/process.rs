@@ -1,10 +1,10 @@
 //! A program under test, as a child process that ends with its owner.
 
 use std::{
+    cell::RefCell,
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Mutex, PoisonError},
     thread,
     time::Duration,
 };
@@ -21,12 +21,15 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How many lines of a program's log a failed test shows.
 const LAST_LINES: usize = 60;
 
-/// What the programs of the current story have printed last, for when it fails.
-static LAST_WORDS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+thread_local! {
+    /// What the programs of the story that this thread tells have printed last, for when
+    /// it fails.
+    static LAST_WORDS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Takes what the programs that have ended since the last call printed last.
 pub fn take_last_words() -> Vec<String> {
-    std::mem::take(&mut LAST_WORDS.lock().unwrap_or_else(PoisonError::into_inner))
+    LAST_WORDS.take()
 }
 
 /// A program that can be killed and started again.
@@ -160,9 +163,7 @@ impl Program {
 impl Drop for Program {
     fn drop(&mut self) {
         self.end();
-        LAST_WORDS
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(self.last_words());
+        let words = self.last_words();
+        LAST_WORDS.with_borrow_mut(|all| all.push(words));
     }
 }

@@ -1,16 +1,12 @@
 //! A guest that panics, reboots or powers off is told apart, and started again.
 
-use std::process::ExitCode;
-
 use anyhow::ensure;
 use fabric_proto::node::v1::VmEndCause;
-use fabric_tests::{Cluster, ServiceFile, last_end, run, status, story};
+use fabric_tests::{Cluster, ServiceFile, Story, last_end, status, story};
 
-fn main() -> ExitCode {
-    run(&[story!(
-        panic_reboot_and_power_off_are_told_apart_and_end_in_ready
-    )])
-}
+pub(crate) const STORIES: &[Story] = &[story!(
+    panic_reboot_and_power_off_are_told_apart_and_end_in_ready
+)];
 
 async fn panic_reboot_and_power_off_are_told_apart_and_end_in_ready() -> anyhow::Result<()> {
     let cluster = Cluster::start().await?;

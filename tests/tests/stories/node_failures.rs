@@ -1,22 +1,18 @@
 //! Nodes that fail: what they ran is started on others, and never runs twice.
 
-use std::process::ExitCode;
-
 use anyhow::{Context as _, ensure};
 use fabric_proto::v1::Instance;
 use fabric_tests::{
-    Cluster, Identity, Neighbour, Options, Program, SOON, ServiceFile, eventually, run,
+    Cluster, Identity, Neighbour, Options, Program, SOON, ServiceFile, Story, eventually,
     stand_still, status, story, vmms_in,
 };
 
-fn main() -> ExitCode {
-    run(&[
-        story!(a_host_agent_that_is_stopped_has_its_guests_killed_and_started_elsewhere),
-        story!(a_host_agent_that_is_killed_for_good_has_its_guests_killed_by_the_keeper),
-        story!(a_host_agent_that_is_killed_and_back_in_time_keeps_its_guests),
-        story!(guests_run_on_while_the_controller_of_their_machine_is_down),
-    ])
-}
+pub(crate) const STORIES: &[Story] = &[
+    story!(a_host_agent_that_is_stopped_has_its_guests_killed_and_started_elsewhere),
+    story!(a_host_agent_that_is_killed_for_good_has_its_guests_killed_by_the_keeper),
+    story!(a_host_agent_that_is_killed_and_back_in_time_keeps_its_guests),
+    story!(guests_run_on_while_the_controller_of_their_machine_is_down),
+];
 
 /// Three nodes, and a lease that ends within the patience of a test.
 struct Stage {

@@ -1,14 +1,10 @@
 //! A controller that is killed and started again has forgotten nothing that it
 //! acknowledged, and its nodes have not noticed.
 
-use std::process::ExitCode;
-
 use anyhow::ensure;
-use fabric_tests::{Cluster, ServiceFile, run, status, story};
+use fabric_tests::{Cluster, ServiceFile, Story, status, story};
 
-fn main() -> ExitCode {
-    run(&[story!(nothing_is_lost_and_no_guest_is_disturbed)])
-}
+pub(crate) const STORIES: &[Story] = &[story!(nothing_is_lost_and_no_guest_is_disturbed)];
 
 async fn nothing_is_lost_and_no_guest_is_disturbed() -> anyhow::Result<()> {
     let mut cluster = Cluster::start().await?;

@@ -1,16 +1,14 @@
 //! A service file becomes a role that is `Ready` in a real guest, and leaves
 //! nothing when it goes.
 
-use std::{path::Path, process::ExitCode};
+use std::path::Path;
 
 use anyhow::ensure;
-use fabric_tests::{Cluster, SOON, ServiceFile, eventually, run, status, story};
+use fabric_tests::{Cluster, SOON, ServiceFile, Story, eventually, status, story};
 
-fn main() -> ExitCode {
-    run(&[story!(
-        a_service_becomes_ready_can_be_looked_at_and_leaves_nothing
-    )])
-}
+pub(crate) const STORIES: &[Story] = &[story!(
+    a_service_becomes_ready_can_be_looked_at_and_leaves_nothing
+)];
 
 async fn a_service_becomes_ready_can_be_looked_at_and_leaves_nothing() -> anyhow::Result<()> {
     let cluster = Cluster::start().await?;

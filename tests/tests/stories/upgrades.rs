@@ -1,19 +1,17 @@
 //! Host agent and VMM are replaced by newer ones while guests run.
 
-use std::{fs, path::Path, process::ExitCode};
+use std::{fs, path::Path};
 
 use anyhow::ensure;
 use fabric_proto::node::v1::VmEndCause;
 use fabric_tests::{
-    Cluster, Identity, Options, Place, ServiceFile, control, last_end, run, status, story,
+    Cluster, Identity, Options, Place, ServiceFile, Story, control, last_end, status, story,
 };
 use serde_json::json;
 
-fn main() -> ExitCode {
-    run(&[story!(
-        a_guest_goes_on_under_a_newer_host_agent_and_is_stopped_by_it
-    )])
-}
+pub(crate) const STORIES: &[Story] = &[story!(
+    a_guest_goes_on_under_a_newer_host_agent_and_is_stopped_by_it
+)];
 
 async fn a_guest_goes_on_under_a_newer_host_agent_and_is_stopped_by_it() -> anyhow::Result<()> {
     let place = Place::find()?;

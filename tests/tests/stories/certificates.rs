@@ -1,21 +1,19 @@
 //! A node that has joined over TCP, and its certificate: renewed by itself, for as long as
 //! it runs.
 
-use std::{os::unix::fs::PermissionsExt as _, process::ExitCode, time::SystemTime};
+use std::{os::unix::fs::PermissionsExt as _, time::SystemTime};
 
 use anyhow::{Context as _, ensure};
-use fabric_tests::{Cluster, Options, SOON, eventually, run, story};
+use fabric_tests::{Cluster, Options, SOON, Story, eventually, story};
 use fabric_trust::{context, dial::Dial, identity::Identity};
 
 /// How long certificates last: a controller is started again in less.
 const LIFE: &str = "12s";
 
-fn main() -> ExitCode {
-    run(&[story!(
-        a_host_agent_renews_its_certificate_while_its_session_goes_on,
-        without_kvm
-    )])
-}
+pub(crate) const STORIES: &[Story] = &[story!(
+    a_host_agent_renews_its_certificate_while_its_session_goes_on,
+    needs_kvm: false
+)];
 
 async fn a_host_agent_renews_its_certificate_while_its_session_goes_on() -> anyhow::Result<()> {
     let mut cluster = Cluster::start_with(Options {

@@ -1,9 +1,7 @@
 //! Instances whose role is ready already in the template that they are copied from.
 
-use std::process::ExitCode;
-
 use anyhow::ensure;
-use fabric_tests::{BOOT, Cluster, ServiceFile, eventually, run, status, story};
+use fabric_tests::{BOOT, Cluster, ServiceFile, Story, eventually, status, story};
 
 /// Makes something at its start, waits until it is told to go on, and says what it
 /// made then and who it is now.
@@ -28,12 +26,10 @@ const ROLE: &str = "\
 
 const INSTANCES: [&str; 2] = ["shop-web-0", "shop-web-1"];
 
-fn main() -> ExitCode {
-    run(&[
-        story!(two_warm_copies_share_what_their_role_made_and_nothing_of_who_they_are),
-        story!(a_role_that_cannot_be_copied_is_started_cold),
-    ])
-}
+pub(crate) const STORIES: &[Story] = &[
+    story!(two_warm_copies_share_what_their_role_made_and_nothing_of_who_they_are),
+    story!(a_role_that_cannot_be_copied_is_started_cold),
+];
 
 async fn two_warm_copies_share_what_their_role_made_and_nothing_of_who_they_are()
 -> anyhow::Result<()> {

@@ -1,7 +1,7 @@
 //! A host agent, or a VMM, that is killed at any step of an instance's life: whoever
 //! comes after it goes on, nothing is left over, and other guests notice nothing.
 
-use std::{collections::BTreeSet, fs, process::ExitCode};
+use std::{collections::BTreeSet, fs};
 
 use anyhow::{Context as _, ensure};
 use fabric_proto::{
@@ -9,7 +9,7 @@ use fabric_proto::{
     v1::Instance,
 };
 use fabric_tests::{
-    BOOT, Cluster, Identity, Options, ServiceFile, last_end, run, status, story, vmms_in,
+    BOOT, Cluster, Identity, Options, ServiceFile, Story, last_end, status, story, vmms_in,
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -24,15 +24,13 @@ const STAY: &str = "stay-web-0";
 /// A snapshot.
 const EARLY: &str = "early";
 
-fn main() -> ExitCode {
-    run(&[
-        story!(a_host_agent_killed_at_any_step_leaves_nothing_behind),
-        story!(a_vmm_killed_at_any_step_leaves_nothing_behind),
-        story!(a_host_agent_killed_at_any_step_keeps_what_it_was_told_to_keep),
-        story!(a_vmm_killed_while_it_is_kept_comes_back_as_its_goal_says),
-        story!(whoever_is_killed_while_a_template_is_made_leaves_a_whole_one_or_none),
-    ])
-}
+pub(crate) const STORIES: &[Story] = &[
+    story!(a_host_agent_killed_at_any_step_leaves_nothing_behind),
+    story!(a_vmm_killed_at_any_step_leaves_nothing_behind),
+    story!(a_host_agent_killed_at_any_step_keeps_what_it_was_told_to_keep),
+    story!(a_vmm_killed_while_it_is_kept_comes_back_as_its_goal_says),
+    story!(whoever_is_killed_while_a_template_is_made_leaves_a_whole_one_or_none),
+];
 
 async fn a_host_agent_killed_at_any_step_leaves_nothing_behind() -> anyhow::Result<()> {
     let mut cluster = start(Options::default()).await?;

@@ -6,12 +6,11 @@ use std::{
     fs,
     os::unix::fs::{FileExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    process::ExitCode,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, ensure};
-use fabric_tests::{BOOT, Cluster, ServiceFile, eventually, run, status, story, vmms_in};
+use fabric_tests::{BOOT, Cluster, ServiceFile, Story, eventually, status, story, vmms_in};
 
 /// Says all that could give away that two guests were one once.
 const SCRIPT: &str = "\
@@ -25,13 +24,11 @@ const SCRIPT: &str = "\
 /// What it says, by its first word.
 const SAID: [&str; 4] = ["boot-id", "machine-id", "host-name", "random"];
 
-fn main() -> ExitCode {
-    run(&[
-        story!(two_copies_of_a_template_share_nothing_that_tells_who_they_are),
-        story!(a_damaged_template_is_refused_and_its_instance_boots),
-        story!(a_template_that_a_killed_host_agent_was_making_is_cleared_away),
-    ])
-}
+pub(crate) const STORIES: &[Story] = &[
+    story!(two_copies_of_a_template_share_nothing_that_tells_who_they_are),
+    story!(a_damaged_template_is_refused_and_its_instance_boots),
+    story!(a_template_that_a_killed_host_agent_was_making_is_cleared_away),
+];
 
 async fn two_copies_of_a_template_share_nothing_that_tells_who_they_are() -> anyhow::Result<()> {
     let cluster = Cluster::start_with_own_templates().await?;

@@ -1,9 +1,9 @@
 //! A guest stands still and goes on, and goes back to what it was once.
 
-use std::{fs, process::ExitCode};
+use std::fs;
 
 use anyhow::{Context as _, ensure};
-use fabric_tests::{BOOT, Cluster, ServiceFile, eventually, run, status, story};
+use fabric_tests::{BOOT, Cluster, ServiceFile, Story, eventually, status, story};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -17,14 +17,12 @@ const COUNTER: &str = "\
     n=0; while :; do n=$((n + 1)); echo $n > /var/tmp/n; read m < /var/tmp/n; \
     echo count $n $m at $(date +%s); done";
 
-fn main() -> ExitCode {
-    run(&[
-        story!(a_paused_guest_stands_still_until_it_is_resumed_whoever_is_restarted),
-        story!(a_paused_guest_that_dies_is_not_brought_back_until_it_is_resumed),
-        story!(a_guest_goes_back_to_a_snapshot_with_its_memory_and_its_disk),
-        story!(a_snapshot_that_cannot_be_used_costs_the_guest_nothing),
-    ])
-}
+pub(crate) const STORIES: &[Story] = &[
+    story!(a_paused_guest_stands_still_until_it_is_resumed_whoever_is_restarted),
+    story!(a_paused_guest_that_dies_is_not_brought_back_until_it_is_resumed),
+    story!(a_guest_goes_back_to_a_snapshot_with_its_memory_and_its_disk),
+    story!(a_snapshot_that_cannot_be_used_costs_the_guest_nothing),
+];
 
 async fn a_paused_guest_stands_still_until_it_is_resumed_whoever_is_restarted() -> anyhow::Result<()>
 {

@@ -5,20 +5,17 @@ use std::{
     io::{Read as _, Write as _},
     net::Shutdown,
     os::unix::net::{UnixListener, UnixStream},
-    process::ExitCode,
 };
 
 use anyhow::{Context as _, Result, ensure};
-use fabric_tests::{Peer, SOON, eventually, fill, line, patient, run, story};
+use fabric_tests::{Peer, SOON, Story, eventually, fill, line, patient, story};
 use serde_json::{Value, json};
 
-fn main() -> ExitCode {
-    run(&[
-        story!(hundreds_of_connections_are_open_at_once_and_half_closed),
-        story!(who_does_not_read_stops_only_their_own_connection),
-        story!(a_guest_that_resets_the_device_mid_stream_comes_back),
-    ])
-}
+pub(crate) const STORIES: &[Story] = &[
+    story!(hundreds_of_connections_are_open_at_once_and_half_closed),
+    story!(who_does_not_read_stops_only_their_own_connection),
+    story!(a_guest_that_resets_the_device_mid_stream_comes_back),
+];
 
 /// What a VMM may hold of data to the host, in all.
 const HELD_MAX: u64 = 16 << 20;

@@ -1,16 +1,12 @@
 //! A host agent that is killed and started again finds its guests undisturbed.
 
-use std::process::ExitCode;
-
 use anyhow::ensure;
-use fabric_tests::{Cluster, ServiceFile, run, status, story};
+use fabric_tests::{Cluster, ServiceFile, Story, status, story};
 
-fn main() -> ExitCode {
-    run(&[
-        story!(guests_run_on_while_their_host_agent_is_away),
-        story!(what_was_removed_while_it_was_away_is_removed_when_it_is_back),
-    ])
-}
+pub(crate) const STORIES: &[Story] = &[
+    story!(guests_run_on_while_their_host_agent_is_away),
+    story!(what_was_removed_while_it_was_away_is_removed_when_it_is_back),
+];
 
 async fn guests_run_on_while_their_host_agent_is_away() -> anyhow::Result<()> {
     let mut cluster = Cluster::start().await?;

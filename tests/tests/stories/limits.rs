@@ -5,13 +5,13 @@ use std::{
     io::{self, Read as _, Write as _},
     net::Shutdown,
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    process::Command,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use fabric_tests::{
-    BOOT, Cluster, Peer, Place, SOON, ServiceFile, control, eventually, groups, line, run, story,
+    BOOT, Cluster, Peer, Place, SOON, ServiceFile, Story, control, eventually, groups, line, story,
 };
 use nix::{
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
@@ -19,15 +19,13 @@ use nix::{
 };
 use serde_json::{Value, json};
 
-fn main() -> ExitCode {
-    run(&[
-        story!(a_limited_disk_takes_its_time_until_the_limit_is_lifted),
-        story!(each_direction_of_the_bus_is_limited_by_itself),
-        story!(an_instance_is_limited_by_its_size_and_otherwise_while_it_runs),
-        story!(guests_that_spin_share_a_processor_by_their_weights),
-        story!(a_guest_that_fills_its_disk_hits_its_quota_and_keeps_what_it_has),
-    ])
-}
+pub(crate) const STORIES: &[Story] = &[
+    story!(a_limited_disk_takes_its_time_until_the_limit_is_lifted),
+    story!(each_direction_of_the_bus_is_limited_by_itself),
+    story!(an_instance_is_limited_by_its_size_and_otherwise_while_it_runs),
+    story!(guests_that_spin_share_a_processor_by_their_weights, alone: true),
+    story!(a_guest_that_fills_its_disk_hits_its_quota_and_keeps_what_it_has),
+];
 
 const MIB: u64 = 1 << 20;
 /// Slow enough to be told from what a guest does without a limit.

@@ -1,17 +1,13 @@
 //! A guest agent that hangs or dies is noticed by its host, and the guest is
 //! started again.
 
-use std::process::ExitCode;
-
 use anyhow::ensure;
 use fabric_proto::node::v1::VmEndCause;
-use fabric_tests::{Cluster, ServiceFile, last_end, run, status, story};
+use fabric_tests::{Cluster, ServiceFile, Story, last_end, status, story};
 
-fn main() -> ExitCode {
-    run(&[story!(
-        a_guest_agent_that_hangs_or_dies_costs_a_restart_of_its_guest
-    )])
-}
+pub(crate) const STORIES: &[Story] = &[story!(
+    a_guest_agent_that_hangs_or_dies_costs_a_restart_of_its_guest
+)];
 
 async fn a_guest_agent_that_hangs_or_dies_costs_a_restart_of_its_guest() -> anyhow::Result<()> {
     let cluster = Cluster::start().await?;

@@ -7,14 +7,13 @@ use std::{
     fmt::Write as _,
     fs,
     path::{Path, PathBuf},
-    process::ExitCode,
     time::Instant,
 };
 
 use anyhow::{Context as _, ensure};
 use fabric_proto::{node::v1::VmState, v1::Instance};
 use fabric_tests::{
-    BOOT, Cluster, Program, SOON, ServiceFile, eventually, files, groups, mounts, run, story,
+    BOOT, Cluster, Program, SOON, ServiceFile, Story, eventually, files, groups, mounts, story,
     vmms_in,
 };
 use nix::{
@@ -38,12 +37,10 @@ const MOST_MORE: [(&str, u64); 2] = [(HOST_AGENT, 1 << 10), (CONTROLLER, 17 << 1
 const HOST_AGENT: &str = "host agent";
 const CONTROLLER: &str = "controller";
 
-fn main() -> ExitCode {
-    run(&[
-        story!(instances_that_come_and_go_leave_nothing_behind),
-        story!(an_instance_whose_files_do_not_go_is_not_said_to_be_gone),
-    ])
-}
+pub(crate) const STORIES: &[Story] = &[
+    story!(instances_that_come_and_go_leave_nothing_behind),
+    story!(an_instance_whose_files_do_not_go_is_not_said_to_be_gone),
+];
 
 async fn instances_that_come_and_go_leave_nothing_behind() -> anyhow::Result<()> {
     let cycles = env::var("FABRIC_CYCLES").map_or(Ok(CYCLES), |text| text.parse());

@@ -5,11 +5,11 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    process::Command,
 };
 
 use anyhow::{Context as _, ensure};
-use fabric_tests::{Cluster, Place, ServiceFile, control, files, run, story};
+use fabric_tests::{Cluster, Place, ServiceFile, Story, control, files, story};
 use serde_json::json;
 
 /// The namespaces of its own that a VMM is in.
@@ -17,15 +17,13 @@ const NAMESPACES: [&str; 6] = ["user", "mnt", "pid", "net", "ipc", "uts"];
 /// What a VMM may hold that is no file: KVM's, events, timers, memory, sockets, pipes.
 const ANONYMOUS: [&str; 5] = ["anon_inode:", "socket:", "pipe:", "/memfd:", "/dev/kvm"];
 
-fn main() -> ExitCode {
-    run(&[
-        story!(the_vmm_of_an_instance_has_nothing_but_what_it_was_handed),
-        story!(
-            a_node_that_cannot_jail_says_what_is_missing_and_refuses,
-            without_kvm
-        ),
-    ])
-}
+pub(crate) const STORIES: &[Story] = &[
+    story!(the_vmm_of_an_instance_has_nothing_but_what_it_was_handed),
+    story!(
+        a_node_that_cannot_jail_says_what_is_missing_and_refuses,
+        needs_kvm: false
+    ),
+];
 
 async fn the_vmm_of_an_instance_has_nothing_but_what_it_was_handed() -> anyhow::Result<()> {
     let cluster = Cluster::start().await?;

@@ -1,20 +1,16 @@
 //! Controller and host agent killed at once, and a guest that dies meanwhile.
 
-use std::process::ExitCode;
-
 use anyhow::ensure;
-use fabric_tests::{Cluster, ServiceFile, run, status, story};
+use fabric_tests::{Cluster, ServiceFile, Story, status, story};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 
-fn main() -> ExitCode {
-    run(&[
-        story!(guests_run_on_while_everything_above_them_is_away),
-        story!(what_died_meanwhile_is_started_again_even_before_the_controller_is_back),
-    ])
-}
+pub(crate) const STORIES: &[Story] = &[
+    story!(guests_run_on_while_everything_above_them_is_away),
+    story!(what_died_meanwhile_is_started_again_even_before_the_controller_is_back),
+];
 
 async fn guests_run_on_while_everything_above_them_is_away() -> anyhow::Result<()> {
     let mut cluster = Cluster::start().await?;

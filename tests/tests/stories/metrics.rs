@@ -1,21 +1,19 @@
 //! What a controller and a host agent that really run serve for Prometheus, of a guest that
 //! really runs.
 
-use std::{os::unix::fs::PermissionsExt as _, path::Path, process::ExitCode};
+use std::{os::unix::fs::PermissionsExt as _, path::Path};
 
 use anyhow::{Context as _, ensure};
-use fabric_tests::{Cluster, Options, SOON, ServiceFile, eventually, run, story};
+use fabric_tests::{Cluster, Options, SOON, ServiceFile, Story, eventually, story};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
 };
 
-fn main() -> ExitCode {
-    run(&[
-        story!(a_controller_serves_what_it_knows_of_nodes_and_instances),
-        story!(a_host_agent_serves_what_it_its_vmm_and_its_guest_agent_count),
-    ])
-}
+pub(crate) const STORIES: &[Story] = &[
+    story!(a_controller_serves_what_it_knows_of_nodes_and_instances),
+    story!(a_host_agent_serves_what_it_its_vmm_and_its_guest_agent_count),
+];
 
 async fn a_controller_serves_what_it_knows_of_nodes_and_instances() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;

@@ -1,16 +1,12 @@
 //! A role that dies or hangs is restarted by its guest agent; the guest runs on.
 
-use std::process::ExitCode;
-
 use anyhow::ensure;
 use fabric_proto::v1::Instance;
-use fabric_tests::{Cluster, ServiceFile, run, status, story};
+use fabric_tests::{Cluster, ServiceFile, Story, status, story};
 
-fn main() -> ExitCode {
-    run(&[story!(
-        a_role_that_is_killed_or_hangs_comes_back_in_the_same_guest
-    )])
-}
+pub(crate) const STORIES: &[Story] = &[story!(
+    a_role_that_is_killed_or_hangs_comes_back_in_the_same_guest
+)];
 
 fn restarts(instance: &Instance) -> u32 {
     let role = instance

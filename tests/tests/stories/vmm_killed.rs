@@ -1,18 +1,14 @@
 //! A VMM that is killed is started again.
 
-use std::process::ExitCode;
-
 use anyhow::ensure;
 use fabric_proto::node::v1::VmEndCause;
-use fabric_tests::{Cluster, ServiceFile, last_end, run, status, story};
+use fabric_tests::{Cluster, ServiceFile, Story, last_end, status, story};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 
-fn main() -> ExitCode {
-    run(&[story!(a_vmm_that_is_killed_is_started_again)])
-}
+pub(crate) const STORIES: &[Story] = &[story!(a_vmm_that_is_killed_is_started_again)];
 
 async fn a_vmm_that_is_killed_is_started_again() -> anyhow::Result<()> {
     let cluster = Cluster::start().await?;

@@ -1,21 +1,19 @@
 //! An upload that was cut off goes on where it was, and a wrong file is refused.
 
-use std::{fs, process::ExitCode};
+use std::fs;
 
 use anyhow::{Context as _, ensure};
 use fabric_proto::{
     id::Digest,
     v1::{BeginUploadRequest, BlobKind, UploadRequest, blob_service_client::BlobServiceClient},
 };
-use fabric_tests::{Cluster, eventually, run, story};
+use fabric_tests::{Cluster, Story, eventually, story};
 use sha2::{Digest as _, Sha256};
 
 /// Bytes in one message.
 const CHUNK: usize = 256 << 10;
 
-fn main() -> ExitCode {
-    run(&[story!(an_upload_goes_on_where_it_was_cut_off)])
-}
+pub(crate) const STORIES: &[Story] = &[story!(an_upload_goes_on_where_it_was_cut_off)];
 
 async fn an_upload_goes_on_where_it_was_cut_off() -> anyhow::Result<()> {
     let mut cluster = Cluster::start().await?;

@@ -1,13 +1,9 @@
 //! Two guests at once: what happens to one is nothing to the other.
 
-use std::process::ExitCode;
-
 use anyhow::ensure;
-use fabric_tests::{Cluster, ServiceFile, run, status, story};
+use fabric_tests::{Cluster, ServiceFile, Story, status, story};
 
-fn main() -> ExitCode {
-    run(&[story!(one_guest_panics_and_the_other_does_not_notice)])
-}
+pub(crate) const STORIES: &[Story] = &[story!(one_guest_panics_and_the_other_does_not_notice)];
 
 async fn one_guest_panics_and_the_other_does_not_notice() -> anyhow::Result<()> {
     let cluster = Cluster::start().await?;

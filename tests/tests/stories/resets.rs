@@ -1,22 +1,17 @@
 //! A machine with a real kernel is reset in place: the process stays, connections end,
 //! and the guest is back.
 
-use std::{
-    io::{Read as _, Write as _},
-    process::ExitCode,
-};
+use std::io::{Read as _, Write as _};
 
 use anyhow::{Result, ensure};
 use fabric_proto::node::v1::VmEndCause;
-use fabric_tests::{BOOT, Cluster, Peer, ServiceFile, last_end, run, status, story};
+use fabric_tests::{BOOT, Cluster, Peer, ServiceFile, Story, last_end, status, story};
 use serde_json::json;
 
-fn main() -> ExitCode {
-    run(&[
-        story!(a_guest_that_is_reset_is_back_and_its_connections_have_ended),
-        story!(an_operator_resets_an_instance_in_place),
-    ])
-}
+pub(crate) const STORIES: &[Story] = &[
+    story!(a_guest_that_is_reset_is_back_and_its_connections_have_ended),
+    story!(an_operator_resets_an_instance_in_place),
+];
 
 async fn an_operator_resets_an_instance_in_place() -> Result<()> {
     const INSTANCE: &str = "shop-web-0";

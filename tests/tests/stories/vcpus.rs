@@ -1,13 +1,9 @@
 //! The same guest with one and with two virtual processors.
 
-use std::process::ExitCode;
-
 use anyhow::ensure;
-use fabric_tests::{Cluster, SOON, ServiceFile, eventually, run, story};
+use fabric_tests::{Cluster, SOON, ServiceFile, Story, eventually, story};
 
-fn main() -> ExitCode {
-    run(&[story!(a_guest_has_as_many_processors_as_its_size_says)])
-}
+pub(crate) const STORIES: &[Story] = &[story!(a_guest_has_as_many_processors_as_its_size_says)];
 
 async fn a_guest_has_as_many_processors_as_its_size_says() -> anyhow::Result<()> {
     let cluster = Cluster::start().await?;

@@ -1,19 +1,17 @@
 //! What a guest writes to its disk outlives a restart of the guest and goes with
 //! the instance; the image under it never changes.
 
-use std::{fs, process::ExitCode};
+use std::fs;
 
 use anyhow::ensure;
-use fabric_tests::{BOOT, Cluster, ServiceFile, eventually, run, story};
+use fabric_tests::{BOOT, Cluster, ServiceFile, Story, eventually, story};
 use sha2::{Digest as _, Sha256};
 
 /// Says whether it has been here before, and leaves a mark.
 const SCRIPT: &str = "test -e /var/tmp/mark && echo found $(cat /var/tmp/mark) || echo fresh; \
      echo a mark > /var/tmp/mark; sync; echo marked; exec sleep 1000000";
 
-fn main() -> ExitCode {
-    run(&[story!(writes_outlive_a_restart_and_vanish_with_the_disk)])
-}
+pub(crate) const STORIES: &[Story] = &[story!(writes_outlive_a_restart_and_vanish_with_the_disk)];
 
 async fn writes_outlive_a_restart_and_vanish_with_the_disk() -> anyhow::Result<()> {
     let cluster = Cluster::start().await?;

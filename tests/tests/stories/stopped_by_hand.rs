@@ -1,11 +1,11 @@
 //! A stop that an operator asked for is never undone, and says how it went.
 
-use std::{fs, process::ExitCode};
+use std::fs;
 
 use anyhow::ensure;
 use fabric_proto::{node::v1::VmEndCause, vmbus::SESSION_PORT};
 use fabric_tests::{
-    BOOT, Cluster, ServiceFile, control, eventually, last_end, run, status, story, vmms_in,
+    BOOT, Cluster, ServiceFile, Story, control, eventually, last_end, status, story, vmms_in,
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -27,15 +27,13 @@ const SLOW: &str = "trap 'sleep 4; exit' TERM; echo up; sleep 1000000 & wait";
 /// Does not end when it is asked to.
 const DEAF: &str = "trap '' TERM; echo deaf; while :; do sleep 1000; done";
 
-fn main() -> ExitCode {
-    run(&[
-        story!(a_stopped_instance_stays_down_whoever_is_killed_until_it_is_started),
-        story!(a_role_that_does_not_end_is_killed_at_the_deadline_and_that_is_shown),
-        story!(a_role_has_the_time_that_the_stop_gives_it),
-        story!(a_power_button_that_is_pressed_by_hand_has_the_guest_go_in_order),
-        story!(a_guest_whose_agent_has_no_session_is_stopped_by_its_power_button),
-    ])
-}
+pub(crate) const STORIES: &[Story] = &[
+    story!(a_stopped_instance_stays_down_whoever_is_killed_until_it_is_started),
+    story!(a_role_that_does_not_end_is_killed_at_the_deadline_and_that_is_shown),
+    story!(a_role_has_the_time_that_the_stop_gives_it),
+    story!(a_power_button_that_is_pressed_by_hand_has_the_guest_go_in_order),
+    story!(a_guest_whose_agent_has_no_session_is_stopped_by_its_power_button),
+];
 
 async fn a_stopped_instance_stays_down_whoever_is_killed_until_it_is_started() -> anyhow::Result<()>
 {

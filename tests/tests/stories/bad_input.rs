@@ -1,25 +1,23 @@
 //! What is wrong is refused with an error that names it, and the system works on.
 
-use std::{fs, path::Path, process::Command, process::ExitCode};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::ensure;
 use fabric_tests::{
-    BOOT, Cluster, Options, Place, ServiceFile, eventually, run, run_in_own_mounts, story,
+    BOOT, Cluster, Options, Place, ServiceFile, Story, eventually, run_in_own_mounts, story,
 };
 
 /// Bytes of its disk that the controller leaves to its store.
 const CONTROLLER_RESERVE: u64 = 16 << 20;
 
-fn main() -> ExitCode {
-    run(&[
-        story!(a_corrupt_image_is_refused_by_the_field_that_is_wrong),
-        story!(a_wrong_service_file_is_refused_by_line_and_rule),
-        story!(a_full_controller_disk_refuses_an_upload_and_works_on),
-        story!(a_full_node_disk_is_said_and_got_over),
-        story!(a_truncated_kernel_is_named, without_kvm),
-        story!(a_missing_kvm_is_named_with_its_remedy, without_kvm),
-    ])
-}
+pub(crate) const STORIES: &[Story] = &[
+    story!(a_corrupt_image_is_refused_by_the_field_that_is_wrong),
+    story!(a_wrong_service_file_is_refused_by_line_and_rule),
+    story!(a_full_controller_disk_refuses_an_upload_and_works_on),
+    story!(a_full_node_disk_is_said_and_got_over),
+    story!(a_truncated_kernel_is_named, needs_kvm: false),
+    story!(a_missing_kvm_is_named_with_its_remedy, needs_kvm: false),
+];
 
 async fn a_corrupt_image_is_refused_by_the_field_that_is_wrong() -> anyhow::Result<()> {
     let cluster = Cluster::start().await?;
