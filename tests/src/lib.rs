@@ -20,6 +20,7 @@ mod process;
 mod runner;
 mod service;
 mod traces;
+mod users;
 
 pub use cluster::{Cluster, Options, last_end, status, vmms_in};
 pub use neighbour::{Neighbour, stand_still};

@@ -8,12 +8,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{Cluster, Program, vmms_in};
-
-/// Users that a node's virtual machines can be.
-const USERS: u32 = 10_000;
-/// First of those of the first neighbour: beyond those of a host agent by itself.
-const FIRST_USER: u32 = 0x7100_0000;
+use crate::{Cluster, Program, users::uid_range, vmms_in};
 
 /// A host agent beside the cluster's own, with everything that it has.
 #[derive(Debug)]
@@ -35,17 +30,15 @@ impl Neighbour {
         let dir = cluster.path(&name);
         std::fs::create_dir(&dir)?;
         let mut command = cluster.host_agent.command().to_vec();
-        let own = dir.display().to_string();
-        for (option, value) in [("--data-dir", &own), ("--node-id", &name)] {
+        for (option, value) in [
+            ("--data-dir", dir.display().to_string()),
+            ("--node-id", name.clone()),
+            ("--uid-range", uid_range()),
+        ] {
             let at = command.iter().position(|one| one == option);
             let at = at.with_context(|| format!("{option} is not among {command:?}"))?;
-            command[at + 1].clone_from(value);
+            command[at + 1] = value;
         }
-        let first = FIRST_USER + (number - 2) * USERS;
-        command.extend([
-            "--uid-range".into(),
-            format!("{first}-{}", first + USERS - 1),
-        ]);
         let log = cluster.path(&format!("{name}.log"));
         let neighbour = Self {
             host_agent: Program::start(command, &log)?,

@@ -1,10 +1,14 @@
 //! A virtual machine without a fabric, whose guest is the other end of the VMBus and of
-//! a disk: `bus-peer`, which does what it is told.
+//! a disk: `bus-peer`, which does what it is told. It is jailed as a host agent's are, where
+//! we may.
 
 use std::{
     fs,
     io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _},
-    os::unix::net::{UnixListener, UnixStream},
+    os::unix::{
+        fs::chown,
+        net::{UnixListener, UnixStream},
+    },
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -13,10 +17,14 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{BOOT, Place, Program, eventually};
+use crate::{BOOT, Place, Program, eventually, users::users};
 
 /// Where `bus-peer` listens.
 const PORT: u32 = 1000;
+/// The directory that the machine still sees in its jail.
+const JAIL: &str = "jail";
+/// Its channel to its guest.
+const CHANNEL: &str = "jail/v";
 /// How long a step of a conversation may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -25,6 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub struct Peer {
     vmm: Program,
     dir: TempDir,
+    /// What it is in its jail, if it is in one.
+    user: Option<u32>,
 }
 
 impl Peer {
@@ -46,22 +56,34 @@ impl Peer {
         let at = |name: &str| dir.path().join(name);
         let mut config = json!({
             "kernel": place.kernel, "initrd": place.bus_peer,
-            "vsock": {"cid": 3, "path": at("v")}, "control": at("control.sock"),
+            "vsock": {"cid": 3, "path": at(CHANNEL)}, "control": at("control.sock"),
             "console": {"ring": {"path": at("console")}},
         });
+        let jail = at(JAIL);
+        fs::create_dir(&jail)?;
+        let user = nix::unistd::geteuid().is_root().then(|| *users().start());
+        if let Some(user) = user {
+            chown(&jail, Some(user), Some(user))?;
+            // What a host agent gives it, and a test does not.
+            let missing = ["pid", "cgroup"];
+            config["jail"] = json!({
+                "uid": user, "gid": user, "directory": jail, "allow_missing": missing,
+            });
+        }
         for (name, value) in more.as_object().into_iter().flatten() {
             config[name] = value.clone();
         }
         fs::write(at("vm.json"), config.to_string())?;
-        let vmm = place.program("fabric-vmm").display().to_string();
         let command = vec![
-            vmm,
+            "env".into(),
+            format!("--chdir={}", jail.display()),
+            place.program("fabric-vmm").display().to_string(),
             "run".into(),
             "--config".into(),
             at("vm.json").display().to_string(),
         ];
         let vmm = Program::start(command, &at("vmm.log"))?;
-        let peer = Peer { vmm, dir };
+        let peer = Peer { vmm, dir, user };
         peer.until_it_answers(BOOT).await?;
         Ok(peer)
     }
@@ -108,7 +130,10 @@ impl Peer {
     ///
     /// The system refuses.
     pub fn listen(&self, port: u32) -> Result<UnixListener> {
-        Ok(UnixListener::bind(self.path(&format!("v_{port}")))?)
+        let path = self.path(&format!("{CHANNEL}_{port}"));
+        let listener = UnixListener::bind(&path)?;
+        chown(path, self.user, self.user)?;
+        Ok(listener)
     }
 
     /// A connection to a port of the guest.
@@ -117,7 +142,7 @@ impl Peer {
     ///
     /// Nobody listens there.
     pub fn connect(&self) -> Result<UnixStream> {
-        let mut stream = UnixStream::connect(self.path("v"))?;
+        let mut stream = UnixStream::connect(self.path(CHANNEL))?;
         patient(&stream)?;
         writeln!(stream, "CONNECT {PORT}")?;
         let answer = line(&mut stream)?;

@@ -1,5 +1,5 @@
 //! Runs the stories, as many at once as there are processors, but those alone that
-//! compare what others would disturb.
+//! look at what others would disturb.
 
 use std::{
     env,

@@ -3,7 +3,8 @@
 use anyhow::ensure;
 use fabric_tests::{Cluster, ServiceFile, Story, status, story};
 
-pub(crate) const STORIES: &[Story] = &[story!(one_guest_panics_and_the_other_does_not_notice)];
+pub(crate) const STORIES: &[Story] =
+    &[story!(one_guest_panics_and_the_other_does_not_notice, alone: true)];
 
 async fn one_guest_panics_and_the_other_does_not_notice() -> anyhow::Result<()> {
     let cluster = Cluster::start().await?;
