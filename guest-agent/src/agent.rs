@@ -109,6 +109,7 @@ pub async fn run(options: Options) -> io::Result<Down> {
         roles: BTreeMap::new(),
         facts: facts.clone(),
         identity,
+        guest: ThisGuest::default(),
         heartbeats: Heartbeats::default(),
         going: None,
         doors: Some(Doors {
@@ -124,7 +125,7 @@ pub async fn run(options: Options) -> io::Result<Down> {
     };
     if let Some(program) = options.template {
         agent.finish_init();
-        init::prepare_copies(&program, &agent.around.layout.run);
+        init::prepare_copies(&program, &mut agent.guest, &mut agent.around.layout);
     }
     agent.converse();
     Ok(agent
@@ -158,6 +159,7 @@ struct Agent {
     roles: BTreeMap<RoleName, Supervised>,
     facts: Arc<Facts>,
     identity: Identity,
+    guest: ThisGuest,
     heartbeats: Heartbeats,
     going: Option<Going>,
     /// Until somebody listens at them.
@@ -275,6 +277,9 @@ impl Agent {
             session.abort();
         }
         self.heartbeats.next = None;
+        if self.around.layout.guest {
+            init::make_room_for_machine_id(&mut self.guest);
+        }
         init::touch_all_pages();
         session::call(&self.link.address).await;
         // What the template's host agent said is nothing to a copy.
@@ -325,11 +330,11 @@ impl Agent {
         let named = if self.template {
             // It is nobody, and its role must not find out who it seems to be.
             if self.around.layout.guest {
-                init::hide_boot_id();
+                init::hide_boot_id(&mut self.guest);
             }
             false
         } else if self.around.layout.guest {
-            self.identity.take(&goal, &mut ThisGuest)
+            self.identity.take(&goal, &mut self.guest)
         } else {
             self.identity.take(&goal, &mut NoGuest)
         };

@@ -75,6 +75,7 @@ pub fn init() -> (Address, Layout) {
         roles: "/role".into(),
         run: "/run/fabric".into(),
         guest: true,
+        disks: Vec::new(),
     };
     (Address::Vmbus, layout)
 }
@@ -113,6 +114,7 @@ pub fn parse(mut arguments: lexopt::Parser) -> Result<Command, UsageError> {
                     roles,
                     run,
                     guest: false,
+                    disks: Vec::new(),
                 },
             ))
         }

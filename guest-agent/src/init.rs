@@ -24,6 +24,7 @@ pub mod reaper;
 
 use std::{
     fs::{self, File},
+    hint::black_box,
     io::{self, Read as _},
     path::Path,
 };
@@ -32,10 +33,16 @@ use fabric_proto::vmbus::FAULTS_ARGUMENT;
 
 use nix::sys::mman::{MlockAllFlags, mlockall, munlockall};
 
-use crate::console;
+use self::identity::ThisGuest;
+use crate::{console, role::files::Layout};
 
 /// Of a program larger than this, the rest stays on the disk.
 const LARGEST_PROGRAM: u64 = 16 << 20;
+
+/// What a copy will allocate until its role is ready, in pieces that are no mappings of their
+/// own.
+const HEAP_PIECES: usize = 8;
+const HEAP_PIECE: usize = 32 << 10;
 
 /// What must be there before a hello can be said.
 pub fn first() {
@@ -57,20 +64,28 @@ pub fn rest() {
 }
 
 /// Has in memory what every copy of this guest would otherwise have to fetch or make by
-/// itself: the program that it runs, the file of its machine id, the parent of its
-/// roles' settings, and every page of the guest agent.
-pub fn prepare_copies(program: &Path, run: &Path) {
+/// itself: the program that it runs, the file of its machine id, which disks there are, the
+/// parent of its roles' settings, and every page of the guest agent.
+pub fn prepare_copies(program: &Path, guest: &mut ThisGuest, layout: &mut Layout) {
     if program.is_absolute() {
         report("read the role's program", read_all(program));
     }
-    let room = identity::make_room_for_machine_id();
-    report("make room for the machine id", room);
-    report("make the roles' folder", fs::create_dir_all(run));
+    make_room_for_machine_id(guest);
+    report("look for disks", layout.look_for_disks());
+    report("make the roles' folder", fs::create_dir_all(&layout.run));
     touch_all_pages();
 }
 
-/// Has every page of the guest agent in memory.
+/// Has the file of the machine id on the disk, and open.
+pub fn make_room_for_machine_id(guest: &mut ThisGuest) {
+    let room = guest.make_room_for_machine_id();
+    report("make room for the machine id", room);
+}
+
+/// Has every page of the guest agent in memory, and some for what it will allocate.
 pub fn touch_all_pages() {
+    // Freed, they stay with the allocator.
+    drop(black_box(vec![vec![0_u8; HEAP_PIECE]; HEAP_PIECES]));
     let touch = || -> io::Result<()> {
         mlockall(MlockAllFlags::MCL_CURRENT)?;
         Ok(munlockall()?)
@@ -80,8 +95,8 @@ pub fn touch_all_pages() {
 
 /// Hides the boot id from a role whose guest becomes a template: the kernel makes it
 /// when it is first read, and all copies would have it.
-pub fn hide_boot_id() {
-    report("hide the boot id", identity::hide_boot_id());
+pub fn hide_boot_id(guest: &mut ThisGuest) {
+    report("hide the boot id", guest.hide_boot_id());
 }
 
 fn read_all(path: &Path) -> io::Result<()> {

@@ -267,7 +267,7 @@ impl Supervised {
     /// Gives it what it could not have in the template, and lets it go on.
     fn thaw(&mut self, around: &mut Surroundings) -> Option<Event> {
         let spec = self.policy.launch_spec().cloned()?;
-        if let Err(error) = self.files.lay_out(&spec) {
+        if let Err(error) = self.files.lay_out_what_is_new(&spec) {
             return Some(Event::Hooked(Err(console::chain(&error))));
         }
         self.environment = environment(&self.name, &spec, &self.files, &around.instance);
@@ -437,6 +437,7 @@ mod tests {
             roles: "/role".into(),
             run: "/run/fabric".into(),
             guest: false,
+            disks: Vec::new(),
         };
         let name: RoleName = "web".parse().unwrap();
         let own = [

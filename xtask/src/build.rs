@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::{
     image, process,
-    project::{GUEST_TARGET, Project},
+    project::{Project, guest_target},
     setup,
 };
 
@@ -121,9 +121,10 @@ pub fn simulation(project: &Project) -> Result<()> {
 /// Builds the static programs that run in guests: the guest agent, the demo's role,
 /// and what tests and measurements talk with.
 pub fn guest_programs(project: &Project) -> Result<()> {
+    setup::ensure_target();
     let mut command = cargo(
         project,
-        &["build", "--profile", "guest", "--target", GUEST_TARGET],
+        &["build", "--profile", "guest", "--target", guest_target()],
     );
     for package in ["guest-agent", "hello-web", "bus-peer"] {
         command.args(["--package", package]);

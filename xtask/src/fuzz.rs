@@ -22,7 +22,7 @@ use serde::Serialize;
 use crate::{
     interrupt, process,
     progress::seconds,
-    project::{GUEST_TARGET, Project},
+    project::{HOST_TARGET, Project},
     setup,
     table::table,
 };
@@ -142,7 +142,7 @@ fn target_dir(project: &Project) -> PathBuf {
 }
 
 fn build(project: &Project) -> Result<()> {
-    let args = ["build", "--release", "--bins", "--target", GUEST_TARGET];
+    let args = ["build", "--release", "--bins", "--target", HOST_TARGET];
     let mut command = nightly(&args);
     command
         .current_dir(project.root.join("fuzz"))
@@ -188,7 +188,7 @@ fn run_all(
 
 fn run_one(project: &Project, target: &str, time: u32) -> Result<Ran> {
     let program = target_dir(project)
-        .join(GUEST_TARGET)
+        .join(HOST_TARGET)
         .join("release")
         .join(target);
     let learnt = project.cache_dir(&format!("fuzz/{target}"))?;

@@ -3,13 +3,40 @@
 use std::{
     env, fs,
     path::{Path, PathBuf},
+    process::Stdio,
+    sync::LazyLock,
 };
 
 use anyhow::{Context, Result};
 
-/// Target of the static guest agent. Named, so that flags for the guest do not
-/// reach build scripts.
-pub const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
+use crate::process;
+
+/// The target of what runs on this machine, named where flags must not reach build scripts.
+pub const HOST_TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Target of the static programs for guests: with musl they are about half the size, and do
+/// less before they begin.
+pub const GUEST_TARGET: &str = "x86_64-unknown-linux-musl";
+
+/// [`GUEST_TARGET`] where the toolchain has it, and otherwise what it has.
+pub fn guest_target() -> &'static str {
+    static TARGET: LazyLock<&str> = LazyLock::new(|| {
+        if has_target(GUEST_TARGET) {
+            GUEST_TARGET
+        } else {
+            HOST_TARGET
+        }
+    });
+    *TARGET
+}
+
+/// Whether the toolchain has a standard library for a target.
+pub fn has_target(target: &str) -> bool {
+    let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let mut command = process::command(rustc, ["--print", "target-libdir", "--target", target]);
+    process::output(command.stderr(Stdio::null()))
+        .is_ok_and(|folder| Path::new(folder.trim()).is_dir())
+}
 
 /// The places that tasks work in.
 #[derive(Debug, Clone)]
@@ -56,7 +83,7 @@ impl Project {
 
     /// A static program for guests.
     pub fn guest_program(&self, name: &str) -> PathBuf {
-        self.target.join(GUEST_TARGET).join("guest").join(name)
+        self.target.join(guest_target()).join("guest").join(name)
     }
 
     /// A folder of the cache, made if it is not there.

@@ -1,4 +1,5 @@
-//! `cargo xtask setup`: the Debian packages that building and testing need.
+//! `cargo xtask setup`: the Debian packages that building and testing need, and the target
+//! of the programs for guests.
 
 use std::process::Stdio;
 
@@ -8,6 +9,7 @@ use crate::{
     apt::{self, apt_get, is_root},
     process,
     progress::Work,
+    project::{GUEST_TARGET, has_target},
 };
 
 /// What is needed, and for what.
@@ -31,7 +33,8 @@ const PACKAGES: [(&str, &str); 14] = [
     ),
 ];
 
-/// Install the Debian packages that building and testing need.
+/// Install the Debian packages that building and testing need, and the target of the
+/// programs for guests.
 ///
 /// Installs by name with apt-get, as root or where sudo asks for no password.
 /// Otherwise prints the one line to run, and fails.
@@ -45,6 +48,9 @@ pub struct Options {
 /// Runs the task.
 pub fn run(options: &Options) -> Result<()> {
     let missing = missing()?;
+    if !options.check {
+        ensure_target();
+    }
     if missing.is_empty() {
         println!("setup: all {} packages are there", PACKAGES.len());
         return Ok(());
@@ -88,6 +94,22 @@ pub fn ensure() -> Result<()> {
     let names: Vec<&str> = missing.iter().map(|(package, _)| *package).collect();
     work.done(&names.join(" "));
     Ok(())
+}
+
+/// Adds the target of the programs for guests. Without it they are linked with glibc, and
+/// guests start slower.
+pub fn ensure_target() {
+    if has_target(GUEST_TARGET) {
+        return;
+    }
+    let mut work = Work::begin("Adding a target to the toolchain");
+    let mut add = process::command("rustup", ["target", "add", GUEST_TARGET]);
+    match process::run_quietly(&mut add, |line| work.now(line)) {
+        Ok(()) => work.done(GUEST_TARGET),
+        Err(error) => eprintln!(
+            "without {GUEST_TARGET}, programs for guests are larger and start slower: {error:#}"
+        ),
+    }
 }
 
 fn missing() -> Result<Vec<(&'static str, &'static str)>> {

@@ -9,17 +9,20 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read as _, Write as _},
+    os::unix::fs::FileExt as _,
     sync::{Arc, OnceLock},
     time::SystemTime,
 };
 
-use rustix::{io::Errno, mount::UnmountFlags};
+use rustix::mount::UnmountFlags;
 
 use super::{clock, entropy, report};
 use crate::model::Goal;
 
 /// Where programs look for the machine id (machine-id(5)).
 const MACHINE_ID: &str = "/etc/machine-id";
+/// What it says in a guest that has none yet (machine-id(5)).
+const NO_MACHINE_ID: &str = "uninitialized";
 /// Where the kernel tells the boot id (random(4)).
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -38,8 +41,49 @@ pub trait Guest {
 }
 
 /// This guest.
-#[derive(Debug)]
-pub struct ThisGuest;
+#[derive(Debug, Default)]
+pub struct ThisGuest {
+    /// The file of the machine id, where room was made for one.
+    machine_id: Option<File>,
+    /// Whether the boot id is hidden.
+    hidden: bool,
+}
+
+impl ThisGuest {
+    /// Has the file of the machine id on the disk and open, without one yet: to write over
+    /// it costs a copy of this guest less than to make it, or only to find it. And has all
+    /// else on the disk that waits to be written, which every copy would write by itself.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn make_room_for_machine_id(&mut self) -> io::Result<()> {
+        let file = write_machine_id(NO_MACHINE_ID)?;
+        rustix::fs::syncfs(&file)?;
+        self.machine_id = Some(file);
+        Ok(())
+    }
+
+    /// Whoever reads the boot id reads nothing, and does not make it.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn hide_boot_id(&mut self) -> io::Result<()> {
+        rustix::mount::mount_bind("/dev/null", BOOT_ID)?;
+        self.hidden = true;
+        Ok(())
+    }
+
+    /// Takes away what hides the boot id, if something does.
+    fn show_boot_id(&mut self) -> io::Result<()> {
+        if self.hidden {
+            rustix::mount::unmount(BOOT_ID, UnmountFlags::empty())?;
+            self.hidden = false;
+        }
+        Ok(())
+    }
+}
 
 impl Guest for ThisGuest {
     fn mix_in(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -55,11 +99,21 @@ impl Guest for ThisGuest {
     }
 
     fn set_machine_id(&mut self, id: &str) -> io::Result<()> {
-        write_machine_id(id).map(drop)
+        match self.machine_id.take() {
+            Some(file) => {
+                let line = machine_id_line(id);
+                file.write_all_at(line.as_bytes(), 0)?;
+                if line.len() <= NO_MACHINE_ID.len() {
+                    file.set_len(line.len() as u64)?;
+                }
+                Ok(())
+            }
+            None => write_machine_id(id).map(drop),
+        }
     }
 
     fn boot_id(&mut self) -> io::Result<String> {
-        show_boot_id()?;
+        self.show_boot_id()?;
         boot_id()
     }
 }
@@ -90,37 +144,21 @@ impl Guest for NoGuest {
     }
 }
 
-/// Has the file of the machine id on the disk, without one yet: to write over it costs
-/// a copy of this guest less than to make it.
-pub fn make_room_for_machine_id() -> io::Result<()> {
-    write_machine_id("uninitialized")?.sync_all()
+fn machine_id_line(id: &str) -> String {
+    format!("{id}\n")
 }
 
 /// Writes the machine id over what is there.
 fn write_machine_id(id: &str) -> io::Result<File> {
     let mut options = OpenOptions::new();
     let mut file = options.write(true).create(true).open(MACHINE_ID)?;
-    let line = format!("{id}\n");
+    let line = machine_id_line(id);
     file.write_all(line.as_bytes())?;
     let length = line.len() as u64;
     if file.metadata()?.len() > length {
         file.set_len(length)?;
     }
     Ok(file)
-}
-
-/// Whoever reads the boot id reads nothing, and does not make it.
-pub fn hide_boot_id() -> io::Result<()> {
-    Ok(rustix::mount::mount_bind("/dev/null", BOOT_ID)?)
-}
-
-/// Takes away what hides the boot id, if something does.
-fn show_boot_id() -> io::Result<()> {
-    match rustix::mount::unmount(BOOT_ID, UnmountFlags::empty()) {
-        // Nothing is mounted there.
-        Err(Errno::INVAL) => Ok(()),
-        done => Ok(done?),
-    }
 }
 
 /// A UUID and a newline. One read is enough.

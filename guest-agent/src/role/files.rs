@@ -14,6 +14,9 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::{console, model::LaunchSpec};
 
+/// Where the kernel tells of its disks.
+const BLOCK_DEVICES: &str = "/sys/block";
+
 /// Where roles' files are.
 #[derive(Debug, Clone)]
 pub struct Layout {
@@ -23,6 +26,21 @@ pub struct Layout {
     pub run: PathBuf,
     /// Whether this is a guest, where disks are mounted and files given away.
     pub guest: bool,
+    /// The disks that were there when they were looked for: serial and device.
+    pub disks: Vec<(String, PathBuf)>,
+}
+
+impl Layout {
+    /// Looks for the disks before one is wanted: a look costs a guest that is copied more
+    /// than this costs its template, and no disk comes or goes while a guest runs.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be looked through.
+    pub fn look_for_disks(&mut self) -> io::Result<()> {
+        self.disks = disks(Path::new(BLOCK_DEVICES))?;
+        Ok(())
+    }
 }
 
 /// What one role has.
@@ -33,9 +51,14 @@ pub struct Files {
     /// The file with its settings.
     pub settings: PathBuf,
     run: PathBuf,
+    /// Whether its directories were made.
+    made: bool,
     /// Serial of the disk that is mounted at the directory.
     mounted: Option<String>,
+    /// The settings that were written, and for whom.
+    written: Option<(BTreeMap<String, String>, Option<u32>)>,
     guest: bool,
+    disks: Vec<(String, PathBuf)>,
 }
 
 /// Why a role's files could not be laid out.
@@ -76,8 +99,11 @@ impl Files {
             directory: layout.roles.join(role.as_str()),
             settings: run.join("settings.json"),
             run,
+            made: false,
             mounted: None,
+            written: None,
             guest: layout.guest,
+            disks: layout.disks.clone(),
         }
     }
 
@@ -87,13 +113,7 @@ impl Files {
     ///
     /// Says what is missing or cannot be made.
     pub fn lay_out(&mut self, launch: &LaunchSpec) -> Result<(), FilesError> {
-        for directory in [&self.directory, &self.run] {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o755)
-                .create(directory)
-                .map_err(|error| FilesError::Directory(directory.clone(), error))?;
-        }
+        self.make_directories()?;
         if self.guest && self.mounted != launch.package {
             self.unmount();
             if let Some(serial) = &launch.package {
@@ -101,14 +121,52 @@ impl Files {
                 self.mounted = Some(serial.clone());
             }
         }
-        let owner = self.guest.then_some(launch.uid);
+        let owner = self.owner(launch);
         write_settings(&self.settings, &launch.settings, owner)
-            .map_err(|error| FilesError::Settings(self.settings.clone(), error))
+            .map_err(|error| FilesError::Settings(self.settings.clone(), error))?;
+        self.written = Some((launch.settings.clone(), owner));
+        Ok(())
+    }
+
+    /// The same for a process that goes on: what it has already stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// As [`Files::lay_out`].
+    pub fn lay_out_what_is_new(&mut self, launch: &LaunchSpec) -> Result<(), FilesError> {
+        let settings = self.written.as_ref().is_some_and(|(settings, owner)| {
+            *settings == launch.settings && *owner == self.owner(launch)
+        });
+        if settings && self.mounted == launch.package {
+            return Ok(());
+        }
+        self.lay_out(launch)
+    }
+
+    fn owner(&self, launch: &LaunchSpec) -> Option<u32> {
+        self.guest.then_some(launch.uid)
+    }
+
+    /// Nobody but root can take them away again.
+    fn make_directories(&mut self) -> Result<(), FilesError> {
+        if self.made {
+            return Ok(());
+        }
+        for directory in [&self.directory, &self.run] {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(directory)
+                .map_err(|error| FilesError::Directory(directory.clone(), error))?;
+        }
+        self.made = true;
+        Ok(())
     }
 
     /// Takes away what the role leaves behind when it is not wanted any more.
     pub fn clear(&mut self) {
         self.unmount();
+        (self.made, self.written) = (false, None);
         for path in [&self.run, &self.directory] {
             // A directory that something was put into by hand stays.
             _ = fs::remove_file(&self.settings);
@@ -117,8 +175,14 @@ impl Files {
     }
 
     fn mount(&self, serial: &str) -> Result<(), FilesError> {
-        let device = disk(Path::new("/sys/block"), serial).map_err(FilesError::Disks)?;
-        let device = device.ok_or_else(|| FilesError::NoDisk(serial.to_owned()))?;
+        let device = match with_serial(&self.disks, serial) {
+            Some(device) => device,
+            None => with_serial(
+                &disks(Path::new(BLOCK_DEVICES)).map_err(FilesError::Disks)?,
+                serial,
+            )
+            .ok_or_else(|| FilesError::NoDisk(serial.to_owned()))?,
+        };
         let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
         // A cache for writing extended attributes, which nobody does here.
         let options = Some(c"no_mbcache");
@@ -142,16 +206,23 @@ impl Files {
     }
 }
 
-/// The device of the disk with this serial, as virtio-blk reports it.
-fn disk(block: &Path, serial: &str) -> io::Result<Option<PathBuf>> {
+/// All disks that have a serial, as virtio-blk reports it, and their devices.
+fn disks(block: &Path) -> io::Result<Vec<(String, PathBuf)>> {
+    let mut disks = Vec::new();
     for entry in fs::read_dir(block)? {
         let entry = entry?;
-        let found = fs::read_to_string(entry.path().join("serial"));
-        if found.is_ok_and(|found| found.trim_end() == serial) {
-            return Ok(Some(Path::new("/dev").join(entry.file_name())));
+        if let Ok(serial) = fs::read_to_string(entry.path().join("serial")) {
+            let device = Path::new("/dev").join(entry.file_name());
+            disks.push((serial.trim_end().to_owned(), device));
         }
     }
-    Ok(None)
+    Ok(disks)
+}
+
+/// The device of the disk with this serial.
+fn with_serial(disks: &[(String, PathBuf)], serial: &str) -> Option<PathBuf> {
+    let disk = disks.iter().find(|(found, _)| found == serial);
+    disk.map(|(_, device)| device.clone())
 }
 
 /// Writes the settings as one JSON object, for the role's user alone, and at once:
@@ -182,6 +253,7 @@ fn write_settings(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Hooks;
 
     #[test]
     fn a_disk_is_found_by_its_serial_and_nothing_else() {
@@ -196,9 +268,50 @@ mod tests {
                 fs::write(block.path().join(name).join("serial"), serial).unwrap();
             }
         }
-        let find = |serial| disk(block.path(), serial).unwrap();
+        let disks = disks(block.path()).unwrap();
+        let find = |serial| with_serial(&disks, serial);
         assert_eq!(find("package"), Some("/dev/vdb".into()));
         assert_eq!(find("pack"), None);
+    }
+
+    #[test]
+    fn what_goes_on_keeps_its_settings_unless_they_are_others() {
+        use std::os::unix::fs::MetadataExt as _;
+        let state = tempfile::tempdir().unwrap();
+        let layout = Layout {
+            roles: state.path().join("role"),
+            run: state.path().join("run"),
+            guest: false,
+            disks: Vec::new(),
+        };
+        let mut files = Files::new(&layout, &"web".parse().unwrap());
+        let mut launch = LaunchSpec {
+            command: vec![],
+            environment: [].into(),
+            settings: [].into(),
+            uid: 1000,
+            package: None,
+            hooks: Hooks::default(),
+        };
+        files.lay_out(&launch).unwrap();
+        // While it is open no other file has its number.
+        let _first = fs::File::open(&files.settings).unwrap();
+        let number = |files: &Files| fs::metadata(&files.settings).unwrap().ino();
+        let first = number(&files);
+        files.lay_out_what_is_new(&launch).unwrap();
+        assert_eq!(number(&files), first);
+
+        launch.settings.insert("colour".into(), "blue".into());
+        files.lay_out_what_is_new(&launch).unwrap();
+        let settings = fs::read_to_string(&files.settings).unwrap();
+        assert_eq!(settings, r#"{"colour":"blue"}"#);
+        files.lay_out(&launch).unwrap();
+        assert_ne!(number(&files), first);
+
+        files.clear();
+        assert!(!files.settings.exists());
+        files.lay_out_what_is_new(&launch).unwrap();
+        assert!(files.settings.exists(), "what was taken away is new");
     }
 
     #[test]

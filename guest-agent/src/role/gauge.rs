@@ -22,6 +22,10 @@ const FIRST_EXEC: Duration = Duration::from_millis(500);
 /// Longest interval between checks while the role starts.
 const EAGER: Duration = Duration::from_millis(500);
 
+/// So many times as long as a check took is the next one put off while the role starts, up to
+/// [`EAGER`]: where checks are slow, they take their time from the role.
+const APART: u32 = 5;
+
 /// What a probe's results amount to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -154,12 +158,15 @@ impl Gauge {
             }
             _ => {}
         }
-        self.next = Some(self.last.saturating_add(self.interval(starting)).max(now));
+        let took = now.saturating_sub(self.last);
+        let interval = self.interval(took, starting);
+        self.next = Some(self.last.saturating_add(interval).max(now));
     }
 
-    fn interval(&mut self, starting: bool) -> Duration {
+    fn interval(&mut self, took: Duration, starting: bool) -> Duration {
         if starting && self.verdict == Verdict::Unknown {
-            let interval = self.eager.min(EAGER).min(self.spec.period);
+            let interval = self.eager.max(took.saturating_mul(APART));
+            let interval = interval.min(EAGER).min(self.spec.period);
             self.eager = interval.saturating_mul(2);
             interval
         } else {
@@ -242,6 +249,20 @@ mod tests {
         let before = gauge.deadline().unwrap();
         check(&mut gauge, true, true);
         assert_eq!(gauge.deadline().unwrap() - before, 2 * SECOND);
+    }
+
+    #[test]
+    fn checks_that_are_slow_come_apart_while_the_role_starts() {
+        let ms = Duration::from_millis;
+        let mut gauge = gauge(1, 1);
+        let mut fail = |begun, took| {
+            assert!(gauge.begin(begun));
+            gauge.record(Err("refused".into()), begun + took, true);
+            gauge.deadline()
+        };
+        assert_eq!(fail(ms(100), ms(60)), Some(ms(400)));
+        assert_eq!(fail(ms(400), ms(200)), Some(ms(900)));
+        assert_eq!(fail(ms(900), ms(800)), Some(ms(1_700)));
     }
 
     #[test]

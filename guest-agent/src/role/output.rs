@@ -9,7 +9,10 @@ use std::{
 };
 
 use bytes::BytesMut;
-use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::{
+    io::ioctl_fionbio,
+    pipe::{PipeFlags, pipe_with},
+};
 use tokio::{io::AsyncReadExt as _, net::unix::pipe::Receiver, sync::oneshot, time::sleep};
 
 use crate::session::{
@@ -56,7 +59,9 @@ fn pipe(
     spoke: impl Fn() + Send + 'static,
 ) -> io::Result<(oneshot::Sender<()>, OwnedFd)> {
     let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
-    let receiver = Receiver::from_owned_fd(ours)?;
+    // What is a pipe, and open to be read, need not be asked whether it is.
+    ioctl_fionbio(&ours, true)?;
+    let receiver = Receiver::from_owned_fd_unchecked(ours)?;
     let (until, over) = oneshot::channel();
     let (outbox, role) = (outbox.clone(), role.clone());
     let pass = move |data: &[u8]| {

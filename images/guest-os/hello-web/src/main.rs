@@ -26,6 +26,9 @@ const PORT: u16 = 8080;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Longest request, its headers included.
 const REQUEST: u64 = 8 << 10;
+/// Bytes of a request that are read at once. What is larger is asked of the kernel anew for
+/// each request.
+const BUFFER: usize = 512;
 
 fn main() -> ExitCode {
     let port = env::var("PORT")
@@ -77,7 +80,7 @@ fn escaped(text: &str) -> String {
 fn answer(mut client: &TcpStream, page: &str) -> io::Result<()> {
     client.set_read_timeout(Some(PATIENCE))?;
     client.set_write_timeout(Some(PATIENCE))?;
-    let mut lines = BufReader::new(client.take(REQUEST)).lines();
+    let mut lines = BufReader::with_capacity(BUFFER, client.take(REQUEST)).lines();
     let Some(request) = lines.next().transpose()? else {
         // A probe that only connects.
         return Ok(());
