@@ -103,7 +103,8 @@ pub fn ensure_target() {
         return;
     }
     let mut work = Work::begin("Adding a target to the toolchain");
-    let mut add = process::command("rustup", ["target", "add", GUEST_TARGET]);
+    // Where nobody answers, rustup would ask for many minutes.
+    let mut add = process::command("timeout", ["120", "rustup", "target", "add", GUEST_TARGET]);
     match process::run_quietly(&mut add, |line| work.now(line)) {
         Ok(()) => work.done(GUEST_TARGET),
         Err(error) => eprintln!(
