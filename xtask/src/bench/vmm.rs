@@ -27,6 +27,9 @@ use crate::{
 /// How long an idle guest is watched.
 const IDLE: Duration = Duration::from_secs(10);
 
+/// The name of a snapshot.
+const SNAPSHOT: &str = "bench";
+
 /// The last line on standard output: medians, but for what is measured once.
 #[derive(Debug, Serialize)]
 struct Figures {
@@ -67,6 +70,10 @@ struct Figures {
     resume_ms: f64,
     snapshot_ms: f64,
     snapshot_kib: f64,
+    /// Resume call to Ready again, of an instance that an operator has paused.
+    resumed_ready_ms: f64,
+    /// Restore call to Ready again, from a snapshot of an instance that was Ready.
+    restored_ready_ms: f64,
     /// Of one core, by a guest whose role is Ready and does nothing but answer its
     /// probes.
     idle_core_percent: f64,
@@ -192,6 +199,8 @@ pub fn run(
         resume_ms: kept.resume_ms,
         snapshot_ms: kept.snapshot_ms,
         snapshot_kib: kept.snapshot_kib,
+        resumed_ready_ms: kept.resumed_ready_ms,
+        restored_ready_ms: kept.restored_ready_ms,
         idle_core_percent: kept.idle_core_percent,
         idle_exits_per_s: kept.idle_exits_per_s,
         idle_syscalls_per_s: kept.idle_syscalls_per_s,
@@ -279,6 +288,8 @@ struct Kept {
     resume_ms: f64,
     snapshot_ms: f64,
     snapshot_kib: f64,
+    resumed_ready_ms: f64,
+    restored_ready_ms: f64,
     idle_core_percent: f64,
     idle_exits_per_s: f64,
     idle_syscalls_per_s: f64,
@@ -314,6 +325,14 @@ fn keep(fabric: &mut Fabric, size: &Size, runs: u32) -> Result<Kept> {
         snapshot_kib = disk_kib(&path)?;
         fs::remove_dir_all(&path).context("removing a snapshot")?;
     }
+    let (mut resumed, mut restored) = (Vec::new(), Vec::new());
+    fabric.fabctl(&["instance", "snapshot", INSTANCE, SNAPSHOT, "--wait"])?;
+    for run in 1..=runs {
+        work.now(format!("pause and restore {run}"));
+        fabric.fabctl(&["instance", "pause", INSTANCE, "--wait"])?;
+        resumed.push(back(fabric, &["instance", "resume", INSTANCE])?);
+        restored.push(back(fabric, &["instance", "restore", INSTANCE, SNAPSHOT])?);
+    }
     fabric.fabctl(&["service", "delete", SERVICE, "--wait"])?;
     work.done("done");
     Ok(Kept {
@@ -321,9 +340,26 @@ fn keep(fabric: &mut Fabric, size: &Size, runs: u32) -> Result<Kept> {
         resume_ms: median(resumes),
         snapshot_ms: median(snapshots),
         snapshot_kib,
+        resumed_ready_ms: median(resumed),
+        restored_ready_ms: median(restored),
         idle_core_percent: (used / IDLE.as_secs_f64() * 1000.0).round() / 10.0,
         idle_exits_per_s: per_second(exits(&after) - exits(&before)),
         idle_syscalls_per_s: per_second(after.repair.syscalls - before.repair.syscalls),
+    })
+}
+
+/// How long it takes from such a call until the instance, which is not Ready on the way, is
+/// Ready again, in milliseconds.
+fn back(fabric: &mut Fabric, call: &[&str]) -> Result<f64> {
+    let begun = Instant::now();
+    fabric.fabctl(call)?;
+    let mut was_away = false;
+    fabric.wait("the instance to be back", PATIENCE, |seen| {
+        let Seen::Instance(now) = seen else {
+            return None;
+        };
+        was_away |= !now.is_ready();
+        (was_away && now.is_ready()).then(|| millis(begun))
     })
 }
 
