@@ -16,7 +16,7 @@ use super::{PATIENCE, bus, median, median_of, millis, telling, until_ready};
 use crate::{
     build::{Images, Prepare},
     demo::service::{self, INSTANCE, SERVICE, Size},
-    fabric::{Fabric, Seen},
+    fabric::{Fabric, Instance, Seen},
     machine::Machine,
     preflight,
     progress::Work,
@@ -326,12 +326,21 @@ fn keep(fabric: &mut Fabric, size: &Size, runs: u32) -> Result<Kept> {
         fs::remove_dir_all(&path).context("removing a snapshot")?;
     }
     let (mut resumed, mut restored) = (Vec::new(), Vec::new());
+    let mut vmm_pid = instance.vmm_pid;
     fabric.fabctl(&["instance", "snapshot", INSTANCE, SNAPSHOT, "--wait"])?;
     for run in 1..=runs {
         work.now(format!("pause and restore {run}"));
         fabric.fabctl(&["instance", "pause", INSTANCE, "--wait"])?;
-        resumed.push(back(fabric, &["instance", "resume", INSTANCE])?);
-        restored.push(back(fabric, &["instance", "restore", INSTANCE, SNAPSHOT])?);
+        let mut was_paused = false;
+        resumed.push(back(fabric, &["resume", INSTANCE], |now| {
+            was_paused |= now.state == "Paused";
+            was_paused
+        })?);
+        let before = vmm_pid;
+        restored.push(back(fabric, &["restore", INSTANCE, SNAPSHOT], |now| {
+            vmm_pid = now.vmm_pid;
+            vmm_pid != before
+        })?);
     }
     fabric.fabctl(&["service", "delete", SERVICE, "--wait"])?;
     work.done("done");
@@ -348,18 +357,18 @@ fn keep(fabric: &mut Fabric, size: &Size, runs: u32) -> Result<Kept> {
     })
 }
 
-/// How long it takes from such a call until the instance, which is not Ready on the way, is
+/// How long it takes from such a call until the instance is seen to have been away, and to be
 /// Ready again, in milliseconds.
-fn back(fabric: &mut Fabric, call: &[&str]) -> Result<f64> {
+fn back(
+    fabric: &mut Fabric,
+    call: &[&str],
+    mut was_away: impl FnMut(&Instance) -> bool,
+) -> Result<f64> {
     let begun = Instant::now();
-    fabric.fabctl(call)?;
-    let mut was_away = false;
-    fabric.wait("the instance to be back", PATIENCE, |seen| {
-        let Seen::Instance(now) = seen else {
-            return None;
-        };
-        was_away |= !now.is_ready();
-        (was_away && now.is_ready()).then(|| millis(begun))
+    fabric.fabctl(&[&["instance"], call].concat())?;
+    fabric.wait("the instance to be back", PATIENCE, |seen| match seen {
+        Seen::Instance(now) if was_away(now) && now.is_ready() => Some(millis(begun)),
+        _ => None,
     })
 }
 
