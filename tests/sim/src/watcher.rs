@@ -184,9 +184,13 @@ impl Watcher {
         Ok(events)
     }
 
-    /// Whether a change that no operator has asked for takes an instance down.
+    /// Whether a change that no operator has asked for takes an instance down. One that an
+    /// operator has stopped or paused is down already, if only by its record yet.
     fn is_taken_down(&self, old: &InstanceRecord, new: &InstanceRecord) -> bool {
         if old.phase != Phase::Wanted || old.node.is_none() || old.node != new.node {
+            return false;
+        }
+        if old.keep.is_held() {
             return false;
         }
         let moves = new.phase == Phase::Moving;
