@@ -666,6 +666,33 @@ pub fn status(instance: &Instance) -> anyhow::Result<&InstanceStatus> {
     }
 }
 
+/// Whether an instance's virtual machine is the process that it was.
+///
+/// # Errors
+///
+/// It is another.
+pub fn same_vmm(before: &Instance, after: &Instance) -> anyhow::Result<()> {
+    ensure!(
+        status(after)?.vmm_pid == status(before)?.vmm_pid,
+        "another VMM: {after:#?}"
+    );
+    Ok(())
+}
+
+/// Whether that process runs the guest that it ran.
+///
+/// # Errors
+///
+/// It is another process, or the guest has booted again.
+pub fn same_guest(before: &Instance, after: &Instance) -> anyhow::Result<()> {
+    same_vmm(before, after)?;
+    ensure!(
+        status(after)?.boot_id == status(before)?.boot_id,
+        "the guest has booted again: {after:#?}"
+    );
+    Ok(())
+}
+
 /// How the last virtual machine of an instance ended.
 ///
 /// # Errors

@@ -22,7 +22,7 @@ mod service;
 mod traces;
 mod users;
 
-pub use cluster::{Cluster, Options, last_end, status, vmms_in};
+pub use cluster::{Cluster, Options, last_end, same_guest, same_vmm, status, vmms_in};
 pub use neighbour::{Neighbour, stand_still};
 pub use peer::{Peer, control, fill, line, patient};
 pub use place::{Place, run_in_own_mounts};

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use anyhow::ensure;
-use fabric_tests::{Cluster, SOON, ServiceFile, Story, eventually, status, story};
+use fabric_tests::{Cluster, SOON, ServiceFile, Story, eventually, same_vmm, status, story};
 
 pub(crate) const STORIES: &[Story] = &[story!(
     a_service_becomes_ready_can_be_looked_at_and_leaves_nothing
@@ -57,10 +57,7 @@ async fn a_service_becomes_ready_can_be_looked_at_and_leaves_nothing() -> anyhow
     // Applying the same file again changes nothing.
     cluster.apply(&service)?;
     let same = cluster.until_ready("shop-web-0").await?;
-    ensure!(
-        status(&same)?.vmm_pid == status(&ready)?.vmm_pid,
-        "{same:#?}"
-    );
+    same_vmm(&ready, &same)?;
 
     cluster.fabctl(&["service", "delete", "shop"])?;
     eventually(SOON, "the instance to be gone", || async {

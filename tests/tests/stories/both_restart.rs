@@ -1,7 +1,7 @@
 //! Controller and host agent killed at once, and a guest that dies meanwhile.
 
 use anyhow::ensure;
-use fabric_tests::{Cluster, ServiceFile, Story, status, story};
+use fabric_tests::{Cluster, ServiceFile, Story, same_guest, status, story};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -22,14 +22,7 @@ async fn guests_run_on_while_everything_above_them_is_away() -> anyhow::Result<(
     cluster.until_node_is_connected().await?;
     cluster.until_event("shop-web-0", "InstanceAdopted").await?;
     let after = cluster.until_ready("shop-web-0").await?;
-    ensure!(
-        status(&after)?.vmm_pid == status(&before)?.vmm_pid,
-        "{after:#?}"
-    );
-    ensure!(
-        status(&after)?.boot_id == status(&before)?.boot_id,
-        "{after:#?}"
-    );
+    same_guest(&before, &after)?;
     Ok(())
 }
 

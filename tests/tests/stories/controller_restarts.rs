@@ -2,7 +2,7 @@
 //! acknowledged, and its nodes have not noticed.
 
 use anyhow::ensure;
-use fabric_tests::{Cluster, ServiceFile, Story, status, story};
+use fabric_tests::{Cluster, ServiceFile, Story, same_guest, story};
 
 pub(crate) const STORIES: &[Story] = &[story!(nothing_is_lost_and_no_guest_is_disturbed)];
 
@@ -22,14 +22,7 @@ async fn nothing_is_lost_and_no_guest_is_disturbed() -> anyhow::Result<()> {
     cluster.until_node_is_connected().await?;
 
     let after = cluster.until_ready("shop-web-0").await?;
-    ensure!(
-        status(&after)?.vmm_pid == status(&before)?.vmm_pid,
-        "{after:#?}"
-    );
-    ensure!(
-        status(&after)?.boot_id == status(&before)?.boot_id,
-        "{after:#?}"
-    );
+    same_guest(&before, &after)?;
     ensure!(after.epoch == before.epoch, "{after:#?}");
     let kept = cluster.events("").await?;
     ensure!(kept.starts_with(&events), "events were lost");

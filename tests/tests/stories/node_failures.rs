@@ -3,7 +3,7 @@
 use anyhow::{Context as _, ensure};
 use fabric_proto::v1::Instance;
 use fabric_tests::{
-    Cluster, Identity, Neighbour, Options, Program, SOON, ServiceFile, Story, eventually,
+    Cluster, Identity, Neighbour, Options, Program, SOON, ServiceFile, Story, eventually, same_vmm,
     stand_still, status, story, vmms_in,
 };
 
@@ -35,6 +35,14 @@ impl Stage {
             cluster,
             neighbours,
         })
+    }
+
+    /// With a short lease, and one instance that is Ready.
+    async fn start_with_an_instance() -> anyhow::Result<(Self, Instance)> {
+        let stage = Self::start("4s").await?;
+        let service = ServiceFile::web("shop").instances(1);
+        let ready = stage.cluster.run(&service, "shop-web-0").await?;
+        Ok((stage, ready))
     }
 
     fn host_agent(&mut self, node: &str) -> anyhow::Result<&mut Program> {
@@ -73,11 +81,7 @@ impl Stage {
 
 async fn a_host_agent_that_is_stopped_has_its_guests_killed_and_started_elsewhere()
 -> anyhow::Result<()> {
-    let mut stage = Stage::start("4s").await?;
-    let before = stage
-        .cluster
-        .run(&ServiceFile::web("shop").instances(1), "shop-web-0")
-        .await?;
+    let (mut stage, before) = Stage::start_with_an_instance().await?;
     ensure!(stage.vmms().len() == 1, "{:?}", stage.vmms());
     stand_still(stage.host_agent(&before.node_id)?, true)?;
 
@@ -121,20 +125,13 @@ async fn rid_of_it(stage: &Stage, first: &str, after: &Instance) -> anyhow::Resu
     .await?;
     let same = cluster.instance("shop-web-0").await?;
     ensure!(same.state == "Ready", "{same:#?}");
-    ensure!(
-        status(&same)?.vmm_pid == status(after)?.vmm_pid,
-        "{same:#?}"
-    );
+    same_vmm(after, &same)?;
     Ok(())
 }
 
 async fn a_host_agent_that_is_killed_for_good_has_its_guests_killed_by_the_keeper()
 -> anyhow::Result<()> {
-    let mut stage = Stage::start("4s").await?;
-    let before = stage
-        .cluster
-        .run(&ServiceFile::web("shop").instances(1), "shop-web-0")
-        .await?;
+    let (mut stage, before) = Stage::start_with_an_instance().await?;
     let first = before.node_id.clone();
     let vmm = i32::try_from(status(&before)?.vmm_pid)?;
     ensure!(stage.vmms() == [vmm], "{:?}", stage.vmms());

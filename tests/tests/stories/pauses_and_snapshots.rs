@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context as _, ensure};
-use fabric_tests::{BOOT, Cluster, ServiceFile, Story, eventually, status, story};
+use fabric_tests::{BOOT, Cluster, ServiceFile, Story, eventually, same_vmm, status, story};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -48,10 +48,7 @@ async fn a_paused_guest_stands_still_until_it_is_resumed_whoever_is_restarted() 
     let still = cluster
         .until(ID, "to be Paused again", |now| now.state == "Paused")
         .await?;
-    ensure!(
-        status(&still)?.vmm_pid == status(&before)?.vmm_pid,
-        "{still:#?}"
-    );
+    same_vmm(&before, &still)?;
     ensure!(count(&cluster)? == counted, "it has counted on");
 
     cluster.fabctl(&["instance", "resume", ID, "--wait"])?;
@@ -117,10 +114,7 @@ async fn a_guest_goes_back_to_a_snapshot_with_its_memory_and_its_disk() -> anyho
     // It goes on in the same process, and what it does then is undone.
     counts_beyond(&cluster, at_most + 4).await?;
     let same = cluster.instance(ID).await?;
-    ensure!(
-        status(&same)?.vmm_pid == status(&before)?.vmm_pid,
-        "{same:#?}"
-    );
+    same_vmm(&before, &same)?;
     for round in 1..=2 {
         let gone = count(&cluster)?.number;
         cluster.fabctl(&["instance", "restore", ID, "early", "--wait"])?;
@@ -178,10 +172,7 @@ async fn a_snapshot_that_cannot_be_used_costs_the_guest_nothing() -> anyhow::Res
     let told = cluster.until_event(ID, "RestoreFailed").await?;
     ensure!(told.warning, "{told:?}");
     let after = cluster.until_ready(ID).await?;
-    ensure!(
-        status(&after)?.vmm_pid == status(&before)?.vmm_pid,
-        "{after:#?}"
-    );
+    same_vmm(&before, &after)?;
     let counted = count(&cluster)?.number;
     counts_beyond(&cluster, counted).await
 }

@@ -2,7 +2,7 @@
 
 use anyhow::ensure;
 use fabric_proto::v1::Instance;
-use fabric_tests::{Cluster, ServiceFile, Story, status, story};
+use fabric_tests::{Cluster, ServiceFile, Story, same_vmm, status, story};
 
 pub(crate) const STORIES: &[Story] = &[story!(
     a_role_that_is_killed_or_hangs_comes_back_in_the_same_guest
@@ -40,10 +40,7 @@ async fn a_role_that_is_killed_or_hangs_comes_back_in_the_same_guest() -> anyhow
         status(&hung)?.boots == 1,
         "the guest was restarted: {hung:#?}"
     );
-    ensure!(
-        status(&hung)?.vmm_pid == status(&before)?.vmm_pid,
-        "{hung:#?}"
-    );
+    same_vmm(&before, &hung)?;
     cluster.until_event("shop-web-0", "RoleUnhealthy").await?;
     Ok(())
 }
