@@ -91,7 +91,7 @@ fn document(disks: u8, jailed: bool) -> Value {
         "vsock": { "cid": 3, "path": "/jail/v.sock" },
         "console": { "ring": { "path": "console", "bytes": 65536 } },
         "control": "/control.sock", "repair": "auto",
-        "template": { "port": 1024, "path": "/jail/template" },
+        "template": { "port": 1024, "after": 1026, "path": "/jail/template" },
     });
     if jailed {
         document["jail"] =

@@ -269,8 +269,8 @@ impl Agent {
         !self.roles.is_empty() && self.roles.values().all(Supervised::is_frozen)
     }
 
-    /// Stops in the middle of this, as a template; each copy goes on here, and asks
-    /// its own host agent who it is.
+    /// Stops as a template at the next session's call, unanswered as yet; each copy goes on
+    /// there, and asks its own host agent who it is.
     async fn become_template(&mut self, session: &mut Receiver<session::Event>) {
         self.template = false;
         if let Some(session) = self.link.session.take() {
@@ -278,7 +278,7 @@ impl Agent {
         }
         self.heartbeats.next = None;
         if self.around.layout.guest {
-            init::make_room_for_machine_id(&mut self.guest);
+            init::make_room_for_identity(&mut self.guest);
         }
         init::touch_all_pages();
         session::call(&self.link.address).await;

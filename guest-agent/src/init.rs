@@ -64,22 +64,21 @@ pub fn rest() {
 }
 
 /// Has in memory what every copy of this guest would otherwise have to fetch or make by
-/// itself: the program that it runs, the file of its machine id, which disks there are, the
+/// itself: the program that it runs, the files of its identity, which disks there are, the
 /// parent of its roles' settings, and every page of the guest agent.
 pub fn prepare_copies(program: &Path, guest: &mut ThisGuest, layout: &mut Layout) {
     if program.is_absolute() {
         report("read the role's program", read_all(program));
     }
-    make_room_for_machine_id(guest);
+    make_room_for_identity(guest);
     report("look for disks", layout.look_for_disks());
     report("make the roles' folder", fs::create_dir_all(&layout.run));
     touch_all_pages();
 }
 
-/// Has the file of the machine id on the disk, and open.
-pub fn make_room_for_machine_id(guest: &mut ThisGuest) {
-    let room = guest.make_room_for_machine_id();
-    report("make room for the machine id", room);
+/// Has the files that make an identity open.
+pub fn make_room_for_identity(guest: &mut ThisGuest) {
+    report("make room for an identity", guest.make_room());
 }
 
 /// Has every page of the guest agent in memory, and some for what it will allocate.

@@ -134,8 +134,8 @@ pub async fn keep(
     }
 }
 
-/// Calls the host where a guest that becomes a template does; the answer is of no
-/// interest. Whoever comes back from this is a copy.
+/// Calls the host where a guest that becomes a template does: it becomes one when it next
+/// asks for a session. The answer is of no interest.
 pub async fn call(address: &Address) {
     if let Address::Vmbus = address {
         let address = VsockAddr::new(HOST_CID, TEMPLATE_PORT);

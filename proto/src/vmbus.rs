@@ -12,7 +12,8 @@ pub const SESSION_PORT: u32 = 1024;
 pub const FAULT_PORT: u32 = 1025;
 
 /// Port on which a guest calls its host when its roles are ready to be copied. Nobody
-/// answers: where it is waited for, the guest becomes a template.
+/// answers: where it is waited for, the guest becomes a template at its next call to
+/// [`SESSION_PORT`].
 pub const TEMPLATE_PORT: u32 = 1026;
 
 /// Port at which a guest's power button is: the VMM knocks there when it is told to

@@ -8,7 +8,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, Read as _, Write as _},
+    io::{self, Read as _},
     os::unix::fs::FileExt as _,
     sync::{Arc, OnceLock},
     time::SystemTime,
@@ -45,22 +45,35 @@ pub trait Guest {
 pub struct ThisGuest {
     /// The file of the machine id, where room was made for one.
     machine_id: Option<File>,
-    /// Whether the boot id is hidden.
+    /// The kernel's file with the boot id, where it was opened before it is read.
+    boot_id: Option<File>,
+    /// Whether the boot id is hidden from others.
     hidden: bool,
 }
 
 impl ThisGuest {
-    /// Has the file of the machine id on the disk and open, without one yet: to write over
-    /// it costs a copy of this guest less than to make it, or only to find it. And has all
-    /// else on the disk that waits to be written, which every copy would write by itself.
+    /// Has the files of the machine id and the boot id open, and the former on the disk
+    /// without one yet: to write over it costs a copy of this guest less than to make it, or
+    /// only to find it. And has all else on the disk that waits to be written, which every
+    /// copy would write by itself.
     ///
     /// # Errors
     ///
-    /// When it cannot be written.
-    pub fn make_room_for_machine_id(&mut self) -> io::Result<()> {
-        let file = write_machine_id(NO_MACHINE_ID)?;
+    /// When the one cannot be written, or the other not opened.
+    pub fn make_room(&mut self) -> io::Result<()> {
+        self.open_boot_id()?;
+        let file = open_machine_id()?;
+        write_machine_id(&file, NO_MACHINE_ID)?;
         rustix::fs::syncfs(&file)?;
         self.machine_id = Some(file);
+        Ok(())
+    }
+
+    /// Opens it where it is not hidden. To read it would make it.
+    fn open_boot_id(&mut self) -> io::Result<()> {
+        if !self.hidden {
+            self.boot_id = Some(File::open(BOOT_ID)?);
+        }
         Ok(())
     }
 
@@ -70,6 +83,7 @@ impl ThisGuest {
     ///
     /// When the kernel refuses.
     pub fn hide_boot_id(&mut self) -> io::Result<()> {
+        self.open_boot_id()?;
         rustix::mount::mount_bind("/dev/null", BOOT_ID)?;
         self.hidden = true;
         Ok(())
@@ -99,22 +113,19 @@ impl Guest for ThisGuest {
     }
 
     fn set_machine_id(&mut self, id: &str) -> io::Result<()> {
-        match self.machine_id.take() {
-            Some(file) => {
-                let line = machine_id_line(id);
-                file.write_all_at(line.as_bytes(), 0)?;
-                if line.len() <= NO_MACHINE_ID.len() {
-                    file.set_len(line.len() as u64)?;
-                }
-                Ok(())
-            }
-            None => write_machine_id(id).map(drop),
-        }
+        let file = match self.machine_id.take() {
+            Some(file) => file,
+            None => open_machine_id()?,
+        };
+        write_machine_id(&file, id)
     }
 
     fn boot_id(&mut self) -> io::Result<String> {
         self.show_boot_id()?;
-        boot_id()
+        match self.boot_id.take() {
+            Some(file) => read_boot_id(&file),
+            None => boot_id(),
+        }
     }
 }
 
@@ -144,27 +155,30 @@ impl Guest for NoGuest {
     }
 }
 
-fn machine_id_line(id: &str) -> String {
-    format!("{id}\n")
+fn open_machine_id() -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).open(MACHINE_ID)
 }
 
 /// Writes the machine id over what is there.
-fn write_machine_id(id: &str) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    let mut file = options.write(true).create(true).open(MACHINE_ID)?;
-    let line = machine_id_line(id);
-    file.write_all(line.as_bytes())?;
+fn write_machine_id(file: &File, id: &str) -> io::Result<()> {
+    let line = format!("{id}\n");
+    file.write_all_at(line.as_bytes(), 0)?;
     let length = line.len() as u64;
     if file.metadata()?.len() > length {
         file.set_len(length)?;
     }
-    Ok(file)
+    Ok(())
+}
+
+fn boot_id() -> io::Result<String> {
+    read_boot_id(&File::open(BOOT_ID)?)
 }
 
 /// A UUID and a newline. One read is enough.
-fn boot_id() -> io::Result<String> {
+fn read_boot_id(mut file: &File) -> io::Result<String> {
     let mut text = [0; 64];
-    let read = File::open(BOOT_ID)?.read(&mut text)?;
+    let read = file.read(&mut text)?;
     let text = text.get(..read).unwrap_or_default();
     Ok(String::from_utf8_lossy(text).trim_end().to_owned())
 }

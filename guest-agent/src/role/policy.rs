@@ -17,7 +17,7 @@
 //! |---|---|
 //! | `Resting` | `Stopped`; `Unhealthy` when it failed for good or was refused |
 //! | `Launching` | `Starting` |
-//! | `Running` | `Starting` until through its probes, then `Ready` or `Busy` |
+//! | `Running` | `Starting` until its readiness probe succeeds, or its liveness probe where it has no other; then `Ready` or `Busy` |
 //! | `Stopping` | `Busy` when asked for, `Unhealthy` when not live |
 //! | `Waiting` | `Unhealthy` |
 //! | `Freezing` | `Ready`, as it was |
@@ -27,9 +27,9 @@
 //! there, and thawed in each copy:
 //!
 //! ```text
-//!  Running, ready ──▶ Freezing ── hook is done ──▶ Frozen
-//!                     (before_snapshot)              │ wanted by a copy's goal
-//!  Running ◀── hook is done ── Thawing ◀─────────────┘
+//!  Running, ready and live ──▶ Freezing ── hook is done, and a rest ──▶ Frozen
+//!                              (before_snapshot)                          │ wanted by a
+//!  Running ◀── hook is done ── Thawing ◀──────────────────────────────────┘ copy's goal
 //!                              (settings, goes on, after_start)
 //! ```
 //!
@@ -40,6 +40,10 @@ use std::{mem, time::Duration};
 
 use super::running::Running;
 use crate::model::{Hook, InvalidRole, LaunchSpec, ProbeKind, ProbeSpec, RestartMode, RoleSpec};
+
+/// How long a role that is to be frozen goes on, so that what it was doing is over: a copy
+/// would finish it before anything else.
+const REST: Duration = Duration::from_secs(1);
 
 /// Time since the guest agent started.
 pub type Moment = Duration;
@@ -148,9 +152,9 @@ pub enum Exit {
 /// State of a role as it is reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// Being started, or not yet through its probes.
+    /// Being started, or not yet ready for the first time.
     Starting,
-    /// Running, live and ready.
+    /// Running and ready.
     Ready,
     /// Running, but out of rotation.
     Busy,
@@ -214,7 +218,10 @@ enum Phase {
     Resting,
     Launching,
     Running(Box<Running>),
-    Freezing,
+    Freezing {
+        /// `None` until the hook is done.
+        at: Option<Moment>,
+    },
     Frozen,
     Thawing,
     Stopping {
@@ -299,6 +306,7 @@ impl Role {
             (Phase::Running(running), Wanted::Run(spec)) => {
                 running.deadline(spec, self.status.failures)
             }
+            (Phase::Freezing { at }, _) => *at,
             (Phase::Stopping { kill_at, .. }, _) => *kill_at,
             (Phase::Waiting { until }, _) => Some(*until),
             _ => None,
@@ -383,18 +391,15 @@ impl Role {
             Wanted::Stopped(_) | Wanted::Refused(_) => (None, None),
         };
         match (&self.phase, outcome) {
-            (Phase::Freezing, Ok(())) => {
-                actions.push(Action::Freeze);
-                self.phase = Phase::Frozen;
-                // In a copy it is not ready yet.
-                let reason = "stands still, in a template".to_owned();
-                self.set(State::Starting, reason, now);
+            (Phase::Freezing { at: None }, Ok(())) => {
+                let at = Some(now.saturating_add(REST));
+                self.phase = Phase::Freezing { at };
             }
             (Phase::Thawing, Ok(())) => {
                 let running = Running::warm(now, liveness, readiness);
                 self.phase = Phase::Running(Box::new(running));
             }
-            (Phase::Freezing | Phase::Thawing, Err(why)) => {
+            (Phase::Freezing { at: None } | Phase::Thawing, Err(why)) => {
                 self.set(State::Unhealthy, why.clone(), now);
                 self.stop(Stopping::NotLive(why), now, actions);
             }
@@ -477,11 +482,19 @@ impl Role {
     }
 
     fn ticked(&mut self, now: Moment, actions: &mut Vec<Action>) {
-        if let Phase::Stopping { kill_at, .. } = &mut self.phase
-            && kill_at.is_some_and(|at| at <= now)
-        {
-            *kill_at = None;
-            actions.push(Action::Kill);
+        match &mut self.phase {
+            Phase::Stopping { kill_at, .. } if kill_at.is_some_and(|at| at <= now) => {
+                *kill_at = None;
+                actions.push(Action::Kill);
+            }
+            Phase::Freezing { at: Some(at) } if *at <= now => {
+                actions.push(Action::Freeze);
+                self.phase = Phase::Frozen;
+                // In a copy it is not ready yet.
+                let reason = "stands still, in a template".to_owned();
+                self.set(State::Starting, reason, now);
+            }
+            _ => {}
         }
     }
 
@@ -491,8 +504,8 @@ impl Role {
             Phase::Resting => self.settle_resting(now, actions),
             Phase::Launching => {}
             Phase::Running(_) => self.settle_running(now, actions),
-            Phase::Freezing if self.differs() => self.stop(Stopping::Asked, now, actions),
-            Phase::Freezing => {}
+            Phase::Freezing { .. } if self.differs() => self.stop(Stopping::Asked, now, actions),
+            Phase::Freezing { .. } => {}
             Phase::Frozen => self.settle_frozen(now, actions),
             Phase::Thawing if self.differs() => self.stop(Stopping::Asked, now, actions),
             Phase::Thawing => {}
@@ -569,11 +582,11 @@ impl Role {
         actions.extend(due.map(|(kind, spec)| Action::Check { run, kind, spec }));
         let (state, reason) = running.health(now);
         running.forgive(spec, &mut self.status.failures, now);
-        let freeze = spec.freeze && state == State::Ready;
+        let freeze = spec.freeze && state == State::Ready && running.is_through_liveness();
         let hook = !spec.launch.hooks.before_snapshot.is_empty();
         self.set(state, reason, now);
         if freeze {
-            self.phase = Phase::Freezing;
+            self.phase = Phase::Freezing { at: None };
             if hook {
                 actions.push(Action::Hook(Hook::BeforeSnapshot));
             } else {

@@ -119,16 +119,18 @@ impl Story {
     /// Lets the next check happen, with this outcome.
     fn check(&mut self, success: bool) -> ProbeKind {
         let actions = self.wait();
-        let [Action::Check { run, kind, .. }] = actions[..] else {
+        let (kind, actions) = self.answer(&actions, success);
+        assert_eq!(actions, []);
+        kind
+    }
+
+    /// Answers the one check that is asked for.
+    fn answer(&mut self, actions: &[Action], success: bool) -> (ProbeKind, Vec<Action>) {
+        let [Action::Check { run, kind, .. }] = *actions else {
             panic!("{actions:?} instead of one check")
         };
-        let outcome = if success {
-            Ok(())
-        } else {
-            Err("refused".to_owned())
-        };
-        assert_eq!(self.event(Event::Probed { run, kind, outcome }), []);
-        kind
+        let outcome = success.then_some(()).ok_or("refused".to_owned());
+        (kind, self.event(Event::Probed { run, kind, outcome }))
     }
 
     fn state(&self) -> State {
@@ -148,35 +150,79 @@ fn a_role_without_probes_is_ready_when_its_process_runs() {
 }
 
 #[test]
-fn a_role_is_starting_until_it_is_through_both_probes() {
-    let spec = RoleSpec {
+fn a_role_is_ready_when_its_readiness_says_so_and_its_liveness_is_checked_then() {
+    let mut story = Story::of(RoleSpec {
         liveness: Some(probe(2_000)),
         readiness: Some(probe(3_000)),
         ..spec()
-    };
-    let mut story = Story::of(spec);
+    });
     assert_eq!(story.state(), State::Starting);
     for _ in 0..3 {
         assert_eq!(story.check(false), ProbeKind::Readiness);
         assert_eq!(story.state(), State::Starting);
     }
-    let now = story.now;
     let actions = story.wait();
-    let [Action::Check { run, kind, .. }] = actions[..] else {
-        panic!("{actions:?}")
-    };
-    assert_eq!(kind, ProbeKind::Readiness);
-    let outcome = Ok(());
-    let actions = story.event(Event::Probed { run, kind, outcome });
-    let [Action::Check { run, kind, .. }] = actions[..] else {
-        panic!("{actions:?}: liveness is checked when it can be alive")
-    };
-    assert_eq!(kind, ProbeKind::Liveness);
+    let (kind, actions) = story.answer(&actions, true);
+    assert_eq!((kind, story.state()), (ProbeKind::Readiness, State::Ready));
+    let (kind, actions) = story.answer(&actions, true);
+    assert_eq!((kind, story.state()), (ProbeKind::Liveness, State::Ready));
+    assert_eq!(actions, []);
+}
+
+#[test]
+fn a_role_with_no_other_probe_is_ready_when_it_is_live() {
+    let mut story = Story::of(RoleSpec {
+        liveness: Some(probe(2_000)),
+        ..spec()
+    });
+    story.check(false);
     assert_eq!(story.state(), State::Starting);
-    assert!(story.now > now);
-    let outcome = Ok(());
-    story.event(Event::Probed { run, kind, outcome });
+    story.check(true);
     assert_eq!(story.state(), State::Ready);
+}
+
+#[test]
+fn a_role_that_is_ready_first_has_its_grace_to_become_live() {
+    let mut story = Story::of(RoleSpec {
+        liveness: Some(probe(1_000)),
+        readiness: Some(probe(60_000)),
+        ..spec()
+    });
+    let actions = story.wait();
+    let (_, mut actions) = story.answer(&actions, true);
+    while story.now < ms(11_000) {
+        assert_eq!(story.state(), State::Ready, "at {:?}", story.now);
+        assert_eq!(story.answer(&actions, false), (ProbeKind::Liveness, vec![]));
+        actions = story.wait();
+    }
+    while story.state() == State::Ready {
+        let (_, next) = story.answer(&actions, false);
+        if story.state() == State::Ready {
+            actions = story.wait();
+        } else {
+            assert_eq!(next, [Action::Terminate]);
+        }
+    }
+    assert_eq!(story.state(), State::Unhealthy);
+    assert!(story.now >= ms(12_000), "three failures after its grace");
+}
+
+#[test]
+fn a_role_whose_readiness_is_gone_is_busy_before_it_was_found_live() {
+    let mut story = Story::of(RoleSpec {
+        liveness: Some(probe(60_000)),
+        readiness: Some(probe(1_000)),
+        ..spec()
+    });
+    let actions = story.wait();
+    let (_, liveness) = story.answer(&actions, true);
+    for _ in 0..3 {
+        assert_eq!(story.state(), State::Ready);
+        assert_eq!(story.check(false), ProbeKind::Readiness);
+    }
+    assert_eq!(story.state(), State::Busy);
+    assert_eq!(story.answer(&liveness, true), (ProbeKind::Liveness, vec![]));
+    assert_eq!(story.state(), State::Busy);
 }
 
 #[test]
@@ -419,13 +465,13 @@ fn changed_settings_are_delivered_to_a_role_that_asks_for_them() {
 fn a_role_is_frozen_when_it_is_ready_and_goes_on_in_a_copy_with_its_settings() {
     let mut story = Story::of(warm());
     assert_eq!(story.state(), State::Starting);
-    let Action::Check { run, kind, .. } = story.wait()[0] else {
-        panic!("no check")
-    };
-    let outcome = Ok(());
-    let actions = story.event(Event::Probed { run, kind, outcome });
+    let actions = story.wait();
+    let (_, actions) = story.answer(&actions, true);
     assert_eq!(actions, [Action::Hook(Hook::BeforeSnapshot)]);
-    assert_eq!(story.event(Event::Hooked(Ok(()))), [Action::Freeze]);
+    assert_eq!(story.event(Event::Hooked(Ok(()))), []);
+    let before = story.now;
+    assert_eq!(story.wait(), [Action::Freeze]);
+    assert_eq!(story.now - before, ms(1_000), "it has had a rest");
     assert!(story.role.is_frozen());
     assert_eq!(story.state(), State::Starting, "a copy begins like this");
     assert_eq!(story.event(Event::Want(Box::new(warm()))), []);
@@ -452,9 +498,24 @@ fn frozen() -> Story {
     let mut spec = warm();
     spec.readiness = None;
     spec.launch.hooks = Hooks::default();
-    let story = Story::of(spec);
+    let mut story = Story::of(spec);
+    story.wait();
     assert!(story.role.is_frozen());
     story
+}
+
+#[test]
+fn a_role_that_is_ready_is_not_frozen_before_it_is_live() {
+    let mut spec = warm();
+    spec.liveness = Some(probe(2_000));
+    spec.launch.hooks = Hooks::default();
+    let mut story = Story::of(spec);
+    let actions = story.wait();
+    let (_, actions) = story.answer(&actions, true);
+    assert_eq!(story.state(), State::Ready);
+    let (kind, actions) = story.answer(&actions, true);
+    assert_eq!((kind, actions), (ProbeKind::Liveness, vec![]));
+    assert_eq!(story.wait(), [Action::Freeze]);
 }
 
 #[test]
@@ -477,6 +538,7 @@ fn a_hook_that_fails_after_the_start_has_the_role_started_anew() {
         ..warm()
     });
     story.event(Event::Hooked(Ok(())));
+    story.wait();
     story.event(Event::Want(Box::new(warm_copy())));
     let failed = || Event::Hooked(Err("its hook failed".to_owned()));
     assert_eq!(story.event(failed()), [Action::Terminate]);

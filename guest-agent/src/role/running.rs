@@ -42,10 +42,18 @@ impl Running {
         }
     }
 
-    /// Failures of its probes do not count while it starts up: until it has been
-    /// ready, and no longer than its grace.
-    fn is_starting_up(&self, spec: &RoleSpec, now: Moment) -> bool {
-        !self.was_ready && now < self.started.saturating_add(spec.startup_grace)
+    /// Failures of a probe do not count while the role starts up, as far as that probe can
+    /// tell: until it has been ready, and been live, and no longer than its grace.
+    fn is_starting_up(&self, spec: &RoleSpec, kind: ProbeKind, now: Moment) -> bool {
+        let started =
+            self.was_ready && (kind == ProbeKind::Readiness || self.is_through_liveness());
+        !started && now < self.started.saturating_add(spec.startup_grace)
+    }
+
+    /// Whether its liveness has been checked often enough to tell, if it is checked.
+    pub fn is_through_liveness(&self) -> bool {
+        let known = |gauge: &Gauge| gauge.verdict() != Verdict::Unknown;
+        self.liveness.as_ref().is_none_or(known)
     }
 
     /// Takes over probes that have changed, without forgetting what was known.
@@ -104,7 +112,7 @@ impl Running {
         outcome: Result<(), String>,
         now: Moment,
     ) {
-        let starting = self.is_starting_up(spec, now);
+        let starting = self.is_starting_up(spec, kind, now);
         let gauge = match kind {
             ProbeKind::Liveness => &mut self.liveness,
             ProbeKind::Readiness => &mut self.readiness,
@@ -133,22 +141,20 @@ impl Running {
         (state, reason)
     }
 
+    /// Readiness alone says that it is ready, and liveness only where nothing else does.
     fn look(&self) -> (State, String) {
-        let live = self
-            .liveness
-            .as_ref()
-            .map_or(Verdict::Passing, Gauge::verdict);
-        let ready = self
-            .readiness
-            .as_ref()
-            .map_or(Verdict::Passing, Gauge::verdict);
-        match (live, ready, &self.readiness) {
-            (Verdict::Unknown, ..) | (_, Verdict::Unknown, _) => (State::Starting, String::new()),
-            (_, Verdict::Failing, Some(gauge)) => (
-                State::Busy,
-                format!("not ready: the probe {}", gauge.failure()),
-            ),
-            _ => (State::Ready, String::new()),
+        let starting = || (State::Starting, String::new());
+        match &self.readiness {
+            None if !self.is_through_liveness() => starting(),
+            None => (State::Ready, String::new()),
+            Some(gauge) => match gauge.verdict() {
+                Verdict::Passing => (State::Ready, String::new()),
+                Verdict::Failing if self.was_ready || self.is_through_liveness() => (
+                    State::Busy,
+                    format!("not ready: the probe {}", gauge.failure()),
+                ),
+                Verdict::Unknown | Verdict::Failing => starting(),
+            },
         }
     }
 

@@ -37,9 +37,9 @@ pub struct RoleReport {
 /// How a role is, in a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RoleCondition {
-    /// Not yet through its probes.
+    /// Not yet ready for the first time.
     Starting,
-    /// Live and ready.
+    /// Ready.
     Ready,
     /// Live, but not ready.
     Busy,

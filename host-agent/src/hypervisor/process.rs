@@ -261,12 +261,15 @@ impl ProcessHypervisor {
                     .to_owned();
                 template = Some(TemplateConfig {
                     port: SESSION_PORT,
+                    after: None,
                     path: Path::new(JAIL).join(SNAPSHOT),
                 });
             }
             Origin::BecomeWarm => {
+                // The call after that one is not answered: a copy goes on from it.
                 template = Some(TemplateConfig {
-                    port: TEMPLATE_PORT,
+                    port: SESSION_PORT,
+                    after: Some(TEMPLATE_PORT),
                     path: Path::new(JAIL).join(SNAPSHOT),
                 });
             }

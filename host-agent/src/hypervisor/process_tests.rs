@@ -371,10 +371,13 @@ fn a_guest_that_becomes_a_template_and_one_that_is_copied_from_it_have_the_same_
         program: Program::new("/bin/busybox"),
     });
     assert_eq!(made.cmdline, "fabric.faults=1 fabric_template=/bin/busybox");
-    assert_eq!(
-        made.template.as_ref().map(|template| template.port),
-        Some(1024)
-    );
+    let calls = |config: &VmConfig| {
+        let template = config.template.as_ref()?;
+        Some((template.port, template.after))
+    };
+    assert_eq!(calls(&made), Some((1024, None)));
+    let warm = configuration(Origin::BecomeWarm);
+    assert_eq!(calls(&warm), Some((1024, Some(1026))));
     let copied = configuration(Origin::Template("/t/snapshot".into()));
     assert_eq!(copied.restore, Some("/t/snapshot".into()));
     for config in [made, copied] {

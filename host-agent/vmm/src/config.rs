@@ -155,6 +155,10 @@ pub struct TemplateConfig {
     /// The host's vsock port: the template is made when the guest first calls it,
     /// before it gets an answer. Who is made from the template gets the answer.
     pub port: u32,
+    /// Another port of the host's: only once the guest has called that one is its next call
+    /// to `port` the one that counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<u32>,
     /// The directory for the snapshot. It must not exist, and appears when it is
     /// complete.
     pub path: PathBuf,
@@ -396,6 +400,10 @@ impl VmConfig {
                 let rule = "a template needs a `vsock`, on which the guest calls";
                 Err(ConfigError::value("template", "there", rule))
             }
+            Some(template) if template.after == Some(template.port) => {
+                let rule = "must be another port than `template.port`";
+                Err(ConfigError::value("template.after", template.port, rule))
+            }
             _ => Ok(()),
         }
     }
@@ -575,10 +583,22 @@ mod tests {
         assert!(text.starts_with("`kernel` is missing"), "{text}");
         let template = TemplateConfig {
             port: 1024,
+            after: None,
             path: "t".into(),
         };
-        let text = complaint(|c| c.template = Some(template));
+        let text = complaint(|c| c.template = Some(template.clone()));
         assert!(text.contains("needs a `vsock`"), "{text}");
+        let text = complaint(|c| {
+            c.vsock = Some(VsockConfig {
+                cid: 3,
+                path: "v".into(),
+            });
+            c.template = Some(TemplateConfig {
+                after: Some(1024),
+                ..template
+            });
+        });
+        assert!(text.starts_with("`template.after` is 1024"), "{text}");
         let text = complaint(|c| {
             c.disks = vec![DiskConfig {
                 capacity_bytes: Some(1 << 30),

@@ -275,7 +275,7 @@ pub fn assemble(config: &VmConfig, started: Instant) -> Result<Assembled, Assemb
             let ours = sign
                 .try_clone()
                 .map_err(AssembleError::host("event descriptor"))?;
-            device.stop_at_call(template.port, sign);
+            device.stop_at_call(template.port, template.after, sign);
             template_sign = Some(ours);
         }
         if let Origin::Snapshot(state) = &origin

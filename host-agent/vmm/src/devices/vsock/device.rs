@@ -101,10 +101,11 @@ impl Vsock {
         })
     }
 
-    /// Takes the guest's first call to a host port for the sign to write to an
-    /// event: it gets no answer, and the guest is not listened to any more.
-    pub fn stop_at_call(&self, port: u32, sign: EventFd) {
-        lock(&self.engine).held_call = Some(HeldCall { port, sign });
+    /// Takes the guest's first call to a host port, or the first after one to another, for
+    /// the sign to write to an event: it gets no answer, and the guest is not listened to
+    /// any more.
+    pub fn stop_at_call(&self, port: u32, after: Option<u32>, sign: EventFd) {
+        lock(&self.engine).held_call = Some(HeldCall { port, after, sign });
     }
 
     /// Tells the guest, when it goes on, that it is another machine now: its
@@ -292,7 +293,20 @@ pub(super) struct Engine {
 /// A call at which the machine stops.
 struct HeldCall {
     port: u32,
+    /// The port that has to be called before; `None` when it has been.
+    after: Option<u32>,
     sign: EventFd,
+}
+
+impl HeldCall {
+    /// Takes note of a call; whether it is the one.
+    fn is(&mut self, port: u32) -> bool {
+        if self.after == Some(port) {
+            self.after = None;
+            return false;
+        }
+        self.after.is_none() && self.port == port
+    }
 }
 
 /// Whether the guest knows that it was restored.
@@ -425,7 +439,7 @@ impl Running {
                     let bytes = chain.readable.len().min(HEADER_LEN + MAX_PAYLOAD);
                     limiter.charge(Direction::ToHost, bytes, now);
                     if let Some(held) = held_call
-                        && self.is_call(&chain, held.port)
+                        && self.called(&chain).is_some_and(|port| held.is(port))
                     {
                         self.tx.undo_pop();
                         let _ = held.sign.write(1);
@@ -446,11 +460,12 @@ impl Running {
         Ok(true)
     }
 
-    fn is_call(&self, chain: &Chain, port: u32) -> bool {
+    /// The port that is called, if this is a call.
+    fn called(&self, chain: &Chain) -> Option<u32> {
         let mut bytes = [0; HEADER_LEN];
-        let read = chain.readable.read_at(&self.memory, 0, &mut bytes);
+        chain.readable.read_at(&self.memory, 0, &mut bytes).ok()?;
         let header = Header::from_bytes(&bytes);
-        read.is_ok() && Op::from_number(header.op) == Some(Op::Request) && header.dst_port == port
+        (Op::from_number(header.op) == Some(Op::Request)).then_some(header.dst_port)
     }
 
     /// Tells the guest once, and waits until it has read it: then it makes the
