@@ -116,6 +116,12 @@ impl Gauge {
         self.next = self.next.map(|next| next.min(soon));
     }
 
+    /// Something else is more urgent just now.
+    pub fn put_off(&mut self, now: Moment) {
+        let later = now.saturating_add(shortest(&self.spec));
+        self.next = self.next.map(|next| next.max(later));
+    }
+
     /// When the next check is due; `None` while one is under way.
     pub fn deadline(&self) -> Option<Moment> {
         self.next

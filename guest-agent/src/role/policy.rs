@@ -577,10 +577,10 @@ impl Role {
             self.stop(Stopping::NotLive(why), now, actions);
             return;
         }
+        let (state, reason) = running.health(now);
         let run = self.runs;
         let due = running.due(spec, now);
         actions.extend(due.map(|(kind, spec)| Action::Check { run, kind, spec }));
-        let (state, reason) = running.health(now);
         running.forgive(spec, &mut self.status.failures, now);
         let freeze = spec.freeze && state == State::Ready && running.is_through_liveness();
         let hook = !spec.launch.hooks.before_snapshot.is_empty();

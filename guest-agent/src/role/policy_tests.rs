@@ -161,12 +161,12 @@ fn a_role_is_ready_when_its_readiness_says_so_and_its_liveness_is_checked_then()
         assert_eq!(story.check(false), ProbeKind::Readiness);
         assert_eq!(story.state(), State::Starting);
     }
-    let actions = story.wait();
-    let (kind, actions) = story.answer(&actions, true);
-    assert_eq!((kind, story.state()), (ProbeKind::Readiness, State::Ready));
-    let (kind, actions) = story.answer(&actions, true);
-    assert_eq!((kind, story.state()), (ProbeKind::Liveness, State::Ready));
-    assert_eq!(actions, []);
+    assert_eq!(story.check(true), ProbeKind::Readiness);
+    assert_eq!(story.state(), State::Ready);
+    let ready = story.now;
+    assert_eq!(story.check(true), ProbeKind::Liveness);
+    assert_eq!(story.state(), State::Ready);
+    assert!(story.now - ready < ms(500), "it is not left alone for long");
 }
 
 #[test]
@@ -188,23 +188,18 @@ fn a_role_that_is_ready_first_has_its_grace_to_become_live() {
         readiness: Some(probe(60_000)),
         ..spec()
     });
-    let actions = story.wait();
-    let (_, mut actions) = story.answer(&actions, true);
-    while story.now < ms(11_000) {
-        assert_eq!(story.state(), State::Ready, "at {:?}", story.now);
-        assert_eq!(story.answer(&actions, false), (ProbeKind::Liveness, vec![]));
-        actions = story.wait();
-    }
+    story.check(true);
+    let mut answered = vec![];
     while story.state() == State::Ready {
-        let (_, next) = story.answer(&actions, false);
-        if story.state() == State::Ready {
-            actions = story.wait();
-        } else {
-            assert_eq!(next, [Action::Terminate]);
-        }
+        assert_eq!(answered, []);
+        let actions = story.wait();
+        let kind;
+        (kind, answered) = story.answer(&actions, false);
+        assert_eq!(kind, ProbeKind::Liveness);
     }
     assert_eq!(story.state(), State::Unhealthy);
-    assert!(story.now >= ms(12_000), "three failures after its grace");
+    assert_eq!(answered, [Action::Terminate]);
+    assert!(story.now >= ms(13_000), "three failures after its grace");
 }
 
 #[test]
@@ -214,8 +209,8 @@ fn a_role_whose_readiness_is_gone_is_busy_before_it_was_found_live() {
         readiness: Some(probe(1_000)),
         ..spec()
     });
-    let actions = story.wait();
-    let (_, liveness) = story.answer(&actions, true);
+    story.check(true);
+    let liveness = story.wait();
     for _ in 0..3 {
         assert_eq!(story.state(), State::Ready);
         assert_eq!(story.check(false), ProbeKind::Readiness);
@@ -510,11 +505,9 @@ fn a_role_that_is_ready_is_not_frozen_before_it_is_live() {
     spec.liveness = Some(probe(2_000));
     spec.launch.hooks = Hooks::default();
     let mut story = Story::of(spec);
-    let actions = story.wait();
-    let (_, actions) = story.answer(&actions, true);
+    assert_eq!(story.check(true), ProbeKind::Readiness);
     assert_eq!(story.state(), State::Ready);
-    let (kind, actions) = story.answer(&actions, true);
-    assert_eq!((kind, actions), (ProbeKind::Liveness, vec![]));
+    assert_eq!(story.check(true), ProbeKind::Liveness);
     assert_eq!(story.wait(), [Action::Freeze]);
 }
 

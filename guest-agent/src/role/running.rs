@@ -133,6 +133,12 @@ impl Running {
     pub fn health(&mut self, now: Moment) -> (State, String) {
         let (state, reason) = self.look();
         if state == State::Ready {
+            if !self.was_ready {
+                // Whoever waits for it hears of it before it is asked the next thing.
+                self.liveness
+                    .iter_mut()
+                    .for_each(|gauge| gauge.put_off(now));
+            }
             self.was_ready = true;
             self.ready_since.get_or_insert(now);
         } else {

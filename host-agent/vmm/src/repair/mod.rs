@@ -218,7 +218,7 @@ impl Repair {
     }
 
     /// Goes on with what a guest wrote to the registers of SYSCALL, whose system
-    /// registers are those.
+    /// registers are those, and with its timer.
     ///
     /// # Errors
     ///
@@ -229,6 +229,7 @@ impl Repair {
         registers: SyscallRegisters,
         sregs: &kvm_sregs,
     ) -> Result<(), RepairError> {
+        self.timer.restore(fd)?;
         self.syscall.restore(fd, &self.memory, registers, sregs)
     }
 

@@ -63,6 +63,26 @@ impl TimerRepair {
         *self = TimerRepair::apart(self.apart);
     }
 
+    /// Goes on with the deadline that a restored virtual CPU has, as if an interrupt had just
+    /// been dealt with: what has become due while it did not run can wait until it has done
+    /// something of its own.
+    ///
+    /// # Errors
+    ///
+    /// When KVM refuses the deadline, or does not tell the time.
+    pub fn restore(&mut self, fd: &VcpuFd) -> Result<(), RepairError> {
+        let now = read(fd, msr::TSC)?;
+        match self.go_on(now, read(fd, msr::TSC_DEADLINE)?) {
+            0 => Ok(()),
+            due => set_msr(fd, msr::TSC_DEADLINE, due),
+        }
+    }
+
+    fn go_on(&mut self, now: u64, deadline: u64) -> u64 {
+        self.earliest = now.saturating_add(self.apart);
+        self.put_off(now, deadline)
+    }
+
     /// Takes the guest's write of its deadline.
     ///
     /// # Errors
@@ -74,7 +94,7 @@ impl TimerRepair {
         deadline: u64,
         counters: &RepairCounters,
     ) -> Result<(), RepairError> {
-        let now = msr::read(fd, msr::TSC).ok_or(RepairError::Unknown { index: msr::TSC })?;
+        let now = read(fd, msr::TSC)?;
         let due = self.put_off(now, deadline);
         if due != deadline {
             counters.count(Repaired::TimerPutOff);
@@ -96,6 +116,10 @@ impl TimerRepair {
         self.armed = Some(due);
         due
     }
+}
+
+fn read(fd: &VcpuFd, index: u32) -> Result<u64, RepairError> {
+    msr::read(fd, index).ok_or(RepairError::Unknown { index })
 }
 
 #[cfg(test)]
@@ -142,6 +166,18 @@ mod tests {
         timer.put_off(1000, 1010);
         assert_eq!(timer.put_off(1011, 0), 0);
         assert_eq!(timer.put_off(1012, 1013), 1051);
+    }
+
+    #[test]
+    fn a_restored_kernel_does_something_of_its_own_first() {
+        let mut timer = TimerRepair::apart(40);
+        assert_eq!(timer.go_on(1000, 1003), 1040);
+        assert_eq!(timer.put_off(1041, 1042), 1081);
+        let mut timer = TimerRepair::apart(40);
+        assert_eq!(timer.go_on(1000, 1100), 1100);
+        let mut resting = TimerRepair::apart(40);
+        assert_eq!(resting.go_on(1000, 0), 0);
+        assert_eq!(resting.put_off(1001, 1002), 1040);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::credit::BUFFER_SIZE;
 use super::muxer::{MAX_CONNECTIONS, MAX_OWN_CALLS};
@@ -47,6 +48,29 @@ fn a_host_connects_to_the_guest_by_the_convention() {
     let mut heard = [0; 7];
     host.read_exact(&mut heard).unwrap();
     assert_eq!(&heard, b"welcome");
+}
+
+#[test]
+fn the_call_at_which_a_machine_becomes_a_template_is_not_answered() {
+    let session = |guest| Ports { host: 1024, guest };
+    for after in [None, Some(1026)] {
+        let sign = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let theirs = sign.try_clone().unwrap();
+        let mut guest = Guest::with_device(|vsock| vsock.stop_at_call(1024, after, theirs));
+        guest.start_driver();
+        guest.give_buffers(RX_BUFFERS);
+        let listener = guest.listen(1024);
+        let _host = after.map(|host| {
+            let stream = guest.connect(&listener, session(1));
+            guest.send(Ports { host, guest: 2 }, Op::Request, &[]);
+            guest.expect(Op::Rst);
+            stream
+        });
+        assert!(sign.read().is_err(), "too soon");
+        guest.send(session(3), Op::Request, &[]);
+        sign.read().unwrap();
+        guest.expect_nothing();
+    }
 }
 
 #[test]
