@@ -12,6 +12,7 @@ use super::halt_check::HaltCheck;
 use super::keeper::{DiskPart, Keeper, Parts, TemplateMaker};
 use super::report::{Operator, Reporter};
 use super::restore;
+use super::trim;
 use super::vcpus::Threads;
 use crate::config::{ConsoleConfig, VmConfig};
 use crate::control::server::ControlListener;
@@ -103,6 +104,7 @@ fn run_to_end(
             .map_err(AssembleError::host("thread"))?;
     }
     restore::start_devices(&parts)?;
+    trim::trim();
     let threads = Arc::new(Threads::start(vcpus, &board, &jail.calls)?);
     jail.calls
         .confine(ThreadKind::EventLoop)

@@ -18,6 +18,7 @@
 //! | [`keeper`] | pauses it, lets it go on, takes snapshots, resets it |
 //! | [`restore`] | gives a new machine a snapshot's state |
 //! | [`reset`] | starts a machine anew in place |
+//! | [`trim`] | gives back what only the start needed |
 //! | [`report`] | what is told during the run and at its end |
 
 pub mod assemble;
@@ -31,6 +32,7 @@ pub mod keeper;
 pub mod report;
 pub mod reset;
 pub mod restore;
+pub mod trim;
 pub mod vcpus;
 
 use std::time::Instant;
