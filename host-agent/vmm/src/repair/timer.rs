@@ -23,7 +23,7 @@ use super::{RepairError, set_msr};
 use crate::msr;
 
 /// From when one interrupt was dealt with to the next.
-const APART: Duration = Duration::from_millis(40);
+const APART: Duration = Duration::from_millis(80);
 
 /// The timer of one virtual CPU.
 #[derive(Debug)]
