@@ -3,11 +3,16 @@
 //!
 //! It knows the wire and nothing of roles.
 
+mod alarm;
 pub mod channel;
 pub mod logs;
 pub mod outbox;
 
-use std::{fmt, io, path::PathBuf, time::Duration};
+use std::{
+    fmt, io,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use fabric_proto::{
@@ -23,7 +28,7 @@ use tokio::{
 use tokio_vsock::{VsockAddr, VsockStream};
 use tonic::Status;
 
-use self::{channel::Channel, outbox::Outbox};
+use self::{alarm::Alarm, channel::Channel, outbox::Outbox};
 use crate::{console, model::Goal};
 
 /// Longest wait for a connection.
@@ -32,6 +37,8 @@ const CONNECT: Duration = Duration::from_secs(5);
 const FIRST_GOAL: Duration = Duration::from_secs(10);
 /// Waits between attempts: from the first to the second, doubling.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// A session that was shorter is not followed by the next at once.
+const SHORT: Duration = Duration::from_secs(1);
 /// Longest message taken from the host agent, in bytes.
 const LONGEST_MESSAGE: usize = 1 << 20;
 
@@ -78,6 +85,8 @@ enum Lost {
     NoGoal(#[source] Elapsed),
     #[error("the host agent ended the session")]
     Ended,
+    #[error("the VMBus was reset")]
+    Reset,
     #[error("the session broke: {0}")]
     Broken(String),
 }
@@ -99,6 +108,7 @@ pub async fn keep(
         .without_max_times();
     loop {
         let mut delays = waits.build();
+        let mut begun;
         let lost = loop {
             let session = Session {
                 address: &address,
@@ -106,6 +116,7 @@ pub async fn keep(
                 events: &events,
             };
             let mut heard = false;
+            begun = Instant::now();
             let lost = match session.converse(hello(), &mut heard).await {
                 Ok(()) => Lost::Ended,
                 Err(lost) => lost,
@@ -130,7 +141,9 @@ pub async fn keep(
             console::chain(&lost)
         ));
         said = true;
-        sleep(RETRY.0).await;
+        if begun.elapsed() < SHORT {
+            sleep(RETRY.0).await;
+        }
     }
 }
 
@@ -158,9 +171,21 @@ impl Session<'_> {
     /// Connects and converses until the host agent ends it; `heard` becomes true
     /// with the first goal.
     async fn converse(&self, hello: Hello, heard: &mut bool) -> Result<(), Lost> {
-        let channel = timeout(CONNECT, self.connect())
+        let (channel, alarm) = timeout(CONNECT, self.connect())
             .await
             .map_err(Lost::NoConnection)??;
+        tokio::select! {
+            ended = self.converse_on(channel, hello, heard) => ended,
+            () = alarm.raised() => Err(Lost::Reset),
+        }
+    }
+
+    async fn converse_on(
+        &self,
+        channel: Channel,
+        hello: Hello,
+        heard: &mut bool,
+    ) -> Result<(), Lost> {
         // The authority says nothing here, but a request must have one.
         let origin = Uri::from_static("http://host-agent");
         let mut client = GuestServiceClient::with_origin(channel, origin)
@@ -191,17 +216,20 @@ impl Session<'_> {
         }
     }
 
-    async fn connect(&self) -> Result<Channel, Lost> {
-        match self.address {
+    async fn connect(&self) -> Result<(Channel, Alarm), Lost> {
+        let (channel, alarm) = match self.address {
             Address::Vmbus => {
                 let address = VsockAddr::new(HOST_CID, SESSION_PORT);
                 let stream = VsockStream::connect(address).await.map_err(Lost::Connect)?;
-                Channel::open(stream).await.map_err(Lost::Http)
+                let alarm = Alarm::on(&stream).map_err(Lost::Connect)?;
+                (Channel::open(stream).await, alarm)
             }
             Address::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(Lost::Connect)?;
-                Channel::open(stream).await.map_err(Lost::Http)
+                let alarm = Alarm::on(&stream).map_err(Lost::Connect)?;
+                (Channel::open(stream).await, alarm)
             }
-        }
+        };
+        Ok((channel.map_err(Lost::Http)?, alarm))
     }
 }
