@@ -10,6 +10,7 @@ pub mod outbox;
 
 use std::{
     fmt, io,
+    os::fd::AsFd,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -21,6 +22,7 @@ use fabric_proto::{
 };
 use hyper::http::Uri;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::UnixStream,
     sync::mpsc::Sender,
     time::{error::Elapsed, sleep, timeout},
@@ -217,19 +219,22 @@ impl Session<'_> {
     }
 
     async fn connect(&self) -> Result<(Channel, Alarm), Lost> {
-        let (channel, alarm) = match self.address {
+        match self.address {
             Address::Vmbus => {
                 let address = VsockAddr::new(HOST_CID, SESSION_PORT);
-                let stream = VsockStream::connect(address).await.map_err(Lost::Connect)?;
-                let alarm = Alarm::on(&stream).map_err(Lost::Connect)?;
-                (Channel::open(stream).await, alarm)
+                open(VsockStream::connect(address).await).await
             }
-            Address::Unix(path) => {
-                let stream = UnixStream::connect(path).await.map_err(Lost::Connect)?;
-                let alarm = Alarm::on(&stream).map_err(Lost::Connect)?;
-                (Channel::open(stream).await, alarm)
-            }
-        };
-        Ok((channel.map_err(Lost::Http)?, alarm))
+            Address::Unix(path) => open(UnixStream::connect(path).await).await,
+        }
     }
+}
+
+async fn open<S>(stream: io::Result<S>) -> Result<(Channel, Alarm), Lost>
+where
+    S: AsFd + AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let stream = stream.map_err(Lost::Connect)?;
+    let alarm = Alarm::on(&stream).map_err(Lost::Connect)?;
+    let channel = Channel::open(stream).await.map_err(Lost::Http)?;
+    Ok((channel, alarm))
 }

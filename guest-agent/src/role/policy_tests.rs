@@ -203,6 +203,32 @@ fn a_role_that_is_ready_first_has_its_grace_to_become_live() {
 }
 
 #[test]
+fn a_role_that_is_ready_again_and_again_and_never_live_is_not_forgiven() {
+    let mut story = Story::of(RoleSpec {
+        liveness: Some(probe(1_000)),
+        readiness: Some(probe(60_000)),
+        ..spec()
+    });
+    for failures in 1..4 {
+        let mut asked_to_end = false;
+        while !asked_to_end {
+            let actions = story.wait();
+            let [Action::Check { run, kind, .. }] = actions[..] else {
+                continue;
+            };
+            let outcome = match kind {
+                ProbeKind::Readiness => Ok(()),
+                ProbeKind::Liveness => Err("refused".to_owned()),
+            };
+            let actions = story.event(Event::Probed { run, kind, outcome });
+            asked_to_end = actions == [Action::Terminate];
+        }
+        story.ended(0);
+        assert_eq!(story.role.status().failures, failures);
+    }
+}
+
+#[test]
 fn a_role_whose_readiness_is_gone_is_busy_before_it_was_found_live() {
     let mut story = Story::of(RoleSpec {
         liveness: Some(probe(60_000)),

@@ -165,9 +165,12 @@ impl Running {
     }
 
     /// When earlier failures are forgiven: once it has stayed ready for the longest
-    /// back-off.
+    /// back-off, and been found live.
     fn forgiven_at(&self, spec: &RoleSpec) -> Option<Moment> {
-        Some(self.ready_since?.saturating_add(spec.restart.backoff_max))
+        let live = |gauge: &Gauge| gauge.verdict() == Verdict::Passing;
+        let live = self.liveness.as_ref().is_none_or(live);
+        let since = self.ready_since.filter(|_| live)?;
+        Some(since.saturating_add(spec.restart.backoff_max))
     }
 
     /// Forgives earlier failures when it is time to.
