@@ -118,9 +118,12 @@ pub enum Origin {
         /// The program that its copies will run, to be in memory then.
         program: Option<Program>,
     },
-    /// From nothing; when its guest's roles are ready to be copied, it becomes a
-    /// template and ends.
-    BecomeWarm,
+    /// When its guest's roles are ready to be copied, it becomes a template and ends.
+    BecomeWarm {
+        /// The snapshot of the template that it is copied from itself; its kernel boots
+        /// where there is none.
+        from: Option<PathBuf>,
+    },
     /// From what another one was: the directory of its snapshot.
     Template(PathBuf),
     /// From what it was itself once: the directory of its snapshot.

@@ -265,7 +265,8 @@ impl ProcessHypervisor {
                     path: Path::new(JAIL).join(SNAPSHOT),
                 });
             }
-            Origin::BecomeWarm => {
+            Origin::BecomeWarm { from } => {
+                restore.clone_from(from);
                 // The call after that one is not answered: a copy goes on from it.
                 template = Some(TemplateConfig {
                     port: SESSION_PORT,
@@ -370,7 +371,7 @@ fn limits(shares: &Shares, disks: usize) -> Limits {
 /// for the machines that become templates.
 fn user_of(spec: &VmSpec) -> u32 {
     match spec.origin {
-        Origin::BecomeTemplate { .. } | Origin::BecomeWarm => 0,
+        Origin::BecomeTemplate { .. } | Origin::BecomeWarm { .. } => 0,
         Origin::Boot | Origin::Template(_) | Origin::Snapshot(_) => spec.cid,
     }
 }

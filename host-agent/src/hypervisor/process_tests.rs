@@ -376,11 +376,13 @@ fn a_guest_that_becomes_a_template_and_one_that_is_copied_from_it_have_the_same_
         Some((template.port, template.after))
     };
     assert_eq!(calls(&made), Some((1024, None)));
-    let warm = configuration(Origin::BecomeWarm);
+    let from = Some("/t/snapshot".into());
+    let warm = configuration(Origin::BecomeWarm { from });
     assert_eq!(calls(&warm), Some((1024, Some(1026))));
+    assert_eq!(warm.restore, Some("/t/snapshot".into()));
     let copied = configuration(Origin::Template("/t/snapshot".into()));
     assert_eq!(copied.restore, Some("/t/snapshot".into()));
-    for config in [made, copied] {
+    for config in [made, warm, copied] {
         config.check().unwrap();
         assert_eq!(config.disks[1].capacity_bytes, Some(PACKAGE_CAPACITY));
         assert_eq!(config.disks[0].quota_bytes, Some(20 << 30));

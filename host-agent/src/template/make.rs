@@ -1,11 +1,11 @@
-//! Makes a template: boots a guest that nobody will use, in a directory of its own,
+//! Makes a template: starts a guest that nobody will use, in a directory of its own,
 //! and keeps what it has become.
 
 use std::{
     fs::{self, Permissions},
     io,
     os::unix::fs::PermissionsExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tokio::time::Instant;
 
 use super::{
-    DISK, MAKING, Made, TemplateError, Templates, Wanted, check, digest_of,
+    DISK, MAKING, Made, Template, TemplateError, Templates, Wanted, check, digest_of,
     key::{Inputs, Key},
     record::{Record, Verified},
     warm::WarmHost,
@@ -45,6 +45,7 @@ impl Templates {
         key: &Key,
         inputs: Inputs,
         wanted: &Wanted,
+        base: Option<Template>,
     ) -> Result<Made, TemplateError> {
         let start = Instant::now();
         let place = tempfile::Builder::new()
@@ -52,7 +53,7 @@ impl Templates {
             .tempdir_in(&self.directory)
             .map_err(FileError::at("make a directory in", &self.directory))?;
         fail_point::reached(Step::TemplateBegun);
-        self.boot(key, place.path(), wanted).await?;
+        self.start(key, place.path(), wanted, base).await?;
         fail_point::reached(Step::TemplateWritten);
 
         let work = Finish {
@@ -69,16 +70,17 @@ impl Templates {
             .map_err(FileError::at("make a template in", &self.directory))?
     }
 
-    /// Boots the guest of a template, which ends when it calls.
-    async fn boot(&self, key: &Key, place: &Path, wanted: &Wanted) -> Result<(), TemplateError> {
+    /// Starts the guest of a template, which ends when it calls.
+    async fn start(
+        &self,
+        key: &Key,
+        place: &Path,
+        wanted: &Wanted,
+        base: Option<Template>,
+    ) -> Result<(), TemplateError> {
         let directory =
             InstanceDirectory::open(place.to_owned()).map_err(FileError::at("open", place))?;
-        let disk = directory.file(DISK);
-        vhd::create_differencing(&disk, &wanted.image, &vhd::DifferencingOptions::default())
-            .map_err(|source| TemplateError::Disk {
-                path: disk,
-                source: Box::new(source),
-            })?;
+        make_disk(directory.file(DISK), &wanted.image, base.as_ref())?;
         fail_point::reached(Step::TemplateDiskMade);
         let package = directory.file(PLACEHOLDER);
         fs::write(&package, [0; PLACEHOLDER_BYTES]).map_err(FileError::at("write", &package))?;
@@ -86,7 +88,8 @@ impl Templates {
             Some(warm) => {
                 let package = warm.package.as_ref();
                 let package = package.map(|(_, path)| PackageDisk::Image(path.clone()));
-                (package, Origin::BecomeWarm)
+                let from = base.map(|base| base.snapshot);
+                (package, Origin::BecomeWarm { from })
             }
             None => {
                 let placeholder = || PackageDisk::Placeholder(PLACEHOLDER.into());
@@ -132,6 +135,25 @@ impl Templates {
     }
 }
 
+/// Makes the disk of a template's guest: empty over its image, or what was written before it
+/// is copied.
+fn make_disk(disk: PathBuf, image: &Path, base: Option<&Template>) -> Result<(), TemplateError> {
+    let Some(base) = base else {
+        let options = vhd::DifferencingOptions::default();
+        return vhd::create_differencing(&disk, image, &options).map_err(|source| {
+            TemplateError::Disk {
+                path: disk,
+                source: Box::new(source),
+            }
+        });
+    };
+    let copy = || {
+        fs::copy(&base.disk, &disk)?;
+        fs::set_permissions(&disk, Permissions::from_mode(0o600))
+    };
+    Ok(copy().map_err(FileError::at("copy a disk to", &disk))?)
+}
+
 /// How the guest of a template has ended.
 async fn ended(
     key: &Key,
@@ -169,7 +191,7 @@ impl Drop for ThrowAway {
 /// What is left to do when the guest has become a template.
 struct Finish {
     place: TempDir,
-    target: std::path::PathBuf,
+    target: PathBuf,
     key: Key,
     inputs: Inputs,
     start: Instant,

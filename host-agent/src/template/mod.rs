@@ -15,7 +15,7 @@
 //! | [`host`] | the part of that which is the same for all of this node |
 //! | [`record`] | what is on record of one, and whether its files are still those |
 //! | [`prune`] | which are to go |
-//! | `make` | boots a throw-away guest and keeps what it has become |
+//! | `make` | boots a throw-away guest, or copies one, and keeps what it has become |
 //! | `warm` | has a role become ready in such a guest |
 //!
 //! Several host agents can share a directory. One template is made at a time; all
@@ -334,7 +334,11 @@ impl Templates {
     pub async fn ensure(&self, wanted: &Wanted) -> Result<Template, TemplateError> {
         let inputs = self.inputs(wanted).await?;
         let kind = inputs.kind();
-        let template = self.find_or_make(inputs, wanted).await;
+        let base = match &wanted.warm {
+            Some(_) if !self.path(&inputs.key()).exists() => self.base(wanted).await,
+            _ => None,
+        };
+        let template = self.find_or_make(inputs, wanted, base).await;
         match &template {
             // Others may have made it.
             Ok(Template { made: None, .. }) => _ = self.known().insert(kind),
@@ -348,6 +352,7 @@ impl Templates {
         &self,
         inputs: Inputs,
         wanted: &Wanted,
+        base: Option<Template>,
     ) -> Result<Template, TemplateError> {
         let key = inputs.key();
         if let Found::Good = self.look(&key, &inputs) {
@@ -369,7 +374,7 @@ impl Templates {
         // Whoever had the turn before may have tried the same.
         self.check_rested(&key)?;
         self.sweep().await;
-        match self.make(&key, inputs, wanted).await {
+        match self.make(&key, inputs, wanted, base).await {
             Ok(made) => {
                 self.prune();
                 Ok(self.template(key, Some(made)))
@@ -379,6 +384,21 @@ impl Templates {
                 Err(error)
             }
         }
+    }
+
+    /// What a template with a role in it is copied from, before the role is started: a boot
+    /// is most of the time that it takes to make.
+    async fn base(&self, wanted: &Wanted) -> Option<Template> {
+        let wanted = Wanted {
+            warm: None,
+            ..wanted.clone()
+        };
+        let base = match self.inputs(&wanted).await {
+            Ok(inputs) => self.find_or_make(inputs, &wanted, None).await,
+            Err(error) => Err(error),
+        };
+        base.inspect_err(|error| tracing::warn!(%error, "a template's guest has to boot"))
+            .ok()
     }
 
     /// Removes a template from which an instance could not be started.

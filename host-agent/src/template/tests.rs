@@ -150,6 +150,30 @@ async fn all_who_want_one_at_once_wait_for_the_same() {
 }
 
 #[tokio::test]
+async fn a_template_with_a_role_in_it_is_copied_from_the_one_without() {
+    let mut stage = Stage::new();
+    let role = RoleSpec {
+        name: "web".to_owned(),
+        ..RoleSpec::default()
+    };
+    stage.wanted.warm = Some(WarmRole::of(&role, None));
+    stage.wanted.package = false;
+    let warm = stage.made().await;
+    assert_eq!(stage.hypervisor.templates(), 2);
+
+    stage.wanted.warm = None;
+    let base = stage.ensure().await.unwrap();
+    assert_eq!(base.made, None, "it was made on the way");
+    assert_ne!(base.key, warm.key);
+    assert_eq!(
+        fs::read(&warm.disk).unwrap(),
+        fs::read(&base.disk).unwrap(),
+        "one disk, which memory knows"
+    );
+    assert_eq!(stage.names().len(), 2);
+}
+
+#[tokio::test]
 async fn who_is_larger_is_copied_from_another() {
     let mut stage = Stage::new();
     let small = stage.made().await;

@@ -385,17 +385,13 @@ impl VmConfig {
         }
     }
 
-    /// Whether there is one thing to start from, and a way to a template.
+    /// Whether there is something to start from, and a way to a template.
     fn check_origin(&self) -> Result<(), ConfigError> {
         if self.kernel.as_os_str().is_empty() && self.restore.is_none() {
             let rule = "a machine needs a `kernel`, or a snapshot to `restore`";
             return Err(ConfigError::value("kernel", "missing", rule));
         }
         match &self.template {
-            Some(_) if self.restore.is_some() => {
-                let rule = "a machine that is restored cannot become a template";
-                Err(ConfigError::value("template", "there", rule))
-            }
             Some(_) if self.vsock.is_none() => {
                 let rule = "a template needs a `vsock`, on which the guest calls";
                 Err(ConfigError::value("template", "there", rule))

@@ -163,7 +163,7 @@ impl Supervisor {
                 let launch = match spec.origin {
                     Origin::Template(_) => Launch::Template,
                     Origin::Snapshot(_) => Launch::Snapshot,
-                    Origin::Boot | Origin::BecomeTemplate { .. } | Origin::BecomeWarm => {
+                    Origin::Boot | Origin::BecomeTemplate { .. } | Origin::BecomeWarm { .. } => {
                         Launch::Boot
                     }
                 };
