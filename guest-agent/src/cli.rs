@@ -4,6 +4,7 @@
 
 use std::path::{self, PathBuf};
 
+use fabric_proto::vmbus::ROLES;
 use lexopt::{Arg, ValueExt as _};
 
 use crate::{role::files::Layout, session::Address};
@@ -72,7 +73,7 @@ pub enum UsageError {
 /// What process 1 does, whatever its arguments.
 pub fn init() -> (Address, Layout) {
     let layout = Layout {
-        roles: "/role".into(),
+        roles: ROLES.into(),
         run: "/run/fabric".into(),
         guest: true,
         disks: Vec::new(),

@@ -1,4 +1,4 @@
-//! What host agent, VMM and guest agent agree on about the VMBus.
+//! What host agent, VMM and guest agent agree on about the VMBus and the guest.
 
 /// Context id of the host, as every guest sees it (virtio 1.2, 5.10.4).
 pub const HOST_CID: u32 = 2;
@@ -27,6 +27,10 @@ pub const POWER_BUTTON_PORT: u32 = 1027;
 /// does before its first call what a guest that is not copied does after it. The
 /// value is the program that its copies will run, or nothing that is an absolute path.
 pub const TEMPLATE_VARIABLE: &str = "fabric_template";
+
+/// Directory of a guest in which each role has its own, by its name; at that its package is
+/// mounted.
+pub const ROLES: &str = "/role";
 
 /// Kernel command line argument that opens [`FAULT_PORT`].
 pub const FAULTS_ARGUMENT: &str = "fabric.faults=1";

@@ -2,6 +2,7 @@
 
 use std::{fs, io, path::Path};
 
+use fabric_proto::vmbus::ROLES;
 use rustix::{
     io::Errno,
     mount::{MountFlags, mount},
@@ -71,7 +72,7 @@ const REST: [Mount; 7] = [
     // disk costs a guest more than this.
     Mount {
         source: "tmpfs",
-        target: "/role",
+        target: ROLES,
         flags: NOSUID.union(NODEV),
         options: "mode=755",
     },

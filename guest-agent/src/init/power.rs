@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fabric_proto::vmbus::ROLES;
 use rustix::{
     fs::sync,
     mount::{MountFlags, UnmountFlags, mount_remount, unmount},
@@ -87,7 +88,7 @@ fn end_everyone() {
 }
 
 fn unmount_packages() {
-    for entry in fs::read_dir("/role").into_iter().flatten().flatten() {
+    for entry in fs::read_dir(ROLES).into_iter().flatten().flatten() {
         // Most of them are mounts; the others say so.
         _ = unmount(entry.path(), UnmountFlags::empty());
     }

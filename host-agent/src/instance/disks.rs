@@ -15,7 +15,7 @@ use std::{
     sync::Arc,
 };
 
-use fabric_proto::{guest::v1::RoleKind, id::SnapshotName};
+use fabric_proto::{guest::v1::RoleKind, id::SnapshotName, vmbus::ROLES};
 use vhd::BlockDevice as _;
 
 use super::{
@@ -272,6 +272,14 @@ async fn back_to(
         .map_err(PrepareError::Snapshot)
 }
 
+/// The program that a role runs, unless it is in the role's package: that comes later, and
+/// what has nothing else of its own is copied from the same template.
+fn program_in_image(command: &[String]) -> Option<Program> {
+    let path = command.first()?;
+    let in_package = Path::new(path).starts_with(ROLES);
+    (!in_package).then(|| Program::new(path))?
+}
+
 /// A role of kind vm is the machine itself: its boot is part of it.
 fn can_be_copied(goal: &InstanceGoal) -> bool {
     matches!(goal.role.kind(), RoleKind::Web | RoleKind::Worker)
@@ -332,11 +340,7 @@ impl Workshop {
             memory_mib: goal.memory_mib,
             vcpus: goal.vcpus,
             package: goal.package.is_some(),
-            program: goal
-                .role
-                .command
-                .first()
-                .and_then(|path| Program::new(path)),
+            program: program_in_image(&goal.role.command),
             warm: warm.then(|| WarmRole::of(&goal.role, package)),
         };
         let template = loop {
@@ -388,5 +392,18 @@ impl Workshop {
             self.events.tell(goal.id.as_str(), reason, &message, false);
         }
         Ok(found.path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_in_a_package_is_not_looked_for_in_the_image() {
+        let of = |path: &str| program_in_image(&[path.to_owned(), "-f".to_owned()]);
+        assert_eq!(of("/bin/busybox"), Program::new("/bin/busybox"));
+        assert_eq!(of("/role/web/hello-web"), None);
+        assert_eq!(program_in_image(&[]), None);
     }
 }
