@@ -50,6 +50,8 @@ pub struct Gauge {
     last: Moment,
     /// Start of the next check; `None` while one is under way.
     next: Option<Moment>,
+    /// Whether the role has shown a sign of life since the last check began.
+    hurried: bool,
     /// Why the last check failed.
     error: String,
 }
@@ -65,6 +67,7 @@ impl Gauge {
             eager: first.saturating_mul(2),
             last: started,
             next: Some(started.saturating_add(first)),
+            hurried: false,
             error: String::new(),
         }
     }
@@ -112,6 +115,7 @@ impl Gauge {
             return;
         }
         self.eager = shortest(&self.spec);
+        self.hurried = true;
         let soon = self.last.saturating_add(self.eager).max(now);
         self.next = self.next.map(|next| next.min(soon));
     }
@@ -133,6 +137,7 @@ impl Gauge {
         if due {
             self.last = now;
             self.next = None;
+            self.hurried = false;
         }
         due
     }
@@ -170,7 +175,10 @@ impl Gauge {
     }
 
     fn interval(&mut self, took: Duration, starting: bool) -> Duration {
-        if starting && self.verdict == Verdict::Unknown {
+        if starting && self.verdict == Verdict::Unknown && self.hurried {
+            // What was checked may have been what it was before.
+            shortest(&self.spec)
+        } else if starting && self.verdict == Verdict::Unknown {
             let interval = self.eager.max(took.saturating_mul(APART));
             let interval = interval.min(EAGER).min(self.spec.period);
             self.eager = interval.saturating_mul(2);
@@ -231,6 +239,17 @@ mod tests {
         assert_eq!(gauge.failure(), "failed 3 times in a row: refused");
         assert_eq!(check(&mut gauge, true, false), Verdict::Failing);
         assert_eq!(check(&mut gauge, true, false), Verdict::Passing);
+    }
+
+    #[test]
+    fn a_sign_of_life_during_a_slow_check_is_not_lost() {
+        let mut gauge = gauge(3, 1);
+        let begun = gauge.deadline().unwrap();
+        assert!(gauge.begin(begun));
+        gauge.hurry(begun + SECOND / 10);
+        let failed = begun + SECOND / 4;
+        gauge.record(Err("refused".to_owned()), failed, true);
+        assert_eq!(gauge.deadline(), Some(failed), "at once");
     }
 
     #[test]
