@@ -175,17 +175,17 @@ impl Gauge {
     }
 
     fn interval(&mut self, took: Duration, starting: bool) -> Duration {
-        if starting && self.verdict == Verdict::Unknown && self.hurried {
-            // What was checked may have been what it was before.
-            shortest(&self.spec)
-        } else if starting && self.verdict == Verdict::Unknown {
-            let interval = self.eager.max(took.saturating_mul(APART));
-            let interval = interval.min(EAGER).min(self.spec.period);
-            self.eager = interval.saturating_mul(2);
-            interval
-        } else {
-            self.spec.period
+        if !starting || self.verdict != Verdict::Unknown {
+            return self.spec.period;
         }
+        if self.hurried {
+            // What was checked may have been what it was before.
+            return shortest(&self.spec);
+        }
+        let interval = self.eager.max(took.saturating_mul(APART));
+        let interval = interval.min(EAGER).min(self.spec.period);
+        self.eager = interval.saturating_mul(2);
+        interval
     }
 }
 

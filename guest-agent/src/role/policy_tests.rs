@@ -255,13 +255,9 @@ fn a_role_that_never_gets_ready_has_to_be_live_after_its_grace() {
     });
     while story.now < ms(11_000) {
         let actions = story.wait();
-        let [Action::Check { run, kind, .. }] = actions[..] else {
-            panic!("{actions:?}")
-        };
         let early = story.now < ms(11_000);
+        let (kind, _) = story.answer(&actions, false);
         assert_eq!(kind == ProbeKind::Readiness, early);
-        let outcome = Err("refused".to_owned());
-        story.event(Event::Probed { run, kind, outcome });
     }
     let mut last = vec![];
     while story.state() == State::Starting {
@@ -288,11 +284,7 @@ fn a_role_that_says_something_while_it_starts_is_checked_then() {
     }
     story.now += ms(120);
     let actions = story.event(Event::Spoke);
-    let [Action::Check { run, kind, .. }] = actions[..] else {
-        panic!("{actions:?}")
-    };
-    let outcome = Ok(());
-    story.event(Event::Probed { run, kind, outcome });
+    story.answer(&actions, true);
     assert_eq!(story.state(), State::Ready);
     assert_eq!(story.event(Event::Spoke), []);
 }
@@ -308,14 +300,7 @@ fn a_role_that_is_not_live_is_stopped_and_started_again() {
     story.check(false);
     assert_eq!(story.state(), State::Ready, "two are not three");
     let actions = story.wait();
-    let [Action::Check { run, kind, .. }] = actions[..] else {
-        panic!("{actions:?}")
-    };
-    let outcome = Err("refused".to_owned());
-    assert_eq!(
-        story.event(Event::Probed { run, kind, outcome }),
-        [Action::Terminate]
-    );
+    assert_eq!(story.answer(&actions, false).1, [Action::Terminate]);
     assert_eq!(story.state(), State::Unhealthy);
     assert_eq!(story.wait(), [Action::Kill]);
     story.event(Event::Ended(Ending::Signal(9)));
@@ -504,11 +489,8 @@ fn a_role_is_frozen_when_it_is_ready_and_goes_on_in_a_copy_with_its_settings() {
     let launch = story.role.launch_spec().unwrap();
     assert_eq!(launch.settings["colour"], "red");
     let actions = story.event(Event::Hooked(Ok(())));
-    let [Action::Check { run, kind, .. }] = actions[..] else {
-        panic!("not checked at once: {actions:?}")
-    };
-    let outcome = Ok(());
-    story.event(Event::Probed { run, kind, outcome });
+    // It is checked at once.
+    story.answer(&actions, true);
     let status = story.role.status();
     assert_eq!((status.state, status.pid), (State::Ready, 101));
     assert_eq!((status.generation, status.restarts), (7, 0));
