@@ -178,7 +178,12 @@ impl Cluster {
         }
     }
 
-    fn choose_as_asked(&mut self, instance: &Instance) -> Result<Placed, Unplaceable> {
+    /// The same, where one that has given it up is not better than none.
+    ///
+    /// # Errors
+    ///
+    /// No node can take it.
+    pub(super) fn choose_as_asked(&mut self, instance: &Instance) -> Result<Placed, Unplaceable> {
         let nothing = Spread::default();
         let spread = self.groups.get(&instance.group).unwrap_or(&nothing);
         let needs = &instance.needs;

@@ -1,9 +1,9 @@
 //! A few moves that repair a spread, such as after a failover.
 //!
 //! Instances are never moved for the sake of points, only for the domain rule: a move is
-//! proposed when it brings two domains' counts closer together. Nothing here carries it
-//! out, nor does it say in which order that is safe:
-//! [`reconcile`](crate::reconcile::rebalance) does.
+//! proposed when it brings two domains' counts closer together, and never to a node that has
+//! given the instance up. Nothing here carries it out, nor does it say in which order that is
+//! safe: [`reconcile`](crate::reconcile::rebalance) does.
 
 use std::{
     cmp::Reverse,
@@ -93,7 +93,7 @@ fn next_move(cluster: &mut Cluster, members: &mut Vec<Instance>) -> Option<Move>
         let from = one.node.clone()?;
         let (from_domain, many) = cluster.domain_of(one, &from)?;
         cluster.release(one, &from);
-        let placed = cluster.choose(one).ok();
+        let placed = cluster.choose_as_asked(one).ok();
         let better = placed.and_then(|placed| {
             let (domain, few) = cluster.domain_of(one, &placed.node)?;
             (few + 1 < many).then_some((placed.node, domain, few))

@@ -128,3 +128,17 @@ fn a_rack_that_is_back_gets_its_share_again_in_as_few_moves_as_are_allowed() {
     assert_eq!(rebalance(ONCE, &nodes, &crowded, 1), moves[..1]);
     assert_eq!(rebalance(ONCE, &nodes[1..], &crowded, 10), []);
 }
+
+#[test]
+fn no_spread_is_mended_with_a_node_that_has_given_the_instance_up() {
+    let mut old = racked("n2", "r2", 8, 8192);
+    old.cordoned = true;
+    let nodes = [racked("n1", "r1", 8, 8192), old];
+    let crowded = role("a-b", 2, 1, 64).into_iter().map(|one| on("n2", one));
+    let mut crowded: Vec<_> = crowded.collect();
+    assert_eq!(rebalance(ONCE, &nodes, &crowded, 10).len(), 1);
+    for one in &mut crowded {
+        one.needs.avoid = ["n1".parse().unwrap()].into();
+    }
+    assert_eq!(rebalance(ONCE, &nodes, &crowded, 10), []);
+}
