@@ -164,7 +164,7 @@ struct Agent {
     going: Option<Going>,
     /// Until somebody listens at them.
     doors: Option<Doors>,
-    /// Whether this guest becomes a template when its roles are frozen.
+    /// Whether this guest becomes a template when its roles are as far as they go there.
     template: bool,
     link: Link,
 }
@@ -238,7 +238,7 @@ impl Agent {
                 () = &mut alarm, if deadline.is_some() => {}
             }
             self.tick();
-            if self.template && self.is_frozen() {
+            if self.template && self.is_halted() {
                 self.become_template(&mut inputs.session).await;
             }
             if let Some(going) = self.going
@@ -265,8 +265,8 @@ impl Agent {
         }
     }
 
-    fn is_frozen(&self) -> bool {
-        !self.roles.is_empty() && self.roles.values().all(Supervised::is_frozen)
+    fn is_halted(&self) -> bool {
+        !self.roles.is_empty() && self.roles.values().all(Supervised::is_halted)
     }
 
     /// Stops as a template at the next session's call, unanswered as yet; each copy goes on
@@ -328,8 +328,8 @@ impl Agent {
         }
         self.template = goal.becomes_template;
         let named = if self.template {
-            // It is nobody, and its role must not find out who it seems to be.
-            if self.around.layout.guest {
+            // It is nobody, and a role that runs must not find out who it seems to be.
+            if self.around.layout.guest && goal.runs_roles() {
                 init::hide_boot_id(&mut self.guest);
             }
             false

@@ -68,7 +68,7 @@ pub fn rest() {
 /// parent of its roles' settings, and every page of the guest agent.
 pub fn prepare_copies(program: &Path, guest: &mut ThisGuest, layout: &mut Layout) {
     if program.is_absolute() {
-        report("read the role's program", read_all(program));
+        report("read the role's program", have_in_memory(program));
     }
     make_room_for_identity(guest);
     report("look for disks", layout.look_for_disks());
@@ -98,7 +98,12 @@ pub fn hide_boot_id(guest: &mut ThisGuest) {
     report("hide the boot id", guest.hide_boot_id());
 }
 
-fn read_all(path: &Path) -> io::Result<()> {
+/// Reads a program, so that who executes it need not wait for the disk.
+///
+/// # Errors
+///
+/// When it cannot be read.
+pub fn have_in_memory(path: &Path) -> io::Result<()> {
     let mut file = File::open(path)?.take(LARGEST_PROGRAM);
     io::copy(&mut file, &mut io::sink()).map(drop)
 }

@@ -65,7 +65,8 @@ pub struct Goal {
     pub heartbeat_period: Duration,
     /// What the guest as a whole should do.
     pub power: Power,
-    /// Whether this guest is nobody, and becomes a template when its roles are ready.
+    /// Whether this guest is nobody, and becomes a template when its roles are as far as
+    /// they go there.
     pub becomes_template: bool,
     /// Roles to run, by name.
     pub roles: BTreeMap<RoleName, Wanted>,
@@ -169,10 +170,19 @@ pub struct RoleSpec {
     pub restart: RestartPolicy,
     /// How long it has between SIGTERM and SIGKILL.
     pub stop_grace: Duration,
-    /// Whether it is frozen when it is ready, to be copied.
-    pub freeze: bool,
+    /// How far it goes, if it is to be copied then.
+    pub halt: Option<Halt>,
     /// Whether its process is told of changed settings, rather than started anew.
     pub deliver_settings: bool,
+}
+
+/// How far a role goes in a guest that becomes a template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Halt {
+    /// What it needs is in place, and it is not started.
+    Prepared,
+    /// It is ready, and frozen.
+    Ready,
 }
 
 /// The programs that are run around a warm start; nothing is run for an empty one.
@@ -295,6 +305,16 @@ pub enum Check {
     },
 }
 
+impl Goal {
+    /// Whether a role's own program is to run.
+    pub fn runs_roles(&self) -> bool {
+        self.roles.values().any(|wanted| match wanted {
+            Wanted::Run(spec) => spec.halt != Some(Halt::Prepared),
+            Wanted::Refused(_) => false,
+        })
+    }
+}
+
 impl From<wire::Goal> for Goal {
     fn from(goal: wire::Goal) -> Self {
         let mut remarks = Vec::new();
@@ -355,7 +375,7 @@ fn machine_id(id: String, remarks: &mut Vec<String>) -> Option<String> {
 
 fn roles(
     specs: Vec<wire::RoleSpec>,
-    freeze: bool,
+    becomes_template: bool,
     remarks: &mut Vec<String>,
 ) -> BTreeMap<RoleName, Wanted> {
     let mut names = BTreeSet::new();
@@ -375,8 +395,12 @@ fn roles(
                 "role {name} is left out: a guest runs at most {MOST_ROLES}"
             ));
         } else {
+            let halt = becomes_template.then_some(match spec.warm_start {
+                Some(_) => Halt::Ready,
+                None => Halt::Prepared,
+            });
             let wanted = RoleSpec::try_from(spec)
-                .map(|spec| RoleSpec { freeze, ..spec })
+                .map(|spec| RoleSpec { halt, ..spec })
                 .map_or_else(Wanted::Refused, |spec| Wanted::Run(Box::new(spec)));
             roles.insert(name, wanted);
         }
@@ -398,7 +422,7 @@ impl TryFrom<wire::RoleSpec> for RoleSpec {
             startup_grace: GRACE.hold(spec.startup_grace),
             restart: restart(spec.restart_policy.unwrap_or_default()),
             stop_grace: STOP_GRACE.hold(spec.stop_grace),
-            freeze: false,
+            halt: None,
             deliver_settings: spec.deliver_settings,
             launch: LaunchSpec {
                 hooks: hooks(spec.warm_start.unwrap_or_default())?,

@@ -22,7 +22,8 @@ pub mod running;
 use std::{
     ffi::{CString, OsStr},
     fs::File,
-    os::fd::AsFd as _,
+    os::{fd::AsFd as _, unix::ffi::OsStrExt as _},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -41,7 +42,7 @@ use self::{
     process::{Program, SpawnError},
 };
 use crate::{
-    console,
+    console, init,
     init::reaper::{Child, Children},
     model::{Check, Hook, LaunchSpec, ProbeKind, ProbeSpec},
     session::{logs, outbox::Outbox},
@@ -92,6 +93,8 @@ impl Surroundings {
 enum LaunchError {
     #[error(transparent)]
     Files(#[from] FilesError),
+    #[error("cannot read {}", .0.display())]
+    Program(PathBuf, #[source] std::io::Error),
     #[error("no pipe for its output")]
     Pipe(#[source] std::io::Error),
     #[error("cannot open /dev/null")]
@@ -148,6 +151,7 @@ impl Supervised {
                 match action {
                     // Those that have an answer at once, and never two of them.
                     Action::Launch => next = Some(self.launch(around)),
+                    Action::Prepare => next = Some(self.prepare(around)),
                     Action::Thaw => next = self.thaw(around),
                     Action::Freeze => self.group(|pid| process::signal(pid, Signal::STOP)),
                     Action::Hook(hook) => self.hook(hook, around),
@@ -171,9 +175,9 @@ impl Supervised {
         self.policy.is_stopped()
     }
 
-    /// True when its processes stand still, to be copied.
-    pub fn is_frozen(&self) -> bool {
-        self.policy.is_frozen()
+    /// True when it stands as it is to be copied.
+    pub fn is_halted(&self) -> bool {
+        self.policy.is_halted()
     }
 
     /// Says how it is, whether or not that is new.
@@ -224,12 +228,40 @@ impl Supervised {
                 self.remark(around, &format!("started {command} as process {number}"));
                 Event::Launched(number)
             }
-            Err(error) => {
-                let error = console::chain(&error);
-                self.remark(around, &format!("cannot be started: {error}"));
-                Event::LaunchFailed(error)
-            }
+            Err(error) => self.launch_failed(&error, around),
         }
+    }
+
+    fn launch_failed(&self, error: &LaunchError, around: &Surroundings) -> Event {
+        let error = console::chain(error);
+        self.remark(around, &format!("cannot be started: {error}"));
+        Event::LaunchFailed(error)
+    }
+
+    fn prepare(&mut self, around: &mut Surroundings) -> Event {
+        let Some(spec) = self.policy.launch_spec().cloned() else {
+            return Event::LaunchFailed(String::new());
+        };
+        match self.try_prepare(&spec, around) {
+            Ok(()) => Event::Prepared,
+            Err(error) => self.launch_failed(&error, around),
+        }
+    }
+
+    /// Does what is the same in every copy of a launch, and has in memory what it reads.
+    fn try_prepare(
+        &mut self,
+        spec: &LaunchSpec,
+        around: &mut Surroundings,
+    ) -> Result<(), LaunchError> {
+        self.files.lay_out_package(spec)?;
+        if let Some(program) = spec.command.first() {
+            let program = OsStr::from_bytes(program.to_bytes());
+            let program = self.files.directory.join(program);
+            init::have_in_memory(&program).map_err(|error| LaunchError::Program(program, error))?;
+        }
+        null(&mut around.null).map_err(LaunchError::Null)?;
+        Ok(())
     }
 
     fn try_launch(

@@ -113,6 +113,20 @@ impl Files {
     ///
     /// Says what is missing or cannot be made.
     pub fn lay_out(&mut self, launch: &LaunchSpec) -> Result<(), FilesError> {
+        self.lay_out_package(launch)?;
+        let owner = self.owner(launch);
+        write_settings(&self.settings, &launch.settings, owner)
+            .map_err(|error| FilesError::Settings(self.settings.clone(), error))?;
+        self.written = Some((launch.settings.clone(), owner));
+        Ok(())
+    }
+
+    /// All of that but what is the instance's own.
+    ///
+    /// # Errors
+    ///
+    /// As [`Files::lay_out`].
+    pub fn lay_out_package(&mut self, launch: &LaunchSpec) -> Result<(), FilesError> {
         self.make_directories()?;
         if self.guest && self.mounted != launch.package {
             self.unmount();
@@ -121,14 +135,11 @@ impl Files {
                 self.mounted = Some(serial.clone());
             }
         }
-        let owner = self.owner(launch);
-        write_settings(&self.settings, &launch.settings, owner)
-            .map_err(|error| FilesError::Settings(self.settings.clone(), error))?;
-        self.written = Some((launch.settings.clone(), owner));
         Ok(())
     }
 
-    /// The same for a process that goes on: what it has already stays as it is.
+    /// What [`Files::lay_out`] does for a process that goes on: what it has already stays as
+    /// it is.
     ///
     /// # Errors
     ///

@@ -21,7 +21,14 @@
 //! | `Stopping` | `Busy` when asked for, `Unhealthy` when not live |
 //! | `Waiting` | `Unhealthy` |
 //! | `Freezing` | `Ready`, as it was |
-//! | `Frozen`, `Thawing` | `Starting` |
+//! | `Prepared`, `Frozen`, `Thawing` | `Starting` |
+//!
+//! In a guest that becomes a template a role is only prepared, so that each copy need not
+//! fetch what all of them need; there it is launched:
+//!
+//! ```text
+//!  Launching ── what it needs is in place ──▶ Prepared ── wanted by a copy's goal ──▶ Resting
+//! ```
 //!
 //! A role with a warm start is made ready in a guest that becomes a template, frozen
 //! there, and thawed in each copy:
@@ -39,7 +46,9 @@
 use std::{mem, time::Duration};
 
 use super::running::Running;
-use crate::model::{Hook, InvalidRole, LaunchSpec, ProbeKind, ProbeSpec, RestartMode, RoleSpec};
+use crate::model::{
+    Halt, Hook, InvalidRole, LaunchSpec, ProbeKind, ProbeSpec, RestartMode, RoleSpec,
+};
 
 /// How long a role that is to be frozen goes on, so that what it was doing is over: a copy
 /// would finish it before anything else.
@@ -61,7 +70,9 @@ pub enum Event {
     Stop(StopCause),
     /// The launch succeeded; 0 where there is no process to run.
     Launched(u32),
-    /// The launch failed; why.
+    /// What the launch will need is in place.
+    Prepared,
+    /// The launch failed, or what it needs is not there; why.
     LaunchFailed(String),
     /// Its process has ended.
     Ended(Ending),
@@ -97,6 +108,8 @@ pub enum Action {
     /// Start the role as [`Role::launch_spec`] says; answered by `Launched` or
     /// `LaunchFailed`.
     Launch,
+    /// Have in place what that would need; answered by `Prepared` or `LaunchFailed`.
+    Prepare,
     /// Ask the process to end.
     Terminate,
     /// End the process and all that belongs to it.
@@ -217,6 +230,7 @@ struct Launched {
 enum Phase {
     Resting,
     Launching,
+    Prepared,
     Running(Box<Running>),
     Freezing {
         /// `None` until the hook is done.
@@ -278,9 +292,9 @@ impl Role {
         )
     }
 
-    /// True when its processes stand still, to be copied.
-    pub fn is_frozen(&self) -> bool {
-        matches!(self.phase, Phase::Frozen)
+    /// True when it stands as it is to be copied.
+    pub fn is_halted(&self) -> bool {
+        matches!(self.phase, Phase::Prepared | Phase::Frozen)
     }
 
     /// How to start it, when [`Action::Launch`] says so.
@@ -324,6 +338,13 @@ impl Role {
             Event::Grace(grace) => self.stop_grace = grace,
             Event::Stop(cause) => self.wanted = Wanted::Stopped(cause),
             Event::Launched(pid) => self.launched(pid, now),
+            Event::Prepared => {
+                if matches!(self.phase, Phase::Launching) {
+                    self.phase = Phase::Prepared;
+                    let reason = "is about to be started, in a template".to_owned();
+                    self.set(State::Starting, reason, now);
+                }
+            }
             Event::LaunchFailed(why) => {
                 if matches!(self.phase, Phase::Launching) {
                     self.status.last_exit = Some(Exit::NotStarted(why.clone()));
@@ -380,7 +401,7 @@ impl Role {
     fn has_process(&self) -> bool {
         let may = !matches!(
             self.phase,
-            Phase::Resting | Phase::Launching | Phase::Waiting { .. }
+            Phase::Resting | Phase::Launching | Phase::Prepared | Phase::Waiting { .. }
         );
         may && self.status.pid != 0
     }
@@ -410,13 +431,14 @@ impl Role {
     /// In a copy: what is wanted is what was frozen, but for what came later.
     fn settle_frozen(&mut self, now: Moment, actions: &mut Vec<Action>) {
         match (&self.wanted, &mut self.launched) {
-            (Wanted::Run(spec), _) if spec.freeze => {}
+            (Wanted::Run(spec), _) if spec.halt.is_some() => {}
             (Wanted::Run(spec), Some(launched)) if launched.spec.is_process_of(&spec.launch) => {
                 launched.spec = spec.launch.clone();
                 launched.generation = spec.generation;
                 self.status.generation = spec.generation;
                 let hook = !spec.launch.hooks.after_start.is_empty();
                 self.phase = Phase::Thawing;
+                self.status.since = now;
                 self.set(State::Starting, "going on from a template".to_owned(), now);
                 actions.push(Action::Thaw);
                 if hook {
@@ -503,6 +525,7 @@ impl Role {
         match self.phase {
             Phase::Resting => self.settle_resting(now, actions),
             Phase::Launching => {}
+            Phase::Prepared => self.settle_prepared(now, actions),
             Phase::Running(_) => self.settle_running(now, actions),
             Phase::Freezing { .. } if self.differs() => self.stop(Stopping::Asked, now, actions),
             Phase::Freezing { .. } => {}
@@ -539,6 +562,20 @@ impl Role {
                 self.status.failures = 0;
                 self.set(State::Stopped, reason, now);
             }
+        }
+    }
+
+    /// In a copy: what is in place was not launched yet.
+    fn settle_prepared(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        let stays = match &self.wanted {
+            Wanted::Run(spec) => spec.halt == Some(Halt::Prepared) && !self.differs(),
+            Wanted::Refused(_) | Wanted::Stopped(_) => false,
+        };
+        if !stays {
+            self.launched = None;
+            self.phase = Phase::Resting;
+            self.status.since = now;
+            self.settle_resting(now, actions);
         }
     }
 
@@ -582,7 +619,8 @@ impl Role {
         let due = running.due(spec, now);
         actions.extend(due.map(|(kind, spec)| Action::Check { run, kind, spec }));
         running.forgive(spec, &mut self.status.failures, now);
-        let freeze = spec.freeze && state == State::Ready && running.is_through_liveness();
+        let halts = spec.halt == Some(Halt::Ready);
+        let freeze = halts && state == State::Ready && running.is_through_liveness();
         let hook = !spec.launch.hooks.before_snapshot.is_empty();
         self.set(state, reason, now);
         if freeze {
@@ -613,12 +651,16 @@ impl Role {
             spec: spec.launch.clone(),
             generation: spec.generation,
         });
-        self.status.generation = spec.generation;
-        self.status.restarts = self.runs;
-        self.runs = self.runs.saturating_add(1);
         self.phase = Phase::Launching;
+        if spec.halt == Some(Halt::Prepared) {
+            actions.push(Action::Prepare);
+        } else {
+            self.status.generation = spec.generation;
+            self.status.restarts = self.runs;
+            self.runs = self.runs.saturating_add(1);
+            actions.push(Action::Launch);
+        }
         self.set(State::Starting, String::new(), now);
-        actions.push(Action::Launch);
     }
 
     fn stop(&mut self, why: Stopping, now: Moment, actions: &mut Vec<Action>) {

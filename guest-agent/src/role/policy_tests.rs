@@ -40,7 +40,7 @@ fn spec() -> RoleSpec {
             backoff_max: ms(3_000),
         },
         stop_grace: ms(5_000),
-        freeze: false,
+        halt: None,
         deliver_settings: false,
     }
 }
@@ -49,7 +49,7 @@ fn spec() -> RoleSpec {
 fn warm() -> RoleSpec {
     let mut spec = RoleSpec {
         readiness: Some(probe(2_000)),
-        freeze: true,
+        halt: Some(Halt::Ready),
         ..spec()
     };
     spec.launch.hooks = Hooks {
@@ -62,7 +62,7 @@ fn warm() -> RoleSpec {
 /// As a copy wants it: with settings, and an operator's restart behind it.
 fn warm_copy() -> RoleSpec {
     let mut spec = RoleSpec {
-        freeze: false,
+        halt: None,
         generation: 7,
         ..warm()
     };
@@ -478,7 +478,7 @@ fn a_role_is_frozen_when_it_is_ready_and_goes_on_in_a_copy_with_its_settings() {
     let before = story.now;
     assert_eq!(story.wait(), [Action::Freeze]);
     assert_eq!(story.now - before, ms(1_000), "it has had a rest");
-    assert!(story.role.is_frozen());
+    assert!(story.role.is_halted());
     assert_eq!(story.state(), State::Starting, "a copy begins like this");
     assert_eq!(story.event(Event::Want(Box::new(warm()))), []);
     assert_eq!(story.role.deadline(), None, "nothing happens in a template");
@@ -496,6 +496,48 @@ fn a_role_is_frozen_when_it_is_ready_and_goes_on_in_a_copy_with_its_settings() {
     assert_eq!((status.generation, status.restarts), (7, 0));
 }
 
+#[test]
+fn a_role_is_prepared_in_a_template_and_launched_in_a_copy() {
+    let prepared = RoleSpec {
+        halt: Some(Halt::Prepared),
+        ..spec()
+    };
+    let mut role = Role::new();
+    let actions = role.handle(Event::Want(Box::new(prepared.clone())), ms(1));
+    assert_eq!(actions, [Action::Prepare, Action::Report]);
+    role.handle(Event::Prepared, ms(2));
+    assert!(role.is_halted());
+    assert_eq!(role.handle(Event::Want(Box::new(prepared)), ms(3)), []);
+    assert_eq!(role.deadline(), None, "nothing happens in a template");
+
+    let wanted = Event::Want(Box::new(spec()));
+    let actions = role.handle(wanted, ms(4));
+    assert_eq!(actions, [Action::Launch, Action::Report]);
+    role.handle(Event::Launched(7), ms(5));
+    let status = role.status();
+    assert_eq!((status.state, status.since), (State::Ready, ms(5)));
+    assert_eq!((status.pid, status.restarts), (7, 0));
+}
+
+#[test]
+fn what_a_role_lacks_in_a_template_is_a_failure_that_the_host_hears_of() {
+    let mut role = Role::new();
+    let prepared = RoleSpec {
+        halt: Some(Halt::Prepared),
+        ..spec()
+    };
+    role.handle(Event::Want(Box::new(prepared)), ms(1));
+    role.handle(Event::LaunchFailed("no disk".to_owned()), ms(2));
+    assert_eq!(role.status().state, State::Unhealthy);
+    assert!(!role.is_halted());
+    let again = role.deadline().unwrap();
+    let actions = role.handle(Event::Tick, again);
+    assert_eq!(actions, [Action::Prepare, Action::Report]);
+    assert_eq!(role.handle(Event::Stop(StopCause::NotWanted), again), []);
+    role.handle(Event::Prepared, again);
+    assert!(role.is_stopped());
+}
+
 /// One whose processes stand still.
 fn frozen() -> Story {
     let mut spec = warm();
@@ -503,7 +545,7 @@ fn frozen() -> Story {
     spec.launch.hooks = Hooks::default();
     let mut story = Story::of(spec);
     story.wait();
-    assert!(story.role.is_frozen());
+    assert!(story.role.is_halted());
     story
 }
 
@@ -567,7 +609,7 @@ enum Deed {
         command: bool,
         liveness: bool,
         readiness: bool,
-        freeze: bool,
+        halt: Option<Halt>,
         hooks: bool,
     },
     Hooked(bool),
@@ -591,10 +633,16 @@ fn deed() -> impl Strategy<Value = Deed> {
         Just(RestartMode::OnFailure),
         Just(RestartMode::Never)
     ];
+    let halt = prop_oneof![
+        2 => Just(None),
+        1 => Just(Some(Halt::Prepared)),
+        1 => Just(Some(Halt::Ready))
+    ];
+    let wanted = (0..3_u64, mode, halt, any::<[bool; 4]>());
     prop_oneof![
-        2 => (0..3_u64, mode, any::<[bool; 5]>()).prop_map(|(generation, mode, flags)| {
-            let [command, liveness, readiness, freeze, hooks] = flags;
-            Deed::Want { generation, mode, command, liveness, readiness, freeze, hooks }
+        2 => wanted.prop_map(|(generation, mode, halt, flags)| {
+            let [command, liveness, readiness, hooks] = flags;
+            Deed::Want { generation, mode, command, liveness, readiness, halt, hooks }
         }),
         3 => any::<bool>().prop_map(Deed::Hooked),
         2 => Just(Deed::Spoke),
@@ -615,6 +663,8 @@ struct World {
     now: Moment,
     /// Whether a launch waits for its answer.
     launching: bool,
+    /// Whether what prepares one does.
+    preparing: bool,
     process: bool,
     /// Whether its processes stand still.
     frozen: bool,
@@ -629,14 +679,19 @@ impl World {
         let before = self.role.status().clone();
         for action in self.role.handle(event, self.now) {
             match action {
-                Action::Launch => {
+                Action::Launch | Action::Prepare => {
                     prop_assert!(self.wanted, "launched though it is not wanted");
-                    prop_assert!(!self.launching && !self.process, "two at once");
+                    let busy = self.launching || self.preparing || self.process;
+                    prop_assert!(!busy, "two at once");
                     if let Some(not_before) = self.not_before {
                         prop_assert!(self.now >= not_before, "launched within its back-off");
                     }
-                    self.launching = true;
-                    self.runs += 1;
+                    if action == Action::Launch {
+                        self.launching = true;
+                        self.runs += 1;
+                    } else {
+                        self.preparing = true;
+                    }
                 }
                 Action::Terminate | Action::Kill => {
                     prop_assert!(self.process, "a signal to nobody");
@@ -654,17 +709,19 @@ impl World {
                 Action::Deliver | Action::Report => {}
             }
         }
-        self.frozen &= self.role.is_frozen();
-        prop_assert_eq!(self.frozen, self.role.is_frozen());
+        self.frozen &= self.role.is_halted();
+        let prepared = self.role.is_halted() && !self.process;
+        prop_assert_eq!(self.frozen || prepared, self.role.is_halted());
         let status = self.role.status();
         prop_assert!(status.restarts >= before.restarts);
         prop_assert_eq!(status.restarts, self.runs.saturating_sub(1));
         prop_assert_eq!(status.pid != 0, self.process);
         if matches!(status.state, State::Ready | State::Busy) {
-            prop_assert!(!self.launching);
+            prop_assert!(!self.launching && !self.preparing);
         }
         if self.role.is_stopped() {
-            prop_assert!(!self.process && !self.launching && !self.wanted);
+            let busy = self.launching || self.preparing || self.process;
+            prop_assert!(!busy && !self.wanted);
             prop_assert_eq!(self.role.deadline(), None);
         }
         Ok(())
@@ -690,12 +747,12 @@ impl World {
                 command,
                 liveness,
                 readiness,
-                freeze,
+                halt,
                 hooks,
             } => {
                 let mut spec = RoleSpec {
                     generation,
-                    freeze,
+                    halt,
                     ..spec()
                 };
                 if hooks {
@@ -746,11 +803,20 @@ impl World {
                     Ok(())
                 }
             }
+            Deed::Launch(success) if self.preparing => {
+                self.preparing = false;
+                if success {
+                    return self.give(Event::Prepared);
+                }
+                self.give(Event::LaunchFailed("no".into()))?;
+                self.waits_from_now(initial, most);
+                Ok(())
+            }
             Deed::Launch(_) => Ok(()),
             Deed::End(code) if self.process => {
                 self.process = false;
                 self.give(Event::Ended(Ending::Code(code)))?;
-                if !self.launching {
+                if !self.launching && !self.preparing {
                     self.waits_from_now(initial, most);
                 }
                 Ok(())
@@ -801,6 +867,7 @@ proptest! {
             role: Role::new(),
             now: ms(1),
             launching: false,
+            preparing: false,
             process: false,
             frozen: false,
             runs: 0,
