@@ -142,7 +142,7 @@ impl Hypervisor for FakeHypervisor {
         );
         let becomes_template = matches!(
             spec.origin,
-            Origin::BecomeTemplate { .. } | Origin::BecomeWarm { .. }
+            Origin::BecomeTemplate { .. } | Origin::BecomeRoleTemplate { .. }
         );
         if becomes_template {
             table.templates += 1;

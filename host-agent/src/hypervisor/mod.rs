@@ -26,6 +26,8 @@ use crate::{
 
 /// The part of the processors of a machine with one of them to itself.
 pub const USUAL_CPU_WEIGHT: u32 = 100;
+/// That of one that nobody waits for.
+pub const LEAST_CPU_WEIGHT: u32 = 1;
 /// Longest path of a program that a template has in memory.
 const LONGEST_PROGRAM: usize = 256;
 
@@ -118,8 +120,8 @@ pub enum Origin {
         /// The program that its copies will run, to be in memory then.
         program: Option<Program>,
     },
-    /// When its guest's roles are ready to be copied, it becomes a template and ends.
-    BecomeWarm {
+    /// When its guest's role is as far as it goes there, it becomes a template and ends.
+    BecomeRoleTemplate {
         /// The snapshot of the template that it is copied from itself; its kernel boots
         /// where there is none.
         from: Option<PathBuf>,

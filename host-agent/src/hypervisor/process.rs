@@ -265,7 +265,7 @@ impl ProcessHypervisor {
                     path: Path::new(JAIL).join(SNAPSHOT),
                 });
             }
-            Origin::BecomeWarm { from } => {
+            Origin::BecomeRoleTemplate { from } => {
                 restore.clone_from(from);
                 // The call after that one is not answered: a copy goes on from it.
                 template = Some(TemplateConfig {
@@ -371,7 +371,7 @@ fn limits(shares: &Shares, disks: usize) -> Limits {
 /// for the machines that become templates.
 fn user_of(spec: &VmSpec) -> u32 {
     match spec.origin {
-        Origin::BecomeTemplate { .. } | Origin::BecomeWarm { .. } => 0,
+        Origin::BecomeTemplate { .. } | Origin::BecomeRoleTemplate { .. } => 0,
         Origin::Boot | Origin::Template(_) | Origin::Snapshot(_) => spec.cid,
     }
 }

@@ -377,7 +377,7 @@ fn a_guest_that_becomes_a_template_and_one_that_is_copied_from_it_have_the_same_
     };
     assert_eq!(calls(&made), Some((1024, None)));
     let from = Some("/t/snapshot".into());
-    let warm = configuration(Origin::BecomeWarm { from });
+    let warm = configuration(Origin::BecomeRoleTemplate { from });
     assert_eq!(calls(&warm), Some((1024, Some(1026))));
     assert_eq!(warm.restore, Some("/t/snapshot".into()));
     let copied = configuration(Origin::Template("/t/snapshot".into()));

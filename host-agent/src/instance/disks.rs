@@ -15,7 +15,11 @@ use std::{
     sync::Arc,
 };
 
-use fabric_proto::{guest::v1::RoleKind, id::SnapshotName, vmbus::ROLES};
+use fabric_proto::{
+    guest::v1::RoleKind,
+    id::{InstanceId, SnapshotName},
+    vmbus::ROLES,
+};
 use vhd::BlockDevice as _;
 
 use super::{
@@ -31,7 +35,7 @@ use crate::{
     files,
     goal::{BlobRef, InstanceGoal},
     hypervisor::{Hypervisor, Origin, PackageDisk, Program, VmSpec},
-    template::{Template, Templates, Wanted, WarmRole, key::Key},
+    template::{Made, Template, TemplateError, TemplateRole, Templates, Wanted, key::Key},
 };
 
 /// Serial of the disk with the role's package, by which the guest finds it.
@@ -137,6 +141,8 @@ pub struct Prepared {
     pub spec: VmSpec,
     /// The template that it goes on from.
     pub template: Option<Key>,
+    /// One that those after it would be ready sooner from.
+    pub better: Option<Wanted>,
     /// Its turn among the copies that are started.
     pub turn: Turn,
 }
@@ -191,6 +197,7 @@ pub async fn prepare(
     if how.fresh {
         remove_old(&disk)?;
     }
+    let mut better = None;
     let template = if disk.exists() {
         None
     } else {
@@ -198,9 +205,13 @@ pub async fn prepare(
         remove_old(&stand_on)?;
         let template = match &workshop.templates {
             Some(templates) if !how.cold && can_be_copied(goal) => {
-                let package = package.as_deref();
+                let mut wanted = template_for(goal, &image, package.as_deref());
+                if !wanted.is_waited_for() && !templates.has(&wanted).await {
+                    let without = wanted.without_role();
+                    better = Some(std::mem::replace(&mut wanted, without));
+                }
                 workshop
-                    .template(templates, goal, &image, package, &stand_on)
+                    .template(templates, &goal.id, wanted, &stand_on)
                     .await
             }
             _ => None,
@@ -247,6 +258,7 @@ pub async fn prepare(
     Ok(Prepared {
         spec,
         template: template.map(|template| template.key),
+        better,
         turn,
     })
 }
@@ -278,6 +290,25 @@ fn program_in_image(command: &[String]) -> Option<Program> {
     let path = command.first()?;
     let in_package = Path::new(path).starts_with(ROLES);
     (!in_package).then(|| Program::new(path))?
+}
+
+/// The template that is best for an instance.
+fn template_for(goal: &InstanceGoal, image: &Path, package: Option<&Path>) -> Wanted {
+    let digest = goal.package.as_ref().map(|package| package.digest.clone());
+    let package = digest.zip(package.map(Path::to_owned));
+    Wanted {
+        image: image.to_owned(),
+        digest: goal.image.digest.clone(),
+        memory_mib: goal.memory_mib,
+        vcpus: goal.vcpus,
+        package: package.is_some(),
+        program: program_in_image(&goal.role.command),
+        role: match (&goal.role.warm_start, package) {
+            (Some(_), package) => Some(TemplateRole::ready(&goal.role, package)),
+            (None, Some(package)) => Some(TemplateRole::prepared(&goal.role, package)),
+            (None, None) => None,
+        },
+    }
 }
 
 /// A role of kind vm is the machine itself: its boot is part of it.
@@ -323,50 +354,31 @@ impl Workshop {
     async fn template(
         &self,
         templates: &Templates,
-        goal: &InstanceGoal,
-        image: &Path,
-        package: Option<&Path>,
+        instance: &InstanceId,
+        mut wanted: Wanted,
         stand_on: &Path,
     ) -> Option<Template> {
         let tell = |reason, message: &str, warning| {
-            self.events.tell(goal.id.as_str(), reason, message, warning);
-        };
-        let digest = goal.package.as_ref().map(|package| package.digest.clone());
-        let package = digest.zip(package.map(Path::to_owned));
-        let warm = goal.role.warm_start.is_some();
-        let mut wanted = Wanted {
-            image: image.to_owned(),
-            digest: goal.image.digest.clone(),
-            memory_mib: goal.memory_mib,
-            vcpus: goal.vcpus,
-            package: goal.package.is_some(),
-            program: program_in_image(&goal.role.command),
-            warm: warm.then(|| WarmRole::of(&goal.role, package)),
+            self.events
+                .tell(instance.as_str(), reason, message, warning);
         };
         let template = loop {
             match templates.ensure(&wanted).await {
                 Ok(template) => break template,
                 Err(error) => {
-                    // A role that cannot be copied while it runs may be started in a copy.
-                    let warm = wanted.warm.take().is_some();
-                    let instead = if warm { "starts cold" } else { "boots" };
+                    // What cannot be copied with its role may be without.
+                    let role = wanted.role.take().is_some();
+                    let instead = if role { "starts cold" } else { "boots" };
                     let message = format!("{}; it {instead} instead", chain(&error));
                     tell(error.reason(), &message, true);
-                    if !warm {
+                    if !role {
                         return None;
                     }
                 }
             }
         };
         if let Some(made) = template.made {
-            let message = format!(
-                "template {} of {} was made in {} ms, {} on disk",
-                template.key,
-                wanted.digest,
-                made.took.as_millis(),
-                bytesize::ByteSize::b(made.bytes),
-            );
-            tell(Reason::TemplateMade, &message, false);
+            self.tell_made(instance, &wanted, &template.key, made);
         }
         match files::link_or_copy(&template.disk, stand_on) {
             Ok(()) => Some(template),
@@ -378,6 +390,43 @@ impl Workshop {
                 None
             }
         }
+    }
+
+    /// Makes a template for those that are started after this instance; what comes of it is
+    /// told as of that.
+    pub async fn make_template(&self, instance: &InstanceId, wanted: &Wanted) {
+        let Some(templates) = &self.templates else {
+            return;
+        };
+        match templates.ensure(wanted).await {
+            Ok(Template { key, made, .. }) => {
+                if let Some(made) = made {
+                    self.tell_made(instance, wanted, &key, made);
+                }
+            }
+            // It has been told when it failed, or is being made by others.
+            Err(error @ (TemplateError::Resting { .. } | TemplateError::Busy { .. })) => {
+                tracing::debug!(%instance, %error, "makes no template");
+            }
+            Err(error) => {
+                let message = format!(
+                    "{}; others of it are copied from its image's template",
+                    chain(&error)
+                );
+                self.events
+                    .tell(instance.as_str(), error.reason(), &message, true);
+            }
+        }
+    }
+
+    fn tell_made(&self, instance: &InstanceId, wanted: &Wanted, key: &Key, made: Made) {
+        let message = format!(
+            "template {key} of {wanted} was made in {} ms, {} on disk",
+            made.took.as_millis(),
+            bytesize::ByteSize::b(made.bytes),
+        );
+        self.events
+            .tell(instance.as_str(), Reason::TemplateMade, &message, false);
     }
 
     async fn have(

@@ -17,13 +17,13 @@ use super::{
     DISK, MAKING, Made, Template, TemplateError, Templates, Wanted, check, digest_of,
     key::{Inputs, Key},
     record::{Record, Verified},
-    warm::WarmHost,
+    role::RoleHost,
 };
 use crate::{
     clock,
     fail_point::{self, Step},
     files::{self, FileError, blocking, bytes_on_disk},
-    hypervisor::{Hypervisor, Origin, PackageDisk, USUAL_CPU_WEIGHT, Vm, VmSpec},
+    hypervisor::{Hypervisor, LEAST_CPU_WEIGHT, Origin, PackageDisk, USUAL_CPU_WEIGHT, Vm, VmSpec},
     instance::{
         directory::{InstanceDirectory, JAIL},
         snapshots::SNAPSHOT,
@@ -84,12 +84,12 @@ impl Templates {
         fail_point::reached(Step::TemplateDiskMade);
         let package = directory.file(PLACEHOLDER);
         fs::write(&package, [0; PLACEHOLDER_BYTES]).map_err(FileError::at("write", &package))?;
-        let (package, origin) = match &wanted.warm {
-            Some(warm) => {
-                let package = warm.package.as_ref();
+        let (package, origin) = match &wanted.role {
+            Some(role) => {
+                let package = role.package.as_ref();
                 let package = package.map(|(_, path)| PackageDisk::Image(path.clone()));
                 let from = base.map(|base| base.snapshot);
-                (package, Origin::BecomeWarm { from })
+                (package, Origin::BecomeRoleTemplate { from })
             }
             None => {
                 let placeholder = || PackageDisk::Placeholder(PLACEHOLDER.into());
@@ -98,11 +98,11 @@ impl Templates {
                 (wanted.package.then(placeholder), origin)
             }
         };
-        let host = match &wanted.warm {
-            Some(warm) => Some(WarmHost::listen(
+        let host = match &wanted.role {
+            Some(role) => Some(RoleHost::listen(
                 key,
                 &directory,
-                warm,
+                role,
                 self.hypervisor.as_ref(),
             )?),
             None => None,
@@ -111,7 +111,10 @@ impl Templates {
             name: format!("template-{key}"),
             vcpus: wanted.vcpus,
             memory_mib: wanted.memory_mib,
-            cpu_weight: USUAL_CPU_WEIGHT,
+            cpu_weight: match wanted.is_waited_for() {
+                true => USUAL_CPU_WEIGHT,
+                false => LEAST_CPU_WEIGHT,
+            },
             os_disk: DISK,
             os_parents: vec![wanted.image.clone()],
             package,

@@ -16,7 +16,12 @@
 //! | [`record`] | what is on record of one, and whether its files are still those |
 //! | [`prune`] | which are to go |
 //! | `make` | boots a throw-away guest, or copies one, and keeps what it has become |
-//! | `warm` | has a role become ready in such a guest |
+//! | `role` | has a role come as far in such a guest as is wanted |
+//!
+//! There are templates of three kinds: of an image, whose guest has booted; of a package,
+//! that is copied from that, mounts the package and has its program in memory; and of a role
+//! with a warm start, where that runs and is ready. An instance waits for the first and the
+//! last; that of its package is made when it is ready, for those that come after it.
 //!
 //! Several host agents can share a directory. One template is made at a time; all
 //! who want it wait for it, not without end. A template has its name only when it
@@ -32,11 +37,11 @@ pub mod key;
 mod make;
 pub mod prune;
 pub mod record;
-mod warm;
+mod role;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    fmt::Display,
+    fmt::{self, Display},
     fs::{self, File, TryLockError},
     io,
     path::{Path, PathBuf},
@@ -193,23 +198,70 @@ pub struct Wanted {
     pub package: bool,
     /// The program that it runs, if that is in the image.
     pub program: Option<Program>,
-    /// The role that is to be ready in it, for a warm start.
-    pub warm: Option<WarmRole>,
+    /// The role that is in it.
+    pub role: Option<TemplateRole>,
 }
 
-/// A role that runs in a template, without anything that is an instance's own.
-#[derive(Debug, Clone, PartialEq)]
-pub struct WarmRole {
-    /// The role; without settings, which come after the start.
-    pub spec: Arc<RoleSpec>,
-    /// Its package: digest and file.
-    pub package: Option<(Digest, PathBuf)>,
-}
-
-impl WarmRole {
-    /// A role as it runs in a template.
+impl Wanted {
+    /// Whether an instance is not started before it is there.
     #[must_use]
-    pub fn of(spec: &RoleSpec, package: Option<(Digest, PathBuf)>) -> Self {
+    pub fn is_waited_for(&self) -> bool {
+        self.role.as_ref().is_none_or(TemplateRole::runs)
+    }
+
+    /// The same with no role in it: what it is copied from.
+    #[must_use]
+    pub fn without_role(&self) -> Self {
+        Self {
+            role: None,
+            ..self.clone()
+        }
+    }
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { digest, role, .. } = self;
+        write!(f, "{digest}")?;
+        match role {
+            None => Ok(()),
+            Some(role) if role.runs() => write!(f, " with role {} ready", role.spec.name),
+            Some(role) => write!(f, " with the package of role {}", role.spec.name),
+        }
+    }
+}
+
+/// A role in a template, without anything that is an instance's own.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TemplateRole {
+    /// The role; without settings, which come after the start.
+    spec: Arc<RoleSpec>,
+    /// Its package: digest and file.
+    package: Option<(Digest, PathBuf)>,
+}
+
+impl TemplateRole {
+    /// A role that only has its package mounted and its program in memory; whatever else is
+    /// said of it makes no other template.
+    #[must_use]
+    pub fn prepared(spec: &RoleSpec, package: (Digest, PathBuf)) -> Self {
+        let spec = RoleSpec {
+            name: spec.name.clone(),
+            kind: spec.kind,
+            command: spec.command.first().cloned().into_iter().collect(),
+            uid: spec.uid,
+            package_disk_serial: spec.package_disk_serial.clone(),
+            ..RoleSpec::default()
+        };
+        Self {
+            spec: Arc::new(spec),
+            package: Some(package),
+        }
+    }
+
+    /// A role with a warm start, that runs and is ready.
+    #[must_use]
+    pub fn ready(spec: &RoleSpec, package: Option<(Digest, PathBuf)>) -> Self {
         let spec = RoleSpec {
             settings: BTreeMap::default(),
             restart_generation: 0,
@@ -217,6 +269,10 @@ impl WarmRole {
         };
         let spec = Arc::new(spec);
         Self { spec, package }
+    }
+
+    fn runs(&self) -> bool {
+        self.spec.warm_start.is_some()
     }
 
     /// What tells it from others.
@@ -334,7 +390,7 @@ impl Templates {
     pub async fn ensure(&self, wanted: &Wanted) -> Result<Template, TemplateError> {
         let inputs = self.inputs(wanted).await?;
         let kind = inputs.kind();
-        let base = match &wanted.warm {
+        let base = match &wanted.role {
             Some(_) if !self.path(&inputs.key()).exists() => self.base(wanted).await,
             _ => None,
         };
@@ -346,6 +402,14 @@ impl Templates {
             _ => self.take_stock().await,
         }
         template
+    }
+
+    /// Whether a template is there, as it was made.
+    pub async fn has(&self, wanted: &Wanted) -> bool {
+        match self.inputs(wanted).await {
+            Ok(inputs) => matches!(self.look(&inputs.key(), &inputs), Found::Good),
+            Err(_) => false,
+        }
     }
 
     async fn find_or_make(
@@ -389,10 +453,7 @@ impl Templates {
     /// What a template with a role in it is copied from, before the role is started: a boot
     /// is most of the time that it takes to make.
     async fn base(&self, wanted: &Wanted) -> Option<Template> {
-        let wanted = Wanted {
-            warm: None,
-            ..wanted.clone()
-        };
+        let wanted = wanted.without_role();
         let base = match self.inputs(&wanted).await {
             Ok(inputs) => self.find_or_make(inputs, &wanted, None).await,
             Err(error) => Err(error),
@@ -484,9 +545,9 @@ impl Templates {
                 .as_ref()
                 .map_or_else(String::new, |program| program.as_str().to_owned()),
             role: wanted
-                .warm
+                .role
                 .as_ref()
-                .map_or_else(String::new, WarmRole::digest),
+                .map_or_else(String::new, TemplateRole::digest),
             ..inputs
         })
     }

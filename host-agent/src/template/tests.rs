@@ -32,7 +32,7 @@ impl Stage {
                 vcpus: 1,
                 package: true,
                 program: Program::new("/bin/true"),
-                warm: None,
+                role: None,
             },
             data,
             hypervisor,
@@ -156,12 +156,12 @@ async fn a_template_with_a_role_in_it_is_copied_from_the_one_without() {
         name: "web".to_owned(),
         ..RoleSpec::default()
     };
-    stage.wanted.warm = Some(WarmRole::of(&role, None));
+    stage.wanted.role = Some(TemplateRole::ready(&role, None));
     stage.wanted.package = false;
     let warm = stage.made().await;
     assert_eq!(stage.hypervisor.templates(), 2);
 
-    stage.wanted.warm = None;
+    stage.wanted.role = None;
     let base = stage.ensure().await.unwrap();
     assert_eq!(base.made, None, "it was made on the way");
     assert_ne!(base.key, warm.key);
@@ -171,6 +171,34 @@ async fn a_template_with_a_role_in_it_is_copied_from_the_one_without() {
         "one disk, which memory knows"
     );
     assert_eq!(stage.names().len(), 2);
+}
+
+#[test]
+fn roles_share_the_template_of_their_package_if_their_program_is_the_same() {
+    let package = |name: &str| {
+        let digest = files::sha256(Path::new("/dev/null")).unwrap();
+        (digest, PathBuf::from(name))
+    };
+    let role = RoleSpec {
+        name: "web".to_owned(),
+        command: vec!["/role/web/server".to_owned(), "--fast".to_owned()],
+        settings: [("colour".to_owned(), "red".to_owned())].into(),
+        ..RoleSpec::default()
+    };
+    let digest = |role: &RoleSpec| TemplateRole::prepared(role, package("a")).digest();
+    let same = digest(&role);
+    let change = |change: fn(&mut RoleSpec)| {
+        let mut other = role.clone();
+        change(&mut other);
+        digest(&other)
+    };
+    assert_eq!(change(|role| role.settings.clear()), same);
+    assert_eq!(change(|role| role.restart_generation = 7), same);
+    assert_eq!(change(|role| role.command[1].push('x')), same);
+    assert_ne!(change(|role| role.command[0].push('x')), same);
+    assert_ne!(change(|role| role.name.push('x')), same);
+    let warm = TemplateRole::ready(&role, Some(package("a"))).digest();
+    assert_ne!(warm, same);
 }
 
 #[tokio::test]

@@ -293,6 +293,13 @@ impl Machine {
         }
     }
 
+    /// Whether its role is ready.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        let ready = |role: &RoleReport| role.condition == RoleCondition::Ready;
+        matches!(self.state, State::Running { .. }) && self.role.as_ref().is_some_and(ready)
+    }
+
     /// Whether the guest should be told to power off.
     #[must_use]
     pub fn guest_should_be_off(&self) -> bool {

@@ -163,9 +163,9 @@ impl Supervisor {
                 let launch = match spec.origin {
                     Origin::Template(_) => Launch::Template,
                     Origin::Snapshot(_) => Launch::Snapshot,
-                    Origin::Boot | Origin::BecomeTemplate { .. } | Origin::BecomeWarm { .. } => {
-                        Launch::Boot
-                    }
+                    Origin::Boot
+                    | Origin::BecomeTemplate { .. }
+                    | Origin::BecomeRoleTemplate { .. } => Launch::Boot,
                 };
                 launched
                     .map(|vm| (vm, launch))

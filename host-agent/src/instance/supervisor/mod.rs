@@ -36,6 +36,7 @@ use crate::{
     lease::{self, Lease},
     output::role_log::RoleLog,
     policy::rate::Rate,
+    template,
 };
 
 /// What the node lends to every instance.
@@ -83,6 +84,8 @@ pub struct Supervisor {
     spec: Option<VmSpec>,
     /// Its turn among the copies that are being started.
     turn: Turn,
+    /// The template to make when it is ready.
+    better: Option<template::Wanted>,
     vm: Option<Arc<dyn Vm>>,
     /// What its virtual machine had waited for processors when it was last heard.
     waited: Duration,
@@ -154,6 +157,7 @@ impl Supervisor {
             goal: None,
             spec: None,
             turn: Turn::Free,
+            better: None,
             vm: None,
             waited: Duration::ZERO,
             preparing: None,
@@ -316,6 +320,7 @@ impl Supervisor {
             self.manifest.template = prepared.template;
             self.spec = Some(prepared.spec);
             self.turn = prepared.turn;
+            self.better = prepared.better;
         });
         self.step(Input::Prepared(result)).await;
     }
@@ -441,6 +446,12 @@ impl Supervisor {
             self.handling = None;
         }
         self.turn.follow(self.machine().progress());
+        if self.machine().is_ready()
+            && let Some(better) = self.better.take()
+        {
+            let (workshop, id) = (Arc::clone(&self.node.workshop), self.id.clone());
+            tokio::spawn(async move { workshop.make_template(&id, &better).await });
+        }
         let goal = self.guest_goal();
         let told = self.guest_goal.borrow().clone();
         let tell = told.as_ref().is_none_or(|told| {

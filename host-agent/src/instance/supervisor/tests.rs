@@ -774,6 +774,41 @@ async fn an_instance_is_copied_restarted_on_its_disk_and_copied_again_when_reima
 }
 
 #[tokio::test]
+async fn one_with_a_package_has_a_template_with_that_made_when_it_is_ready() {
+    let mut stage = Stage::new().with_templates();
+    stage
+        .goal
+        .package_digest
+        .clone_from(&stage.goal.image_digest);
+    stage.goal.package_bytes = stage.goal.image_bytes;
+    stage.start();
+    let mut guest = stage.guest().await;
+    guest.say_hello("").await;
+    guest.goal().await;
+    let of_image = stage.vm().spec.origin;
+    assert_eq!(stage.hypervisor.templates(), 1, "that of the image");
+    guest.role(wire::RoleState::Ready, 0).await;
+    let made = |told: &Vec<Reason>| {
+        let made = told.iter().filter(|told| **told == Reason::TemplateMade);
+        made.count()
+    };
+    while made(&stage.told()) < 2 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(stage.hypervisor.templates(), 2);
+
+    stage.follow(|goal| {
+        goal.restart_generation += 1;
+        goal.restart_scope = node_wire::RestartScope::Reimage.into();
+    });
+    stage.until("reimaged", |report| report.boots == 2).await;
+    let _guest = stage.ready().await;
+    assert!(is_copy(&stage.vm()));
+    assert_ne!(stage.vm().spec.origin, of_image);
+    assert_eq!(stage.hypervisor.templates(), 2);
+}
+
+#[tokio::test]
 async fn a_copy_waits_for_its_turn_and_its_role_for_another() {
     let mut stage = Stage::new().with_templates();
     let turns = stage.node.workshop.turns.clone();

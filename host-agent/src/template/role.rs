@@ -1,11 +1,11 @@
-//! Has a role become ready in the guest of a template: plays its host, which knows of
-//! no instance.
+//! Has a role come as far in the guest of a template as that is to have it: plays its host,
+//! which knows of no instance.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{mpsc, watch};
 
-use super::{TemplateError, WarmRole, key::Key};
+use super::{TemplateError, TemplateRole, key::Key};
 use crate::{
     clock::Clock,
     guest::{
@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The host of a guest that is nobody.
 #[derive(Debug)]
-pub(super) struct WarmHost {
+pub(super) struct RoleHost {
     heard: mpsc::Receiver<Heard>,
     startup: Duration,
     /// What the guest is told, for as long as this is here.
@@ -35,12 +35,12 @@ pub(super) struct WarmHost {
     _server: GuestServer,
 }
 
-impl WarmHost {
+impl RoleHost {
     /// Waits for the guest that will run in a directory.
     pub(super) fn listen(
         key: &Key,
         directory: &InstanceDirectory,
-        warm: &WarmRole,
+        role: &TemplateRole,
         hypervisor: &dyn Hypervisor,
     ) -> Result<Self, TemplateError> {
         let goal = watch::Sender::new(Some(GuestGoal {
@@ -50,7 +50,7 @@ impl WarmHost {
             instance: None,
             heartbeat: HEARTBEAT,
             off: false,
-            role: Some(Arc::clone(&warm.spec)),
+            role: Some(Arc::clone(&role.spec)),
             withheld: false,
         }));
         let (heard_by, heard) = mpsc::channel(64);
@@ -69,7 +69,7 @@ impl WarmHost {
         })?;
         Ok(Self {
             heard,
-            startup: duration(warm.spec.startup_grace).unwrap_or_default(),
+            startup: duration(role.spec.startup_grace).unwrap_or_default(),
             _goal: goal,
             _server: server,
         })
