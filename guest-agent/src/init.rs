@@ -65,13 +65,15 @@ pub fn rest() {
 
 /// Has in memory what every copy of this guest would otherwise have to fetch or make by
 /// itself: the program that it runs, the files of its identity, which disks there are, the
-/// parent of its roles' settings, and every page of the guest agent.
+/// parent of its roles' settings, what the kernel makes for its first connection, and every
+/// page of the guest agent.
 pub fn prepare_copies(program: &Path, guest: &mut ThisGuest, layout: &mut Layout) {
     if program.is_absolute() {
         report("read the role's program", have_in_memory(program));
     }
     make_room_for_identity(guest);
     report("look for disks", layout.look_for_disks());
+    report("try the loopback", net::try_loopback());
     report("make the roles' folder", fs::create_dir_all(&layout.run));
     touch_all_pages();
 }
