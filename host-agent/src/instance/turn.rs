@@ -21,9 +21,11 @@ use tokio_util::task::AbortOnDropHandle;
 const PER_CPU: usize = 2;
 /// How long the start of a role keeps others waiting at the most.
 const LONGEST: Duration = Duration::from_secs(20);
-/// How long a role waits for copies that are being made ready: a template of one of them
-/// may have to be made first.
+/// How long a role waits for copies that are being made ready while none of them comes: a
+/// template of one may have to be made first.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The same while they keep coming.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(30);
 
 type Place = OwnedSemaphorePermit;
 
@@ -87,10 +89,18 @@ impl Turns {
         Arc::clone(&self.places).acquire_owned().await.ok()
     }
 
+    /// Waits until nobody comes, or nobody has for too long.
     async fn nobody_comes(&self) {
         let mut coming = self.coming.subscribe();
-        // The sender is its own.
-        let _ = coming.wait_for(|coming| *coming == 0).await;
+        let others = async {
+            while *coming.borrow_and_update() > 0 {
+                // The sender is its own.
+                let Ok(Ok(())) = timeout(PATIENCE, coming.changed()).await else {
+                    return;
+                };
+            }
+        };
+        let _ = timeout(LONGEST_PATIENCE, others).await;
     }
 
     fn role(self) -> Turn {
@@ -101,8 +111,7 @@ impl Turns {
             return Turn::starting(Some(place));
         }
         Turn::Waiting(AbortOnDropHandle::new(tokio::spawn(async move {
-            // Those who come late have waited for this long.
-            let _ = timeout(PATIENCE, self.nobody_comes()).await;
+            self.nobody_comes().await;
             self.next().await
         })))
     }
@@ -248,6 +257,42 @@ mod tests {
         first.change().await;
         assert!(!first.withholds_goal());
         assert_eq!(begun.elapsed(), PATIENCE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_role_waits_while_others_keep_coming_but_not_without_end() {
+        let turns = Turns::new(1);
+        let mut first = turns.announce().arrive(true).await;
+        let mut others: Vec<_> = (0..3).map(|_| turns.announce()).collect();
+        first.follow(Progress::Arrived);
+        let begun = Instant::now();
+        let come = async {
+            while let Some(other) = others.pop() {
+                tokio::time::sleep(PATIENCE * 4 / 5).await;
+                drop(other);
+            }
+        };
+        tokio::join!(come, first.change());
+        assert_eq!(begun.elapsed(), PATIENCE * 4 / 5 * 3);
+
+        let turns = Turns::new(1);
+        let mut first = turns.announce().arrive(true).await;
+        let other = turns.announce();
+        first.follow(Progress::Arrived);
+        let begun = Instant::now();
+        let keep_coming = async {
+            loop {
+                tokio::time::sleep(PATIENCE * 4 / 5).await;
+                drop(turns.announce());
+            }
+        };
+        tokio::select! {
+            () = keep_coming => {}
+            () = first.change() => {}
+        }
+        assert!(!first.withholds_goal());
+        assert_eq!(begun.elapsed(), LONGEST_PATIENCE);
+        drop(other);
     }
 
     #[tokio::test(start_paused = true)]
