@@ -26,6 +26,7 @@ const SAID: [&str; 4] = ["boot-id", "machine-id", "host-name", "random"];
 
 pub(crate) const STORIES: &[Story] = &[
     story!(two_copies_of_a_template_share_nothing_that_tells_who_they_are),
+    story!(who_comes_after_another_of_its_package_finds_that_in_place),
     story!(a_damaged_template_is_refused_and_its_instance_boots),
     story!(a_template_that_a_killed_host_agent_was_making_is_cleared_away),
 ];
@@ -109,6 +110,47 @@ async fn two_copies_of_a_template_share_nothing_that_tells_who_they_are() -> any
     })
     .await?;
     ensure!(again[1..3] == one[1..3], "{one:?} became {again:?}");
+    Ok(())
+}
+
+async fn who_comes_after_another_of_its_package_finds_that_in_place() -> anyhow::Result<()> {
+    let cluster = Cluster::start_with_own_templates().await?;
+    cluster.upload_package("greeter", &[("greeting", "hello from the package\n")])?;
+    let service = ServiceFile::web("shop")
+        .package("greeter")
+        .script(&format!("cat greeting; {SCRIPT}"));
+    cluster.run(&service, "shop-web-0").await?;
+    eventually(BOOT, "a template of the package", || async {
+        let events = cluster.events("shop-web-0").await;
+        let events = events.map_err(|error| format!("{error:#}"))?;
+        let of_package = |message: &str| message.contains("with the package of role web");
+        let mut made = events.iter().filter(|one| one.reason == "TemplateMade");
+        let made = made.any(|one| of_package(&one.message));
+        made.then_some(()).ok_or(format!("{events:#?}"))
+    })
+    .await?;
+
+    cluster.apply(&service.instances(2))?;
+    cluster.until_ready("shop-web-1").await?;
+    let instances = ["shop-web-0", "shop-web-1"];
+    let mut copied_from = BTreeSet::new();
+    let mut all_said = Vec::new();
+    for instance in instances {
+        let now = cluster.instance(instance).await?;
+        ensure!(status(&now)?.boots == 1, "{now:#?}");
+        copied_from.insert(vm_config(&cluster, instance)?["restore"].to_string());
+        all_said.push(said(&cluster, instance).await?);
+        let log = cluster.fabctl(&["instance", "logs", instance])?;
+        ensure!(log.contains("hello from the package"), "{log}");
+    }
+    ensure!(copied_from.len() == 2, "all are copies of {copied_from:?}");
+    for (what, (one, other)) in SAID.iter().zip(all_said[0].iter().zip(&all_said[1])) {
+        ensure!(one != other, "both guests have {what} {one}");
+    }
+    // It is started there, and was not before.
+    let second = cluster.instance("shop-web-1").await?;
+    let role = status(&second)?.role.as_ref().context("no role")?;
+    ensure!(role.restarts == 0, "{second:#?}");
     Ok(())
 }
 
@@ -211,9 +253,14 @@ async fn count(cluster: &Cluster, instance: &str, reason: &str) -> anyhow::Resul
 
 /// The context id that the VMM of an instance was given.
 fn cid(cluster: &Cluster, instance: &str) -> anyhow::Result<u64> {
-    let text = fs::read(cluster.instance_dir(instance).join("vm.json"))?;
-    let config: serde_json::Value = serde_json::from_slice(&text)?;
+    let config = vm_config(cluster, instance)?;
     config["vsock"]["cid"].as_u64().context("no context id")
+}
+
+/// What the VMM of an instance was started with.
+fn vm_config(cluster: &Cluster, instance: &str) -> anyhow::Result<serde_json::Value> {
+    let text = fs::read(cluster.instance_dir(instance).join("vm.json"))?;
+    Ok(serde_json::from_slice(&text)?)
 }
 
 /// The one template of a cluster.

@@ -48,11 +48,11 @@ struct Figures {
     cold_hello_ms: f64,
     /// Create call to role Ready, booted cold.
     cold_ready_ms: f64,
-    /// Create call to role Ready, when the template has to be made first.
+    /// Create call to role Ready, when the image's template has to be made first.
     template_made_ready_ms: f64,
     /// Start of the process to the guest agent's hello, from a template.
     template_hello_ms: f64,
-    /// Create call to role Ready, from a template.
+    /// Create call to role Ready, from the template of its package.
     template_ready_ms: f64,
     /// What that is made of.
     template_parts_ms: Parts,
@@ -163,6 +163,7 @@ pub fn run(
     let mut fabric = start(project, &images, Some(templates.path()))?;
     let first = "start that makes the template";
     let first = starts(&mut fabric, size, service::apply, 1, first)?;
+    until_package_is_copied(&mut fabric)?;
     let warm = "starts from the template";
     let warm = starts(&mut fabric, size, service::apply, runs, warm)?;
     let ready = "start that makes the role's template";
@@ -222,6 +223,17 @@ fn start(project: &Project, images: &Images, templates: Option<&Path>) -> Result
     let fabric = Fabric::start(project, "bench", &images.kernel, templates)?;
     service::upload(project, &fabric, &images.guest_os)?;
     Ok(fabric)
+}
+
+/// Waits for the template that is made once the first instance of its package is ready.
+fn until_package_is_copied(fabric: &mut Fabric) -> Result<()> {
+    let work = Work::begin("Waiting for the template of the package");
+    let message = fabric.wait("the template of the package", PATIENCE, |seen| match seen {
+        Seen::Event(event) if event.reason == "TemplateMade" => Some(event.message.clone()),
+        _ => None,
+    })?;
+    work.done(&message);
+    Ok(())
 }
 
 /// Starts one instance so many times, each on a fresh disk.
