@@ -76,7 +76,7 @@ pub struct GuestGoal {
     /// Its number.
     pub incarnation: u64,
     /// The instance, also its host name; none for a guest that is nobody, and is to
-    /// become a template when its role is ready.
+    /// become a template when its role is as far as it goes there.
     pub instance: Option<InstanceId>,
     /// How often to send a heartbeat.
     pub heartbeat: Duration,

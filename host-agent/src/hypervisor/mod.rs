@@ -26,8 +26,6 @@ use crate::{
 
 /// The part of the processors of a machine with one of them to itself.
 pub const USUAL_CPU_WEIGHT: u32 = 100;
-/// That of one that nobody waits for.
-pub const LEAST_CPU_WEIGHT: u32 = 1;
 /// Longest path of a program that a template has in memory.
 const LONGEST_PROGRAM: usize = 256;
 

@@ -142,7 +142,7 @@ pub struct Prepared {
     /// The template that it goes on from.
     pub template: Option<Key>,
     /// One that those after it would be ready sooner from.
-    pub better: Option<Wanted>,
+    pub better: Option<Box<Wanted>>,
     /// Its turn among the copies that are started.
     pub turn: Turn,
 }
@@ -208,7 +208,7 @@ pub async fn prepare(
                 let mut wanted = template_for(goal, &image, package.as_deref());
                 if !wanted.is_waited_for() && !templates.has(&wanted).await {
                     let without = wanted.without_role();
-                    better = Some(std::mem::replace(&mut wanted, without));
+                    better = Some(Box::new(std::mem::replace(&mut wanted, without)));
                 }
                 workshop
                     .template(templates, &goal.id, wanted, &stand_on)

@@ -23,7 +23,7 @@ use crate::{
     clock,
     fail_point::{self, Step},
     files::{self, FileError, blocking, bytes_on_disk},
-    hypervisor::{Hypervisor, LEAST_CPU_WEIGHT, Origin, PackageDisk, USUAL_CPU_WEIGHT, Vm, VmSpec},
+    hypervisor::{Hypervisor, Origin, PackageDisk, USUAL_CPU_WEIGHT, Vm, VmSpec},
     instance::{
         directory::{InstanceDirectory, JAIL},
         snapshots::SNAPSHOT,
@@ -111,10 +111,8 @@ impl Templates {
             name: format!("template-{key}"),
             vcpus: wanted.vcpus,
             memory_mib: wanted.memory_mib,
-            cpu_weight: match wanted.is_waited_for() {
-                true => USUAL_CPU_WEIGHT,
-                false => LEAST_CPU_WEIGHT,
-            },
+            // Though nobody may wait for it: the lock is held meanwhile.
+            cpu_weight: USUAL_CPU_WEIGHT,
             os_disk: DISK,
             os_parents: vec![wanted.image.clone()],
             package,

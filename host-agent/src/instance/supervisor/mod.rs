@@ -85,7 +85,7 @@ pub struct Supervisor {
     /// Its turn among the copies that are being started.
     turn: Turn,
     /// The template to make when it is ready.
-    better: Option<template::Wanted>,
+    better: Option<Box<template::Wanted>>,
     vm: Option<Arc<dyn Vm>>,
     /// What its virtual machine had waited for processors when it was last heard.
     waited: Duration,

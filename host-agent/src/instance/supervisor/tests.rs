@@ -792,9 +792,12 @@ async fn one_with_a_package_has_a_template_with_that_made_when_it_is_ready() {
         let made = told.iter().filter(|told| **told == Reason::TemplateMade);
         made.count()
     };
-    while made(&stage.told()) < 2 {
-        tokio::task::yield_now().await;
-    }
+    let second = async {
+        while made(&stage.told()) < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, second).await.unwrap();
     assert_eq!(stage.hypervisor.templates(), 2);
 
     stage.follow(|goal| {
