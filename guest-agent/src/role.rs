@@ -33,7 +33,10 @@ use fabric_proto::{
     id::RoleName,
 };
 use rustix::process::{Pid, Signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::yield_now,
+};
 
 use self::{
     files::{Files, FilesError, Layout},
@@ -48,6 +51,9 @@ use crate::{
     session::{logs, outbox::Outbox},
 };
 
+/// After so many turns of all tasks the host has been told of an answer: of the agent's, and
+/// of the session's.
+const TOLD: u32 = 2;
 /// How long a hook may take.
 const HOOK: Duration = Duration::from_secs(30);
 /// Search path of roles.
@@ -353,19 +359,28 @@ impl Supervised {
         };
         let (role, answers) = (self.name.clone(), around.answers.clone());
         tokio::spawn(async move {
-            let outcome = match (spec.check, exec) {
-                (Check::Tcp(port), _) => probe::tcp(port, spec.timeout).await,
-                (Check::Http { port, path }, _) => probe::http(port, &path, spec.timeout).await,
+            let limit = spec.timeout;
+            let found = match (spec.check, exec) {
+                (Check::Tcp(port), _) => probe::tcp(port, limit).await.map(Some),
+                (Check::Http { port, path }, _) => probe::http(port, &path, limit).await.map(Some),
                 (Check::Exec(_), Some(Ok((pid, ended)))) => {
-                    probe::exec(pid, ended, spec.timeout).await
+                    probe::exec(pid, ended, limit).await.map(|()| None)
                 }
                 (Check::Exec(_), Some(Err(error))) => Err(probe::Failure::Start(error)),
                 (Check::Exec(_), None) => Err(probe::Failure::GivenUp),
             };
-            let outcome = outcome.map_err(|failure| console::chain(&failure));
+            let (outcome, connection) = match found {
+                Ok(connection) => (Ok(()), connection),
+                Err(failure) => (Err(console::chain(&failure)), None),
+            };
             // Nobody wants it any more when the guest goes down.
             let event = Event::Probed { run, kind, outcome };
             _ = answers.send(Answer { role, event }).await;
+            // To close a connection takes a guest as long as to tell what came of it.
+            for _ in 0..TOLD {
+                yield_now().await;
+            }
+            drop(connection);
         });
     }
 

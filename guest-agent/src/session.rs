@@ -101,8 +101,8 @@ pub async fn keep(
     hello: impl Fn() -> Hello,
     events: Sender<Event>,
 ) {
-    // A line on the console costs a guest time: one when the session is lost, and
-    // one when it is back.
+    // A line on the console costs a guest time: one when the session is lost, or cannot
+    // be had, and one when it is there again.
     let mut said = false;
     let waits = ExponentialBuilder::new()
         .with_min_delay(RETRY.0)
@@ -116,6 +116,7 @@ pub async fn keep(
                 address: &address,
                 outbox: &outbox,
                 events: &events,
+                missed: said,
             };
             let mut heard = false;
             begun = Instant::now();
@@ -167,6 +168,8 @@ struct Session<'a> {
     address: &'a Address,
     outbox: &'a Outbox,
     events: &'a Sender<Event>,
+    /// Whether it has been said on the console that there was none.
+    missed: bool,
 }
 
 impl Session<'_> {
@@ -211,7 +214,9 @@ impl Session<'_> {
             let Some(goal) = answer.goal else { continue };
             if !*heard {
                 *heard = true;
-                console::say(format_args!("{}: in session", self.address));
+                if self.missed {
+                    console::say(format_args!("{}: in session", self.address));
+                }
                 _ = self.events.send(Event::Up).await;
             }
             _ = self.events.send(Event::Goal(Box::new(goal.into()))).await;

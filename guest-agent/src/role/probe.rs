@@ -53,24 +53,23 @@ pub enum Failure {
     GivenUp,
 }
 
-/// Connects to a TCP port of the loopback.
+/// Connects to a TCP port of the loopback; the connection is still to be closed.
 ///
 /// # Errors
 ///
 /// When it cannot, or not within `limit`.
-pub async fn tcp(port: u16, limit: Duration) -> Result<(), Failure> {
+pub async fn tcp(port: u16, limit: Duration) -> Result<TcpStream, Failure> {
     timeout(limit, connect(port))
         .await
         .map_err(|_| Failure::Timeout(limit))?
-        .map(drop)
 }
 
-/// Makes an HTTP/1.1 GET request to the loopback.
+/// Makes an HTTP/1.1 GET request to the loopback; the connection is still to be closed.
 ///
 /// # Errors
 ///
 /// When the answer is not a status of 200 to 399, or does not come within `limit`.
-pub async fn http(port: u16, path: &str, limit: Duration) -> Result<(), Failure> {
+pub async fn http(port: u16, path: &str, limit: Duration) -> Result<TcpStream, Failure> {
     timeout(limit, get(port, path))
         .await
         .map_err(|_| Failure::Timeout(limit))?
@@ -104,7 +103,7 @@ async fn connect(port: u16) -> Result<TcpStream, Failure> {
         .map_err(|error| Failure::Connect(port, error))
 }
 
-async fn get(port: u16, path: &str) -> Result<(), Failure> {
+async fn get(port: u16, path: &str) -> Result<TcpStream, Failure> {
     let broke = |error| Failure::Broke(port, error);
     let mut stream = connect(port).await?;
     let request = format!(
@@ -117,7 +116,7 @@ async fn get(port: u16, path: &str) -> Result<(), Failure> {
         let read = stream.read_buf(&mut head).await.map_err(broke)?;
         if let Some(status) = status(&head).map_err(|error| Failure::NotHttp(port, error))? {
             return match status {
-                200..=399 => Ok(()),
+                200..=399 => Ok(stream),
                 status => Err(Failure::Status(port, status)),
             };
         }
@@ -161,7 +160,7 @@ mod tests {
     }
 
     async fn answered(answer: &'static [u8]) -> Result<(), Failure> {
-        http(server(answer).await, "/health", LIMIT).await
+        http(server(answer).await, "/health", LIMIT).await.map(drop)
     }
 
     #[tokio::test]
