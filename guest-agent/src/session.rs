@@ -101,8 +101,8 @@ pub async fn keep(
     hello: impl Fn() -> Hello,
     events: Sender<Event>,
 ) {
-    // A line on the console costs a guest time: one when the session is lost, or cannot
-    // be had, and one when it is there again.
+    // A line on the console costs a guest time: one when the session is lost, and
+    // one when it is back.
     let mut said = false;
     let waits = ExponentialBuilder::new()
         .with_min_delay(RETRY.0)
@@ -116,7 +116,6 @@ pub async fn keep(
                 address: &address,
                 outbox: &outbox,
                 events: &events,
-                missed: said,
             };
             let mut heard = false;
             begun = Instant::now();
@@ -168,8 +167,6 @@ struct Session<'a> {
     address: &'a Address,
     outbox: &'a Outbox,
     events: &'a Sender<Event>,
-    /// Whether it has been said on the console that there was none.
-    missed: bool,
 }
 
 impl Session<'_> {
@@ -214,9 +211,7 @@ impl Session<'_> {
             let Some(goal) = answer.goal else { continue };
             if !*heard {
                 *heard = true;
-                if self.missed {
-                    console::say(format_args!("{}: in session", self.address));
-                }
+                console::say(format_args!("{}: in session", self.address));
                 _ = self.events.send(Event::Up).await;
             }
             _ = self.events.send(Event::Goal(Box::new(goal.into()))).await;

@@ -30,17 +30,22 @@ async fn a_controller_serves_what_it_knows_of_nodes_and_instances() -> anyhow::R
     has(&before, "fabric_controller_services 0.0")?;
 
     cluster.run(&ServiceFile::web("shop"), "shop-web-0").await?;
-    let now = scraped(&socket).await?;
-    for line in [
+    // That it is Ready can be seen a moment before that is an event.
+    let counted = [
         "fabric_controller_services 1.0",
         "fabric_controller_sessions 1.0",
         "fabric_controller_instances{state=\"Ready\"} 1.0",
         "fabric_controller_placements_total{outcome=\"placed\"} 1",
         "fabric_controller_events_total{reason=\"RoleReady\"} 1",
         "fabric_controller_calls_total{method=\"fabric.v1.ServiceService/ApplyService\",code=\"Ok\"} 1",
-    ] {
-        has(&now, line)?;
-    }
+    ];
+    eventually(SOON, "all of that to be counted", || async {
+        let now = scraped(&socket).await.map_err(|error| error.to_string())?;
+        let mut counted = counted.iter();
+        let has_all = counted.try_for_each(|line| has(&now, line));
+        has_all.map_err(|error| error.to_string())
+    })
+    .await?;
 
     // A node that goes away is seen there as well.
     cluster.host_agent.end();
