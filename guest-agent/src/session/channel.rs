@@ -5,9 +5,9 @@
 //! is touched costs a guest time.
 
 use std::{
-    fmt,
+    fmt, io,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use hyper::{
@@ -17,7 +17,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, BufWriter},
+    io::{AsyncRead, AsyncWrite, BufWriter, ReadBuf},
     task::JoinHandle,
 };
 use tonic::body::Body;
@@ -29,6 +29,9 @@ const WINDOW: u32 = 64 * 1024;
 /// What is said in one go goes to the host in one packet, up to this size: each
 /// packet costs the guest a system call, an interrupt and a turn of its driver.
 const BUFFER: usize = 4096;
+/// In one go is what the tasks say that run in so many turns of the connection's own. From a
+/// call to its first message it is three.
+const TURNS: u8 = 3;
 
 /// A connection. Dropping it closes it.
 pub struct Channel {
@@ -50,11 +53,63 @@ impl Channel {
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW)
             .max_send_buf_size(WINDOW as usize)
-            .handshake(TokioIo::new(BufWriter::with_capacity(BUFFER, io)))
+            .handshake(TokioIo::new(Gathering::new(io)))
             .await?;
         // How it ended is told to whoever waits for a message.
         let driver = tokio::spawn(async move { drop(connection.await) });
         Ok(Self { sender, driver })
+    }
+}
+
+/// Writes what is said in one go.
+#[derive(Debug)]
+struct Gathering<I> {
+    io: BufWriter<I>,
+    /// For how many turns what is there has waited.
+    waited: u8,
+}
+
+impl<I: AsyncWrite> Gathering<I> {
+    fn new(io: I) -> Self {
+        Self {
+            io: BufWriter::with_capacity(BUFFER, io),
+            waited: 0,
+        }
+    }
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncRead for Gathering<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        read: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, read)
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for Gathering<I> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.io.buffer().is_empty() && self.waited < TURNS {
+            self.waited += 1;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+        self.waited = 0;
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 
@@ -81,5 +136,51 @@ impl Service<Request<Body>> for Channel {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         Box::pin(self.sender.send_request(request))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_others_say_meanwhile_goes_along_and_nothing_stays_behind() {
+        let (io, mut host) = duplex(BUFFER);
+        let gathering = Gathering::new(io);
+        let (mut reader, mut writer) = tokio::io::split(gathering);
+        writer.write_all(b"one ").await.unwrap();
+        let flushed = tokio::spawn(async move {
+            writer.flush().await.unwrap();
+            writer
+        });
+        let mut heard = [0; 16];
+        let read = host.read(&mut heard).await.unwrap();
+        assert_eq!(&heard[..read], b"one ");
+        let mut writer = flushed.await.unwrap();
+
+        let mut turns = 0;
+        writer.write_all(b"two ").await.unwrap();
+        std::future::poll_fn(|cx| {
+            turns += 1;
+            let flushed = Pin::new(&mut writer).poll_flush(cx);
+            if flushed.is_pending() {
+                let more = Pin::new(&mut writer).poll_write(cx, b"more ");
+                assert!(matches!(more, Poll::Ready(Ok(5))));
+            }
+            flushed
+        })
+        .await
+        .unwrap();
+        assert_eq!(turns, TURNS + 1);
+        let mut heard = [0; 32];
+        let read = host.read(&mut heard).await.unwrap();
+        assert_eq!(&heard[..read], b"two more more more ");
+
+        host.write_all(b"yes").await.unwrap();
+        let mut heard = [0; 3];
+        reader.read_exact(&mut heard).await.unwrap();
+        assert_eq!(&heard, b"yes");
     }
 }
