@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     io::{self, IsTerminal as _},
-    ops::RangeInclusive,
     path::PathBuf,
     process::ExitCode,
     time::Duration,
@@ -13,7 +12,10 @@ use anyhow::Context as _;
 use bytesize::ByteSize;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use fabric_metrics::serve::Address as MetricsAddress;
-use fabric_proto::id::NodeId;
+use fabric_proto::{
+    id::NodeId,
+    label::{MOST_KINDS, each_once, label, resource},
+};
 use fabric_trust::{address::Address, token::JoinToken};
 use fabric_vmm::jail::Isolation;
 
@@ -333,7 +335,7 @@ impl Serve {
             guest_heartbeat: self.guest_heartbeat,
             boot_deadline: self.boot_deadline,
             fault_injection: self.fault_injection,
-            labels: self.labels.into_iter().collect::<BTreeMap<_, _>>(),
+            labels: each_once("--label", self.labels).map_err(anyhow::Error::msg)?,
             resources: resources(self.resources)?,
             listen: self.listen,
             metrics_listen: self.metrics_listen,
@@ -399,42 +401,13 @@ fn time(text: &str) -> Result<Duration, String> {
     }
 }
 
-fn label(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE")?;
-    if key.is_empty() || text.len() > 256 {
-        return Err("must be KEY=VALUE, the key not empty, 256 bytes at most".to_owned());
-    }
-    Ok((key.to_owned(), value.to_owned()))
-}
-
-/// How many resources of a kind a node can have, and how many kinds: what the controller
-/// takes (`Inventory.resources`).
-const RESOURCES: RangeInclusive<u64> = 1..=1_000_000;
-const MOST_RESOURCES: usize = 16;
-
-fn resource(text: &str) -> Result<(String, u64), String> {
-    let (name, count) = text.rsplit_once('=').ok_or("must be NAME=COUNT")?;
-    if !(1..=255).contains(&name.chars().count()) || name.contains(char::is_control) {
-        return Err("a name has 1 to 255 characters, none of them a control character".to_owned());
-    }
-    let count = count.parse().ok().filter(|count| RESOURCES.contains(count));
-    let (low, high) = RESOURCES.into_inner();
-    let count = count.ok_or_else(|| format!("the count must be {low} to {high}"))?;
-    Ok((name.to_owned(), count))
-}
-
-/// Each kind once, and not too many of them.
+/// Not more kinds than a node can have.
 fn resources(said: Vec<(String, u64)>) -> anyhow::Result<BTreeMap<String, u64>> {
-    let mut all = BTreeMap::new();
-    for (name, count) in said {
-        if let Some(before) = all.insert(name.clone(), count) {
-            anyhow::bail!("--resource {name}={count}: it was said to be {before} before");
-        }
-    }
+    let all = each_once("--resource", said).map_err(anyhow::Error::msg)?;
     let kinds = all.len();
     anyhow::ensure!(
-        kinds <= MOST_RESOURCES,
-        "--resource: there are {kinds} kinds; {MOST_RESOURCES} are the most"
+        kinds <= MOST_KINDS,
+        "--resource: there are {kinds} kinds; {MOST_KINDS} are the most"
     );
     Ok(all)
 }
@@ -449,18 +422,12 @@ mod tests {
     }
 
     #[test]
-    fn resources_are_counted_by_name_each_once() {
-        assert_eq!(resource("gpu=2"), Ok(("gpu".to_owned(), 2)));
-        for wrong in ["gpu", "=1", "gpu=0", "gpu=-1", "gpu=x", "gpu=1000001"] {
-            assert!(resource(wrong).is_err(), "{wrong} was taken");
-        }
-        let said = |all: &[(&str, u64)]| {
-            let owned = |(name, count): &(&str, u64)| ((*name).to_owned(), *count);
-            resources(all.iter().map(owned).collect())
-        };
-        assert_eq!(said(&[("gpu", 2), ("nic", 1)]).unwrap()["gpu"], 2);
-        let twice = said(&[("gpu", 2), ("gpu", 1)]).unwrap_err();
-        assert!(twice.to_string().contains("gpu=1"), "{twice}");
+    fn a_node_has_resources_of_some_kinds_each_said_once() {
+        let kinds = |count: usize| (0..count).map(|kind| (format!("kind-{kind}"), 1)).collect();
+        assert_eq!(resources(kinds(MOST_KINDS)).unwrap().len(), MOST_KINDS);
+        assert!(resources(kinds(MOST_KINDS + 1)).is_err());
+        let twice = resources([kinds(1), kinds(1)].concat()).unwrap_err();
+        assert!(twice.to_string().contains("kind-0=1"), "{twice}");
     }
 
     #[test]

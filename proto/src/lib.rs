@@ -7,13 +7,14 @@
 //! | [`guest`] | guest agents and their host agent | gRPC over vsock, the "VMBus" |
 //!
 //! The `.proto` files are the documentation of every message; this crate adds
-//! only typed identifiers ([`id`]) and what both ends of the VMBus must agree on
-//! ([`vmbus`]). Business types live in the crates that use them and are converted
+//! only typed identifiers ([`id`]), what labels may be ([`label`]) and what both ends of the
+//! VMBus must agree on ([`vmbus`]). Business types live in the crates that use them and are converted
 //! at their edges.
 
 #![forbid(unsafe_code)]
 
 pub mod id;
+pub mod label;
 pub mod vmbus;
 
 /// Package `fabric.v1`: operators to the controller.

@@ -3,16 +3,12 @@
 //! A node says how many it has, a size how many it takes, and placement never promises
 //! one twice. What they are is the operator's to know: no guest is given anything of them.
 
-use std::{collections::BTreeMap, fmt, ops::RangeInclusive};
+use std::{collections::BTreeMap, fmt};
 
+pub use fabric_proto::label::{COUNTS, MOST_KINDS};
 use serde::{Deserialize, Serialize};
 
 use super::label;
-
-/// Most kinds that a node can have or a size can take.
-pub const MOST: usize = 16;
-/// How many of a kind, where there are any.
-pub const COUNTS: RangeInclusive<u64> = 1..=1_000_000;
 
 /// So many of each kind; kinds of which there are none are not in it. See the
 /// [module](self).
@@ -27,8 +23,8 @@ impl OwnResources {
     ///
     /// What of it cannot be, and the rule.
     pub fn checked(said: BTreeMap<String, u64>) -> Result<Self, String> {
-        if said.len() > MOST {
-            return Err(format!("there are more than {MOST}"));
+        if said.len() > MOST_KINDS {
+            return Err(format!("there are more than {MOST_KINDS}"));
         }
         for (kind, count) in &said {
             if !label::is_valid(kind) {

@@ -3,6 +3,7 @@
 use std::{path::PathBuf, str::FromStr};
 
 use clap::Args;
+use fabric_proto::label::{label, resource};
 
 use super::Architecture;
 
@@ -85,39 +86,9 @@ impl FromStr for Shape {
     }
 }
 
-fn label(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() && !value.is_empty() => {
-            Ok((key.to_owned(), value.to_owned()))
-        }
-        _ => Err("must be KEY=VALUE".to_owned()),
-    }
-}
-
-fn resource(text: &str) -> Result<(String, u64), String> {
-    let (name, count) = label(text).map_err(|_| "must be NAME=COUNT".to_owned())?;
-    match count.parse() {
-        Ok(count) => Ok((name, count)),
-        Err(_) => Err(format!("{count:?} is no number; it must be NAME=COUNT")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn labels_and_resources_have_a_name_and_something_of_it() {
-        assert_eq!(label("disk=a=b"), Ok(("disk".into(), "a=b".into())));
-        assert_eq!(resource("gpu=2"), Ok(("gpu".into(), 2)));
-        for wrong in ["", "disk", "=nvme", "disk="] {
-            assert_eq!(label(wrong).unwrap_err(), "must be KEY=VALUE", "{wrong}");
-        }
-        for wrong in ["gpu", "gpu=", "gpu=two", "gpu=-1", "=1"] {
-            let why = resource(wrong).unwrap_err();
-            assert!(why.ends_with("must be NAME=COUNT"), "{wrong}: {why}");
-        }
-    }
 
     #[test]
     fn a_shape_is_processors_and_memory() {

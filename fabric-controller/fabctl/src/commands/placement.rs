@@ -1,11 +1,14 @@
 //! `fabctl explain` and `fabctl simulate`
 
-use fabric_proto::v1::{ExplainPlacementRequest, SimulatePlacementRequest};
+use fabric_proto::{
+    label::each_once,
+    v1::{ExplainPlacementRequest, SimulatePlacementRequest},
+};
 
 use super::{Context, service};
 use crate::{
     cli::{Architecture, Explain, Format, Simulate},
-    error::Result,
+    error::{Failure, Result},
     show::{self, placement},
 };
 
@@ -42,8 +45,8 @@ pub(super) async fn simulate(context: &Context, simulate: Simulate) -> Result<()
         file_name,
         add_architecture: architecture.map_or("", Architecture::word).to_owned(),
         add_disk_bytes: simulate.disk.map_or(0, |disk| disk.as_u64()),
-        add_labels: simulate.labels.into_iter().collect(),
-        add_resources: simulate.resources.into_iter().collect(),
+        add_labels: each_once("--label", simulate.labels).map_err(Failure::Input)?,
+        add_resources: each_once("--resource", simulate.resources).map_err(Failure::Input)?,
     };
     let answer = context
         .client

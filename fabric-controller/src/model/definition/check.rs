@@ -303,9 +303,9 @@ fn resources(
         all.extend(count.map(|count| (text.clone(), count)));
     }
     if let Some((first, _)) = raw.first_key_value()
-        && raw.len() > own::MOST
+        && raw.len() > own::MOST_KINDS
     {
-        let what = format!("resources: there are more than {}", own::MOST);
+        let what = format!("resources: there are more than {}", own::MOST_KINDS);
         part.wrong(&first.span(), &what);
     }
     all.into_iter().collect()
