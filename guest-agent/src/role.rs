@@ -22,7 +22,7 @@ pub mod running;
 use std::{
     ffi::{CString, OsStr},
     fs::File,
-    os::{fd::AsFd as _, unix::ffi::OsStrExt as _},
+    os::fd::AsFd as _,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -262,8 +262,7 @@ impl Supervised {
     ) -> Result<(), LaunchError> {
         self.files.lay_out_package(spec)?;
         if let Some(program) = spec.command.first() {
-            let program = OsStr::from_bytes(program.to_bytes());
-            let program = self.files.directory.join(program);
+            let program = process::path(&self.files.directory, program);
             init::have_in_memory(&program).map_err(|error| LaunchError::Program(program, error))?;
         }
         null(&mut around.null).map_err(LaunchError::Null)?;

@@ -78,7 +78,7 @@ pub enum SpawnError {
 /// by its exit status.
 pub fn spawn(program: &Program<'_>) -> Result<Pid, SpawnError> {
     let name = program.command.first().ok_or(SpawnError::Nothing)?;
-    let path = program.directory.join(OsStr::from_bytes(name.to_bytes()));
+    let path = path(program.directory, name);
     let attributes = attributes().map_err(SpawnError::Prepare)?;
     let actions = stdio(&program.stdio).map_err(SpawnError::Prepare)?;
 
@@ -103,6 +103,11 @@ pub fn spawn(program: &Program<'_>) -> Result<Pid, SpawnError> {
         Ok(None) => Err(SpawnError::Prepare(io::ErrorKind::Other.into())),
         Err(error) => Err(SpawnError::Execute(path, error.into())),
     }
+}
+
+/// Where the program of that name is which runs in that directory.
+pub fn path(directory: &Path, name: &CStr) -> PathBuf {
+    directory.join(OsStr::from_bytes(name.to_bytes()))
 }
 
 /// A session of its own, no signal blocked, none ignored.

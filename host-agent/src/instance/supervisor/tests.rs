@@ -113,6 +113,13 @@ impl Stage {
         self
     }
 
+    /// The instance has a package, which is as its image.
+    fn with_package(mut self) -> Self {
+        self.goal.package_digest.clone_from(&self.goal.image_digest);
+        self.goal.package_bytes = self.goal.image_bytes;
+        self
+    }
+
     fn limits(&mut self, change: impl FnOnce(&mut Limits)) {
         change(Arc::make_mut(&mut self.node.limits));
     }
@@ -163,6 +170,15 @@ impl Stage {
     fn follow(&mut self, change: impl FnOnce(&mut node_wire::InstanceGoal)) {
         change(&mut self.goal);
         self.running.as_ref().unwrap().0.send_replace(self.order());
+    }
+
+    /// Gives the instance a fresh disk, and waits for its start of that number.
+    async fn reimage(&mut self, boots: u32) {
+        self.follow(|goal| {
+            goal.restart_generation += 1;
+            goal.restart_scope = node_wire::RestartScope::Reimage.into();
+        });
+        self.until("reimaged", |report| report.boots == boots).await;
     }
 
     /// Waits until the instance is reported like that.
@@ -324,12 +340,7 @@ impl Guest {
 
 #[tokio::test]
 async fn a_goal_becomes_a_machine_with_a_ready_role() {
-    let mut stage = Stage::new();
-    stage
-        .goal
-        .package_digest
-        .clone_from(&stage.goal.image_digest);
-    stage.goal.package_bytes = stage.goal.image_bytes;
+    let mut stage = Stage::new().with_package();
     stage.start();
     stage.until_state(node_wire::VmState::Booting).await;
     let spec = stage.vm().spec;
@@ -763,11 +774,7 @@ async fn an_instance_is_copied_restarted_on_its_disk_and_copied_again_when_reima
     assert!(!is_copy(&stage.vm()), "its memory would not know its disk");
     assert_eq!(stage.vm().spec.os_parents.len(), 2);
 
-    stage.follow(|goal| {
-        goal.restart_generation += 1;
-        goal.restart_scope = node_wire::RestartScope::Reimage.into();
-    });
-    stage.until("reimaged", |report| report.boots == 3).await;
+    stage.reimage(3).await;
     let _guest = stage.ready().await;
     assert!(is_copy(&stage.vm()));
     assert_eq!(stage.hypervisor.templates(), 1);
@@ -775,12 +782,7 @@ async fn an_instance_is_copied_restarted_on_its_disk_and_copied_again_when_reima
 
 #[tokio::test]
 async fn one_with_a_package_has_a_template_with_that_made_when_it_is_ready() {
-    let mut stage = Stage::new().with_templates();
-    stage
-        .goal
-        .package_digest
-        .clone_from(&stage.goal.image_digest);
-    stage.goal.package_bytes = stage.goal.image_bytes;
+    let mut stage = Stage::new().with_templates().with_package();
     stage.start();
     let mut guest = stage.guest().await;
     guest.say_hello("").await;
@@ -800,11 +802,7 @@ async fn one_with_a_package_has_a_template_with_that_made_when_it_is_ready() {
     tokio::time::timeout(PATIENCE, second).await.unwrap();
     assert_eq!(stage.hypervisor.templates(), 2);
 
-    stage.follow(|goal| {
-        goal.restart_generation += 1;
-        goal.restart_scope = node_wire::RestartScope::Reimage.into();
-    });
-    stage.until("reimaged", |report| report.boots == 2).await;
+    stage.reimage(2).await;
     let _guest = stage.ready().await;
     assert!(is_copy(&stage.vm()));
     assert_ne!(stage.vm().spec.origin, of_image);
@@ -906,11 +904,7 @@ async fn an_instance_boots_when_its_template_is_damaged() {
     let memory = snapshot.join("memory");
     std::fs::remove_file(&memory).unwrap();
     std::fs::write(&memory, "something else").unwrap();
-    stage.follow(|goal| {
-        goal.restart_generation += 1;
-        goal.restart_scope = node_wire::RestartScope::Reimage.into();
-    });
-    stage.until("reimaged", |report| report.boots == 2).await;
+    stage.reimage(2).await;
     let _guest = stage.ready().await;
     assert!(!is_copy(&stage.vm()));
     assert!(stage.told().contains(&Reason::TemplateRefused));
