@@ -32,7 +32,10 @@ use fabric_proto::{
     guest::v1::{self as wire, RoleStatus},
     id::RoleName,
 };
-use rustix::process::{Pid, Signal};
+use rustix::{
+    process::{Pid, Signal},
+    thread::sched_yield,
+};
 use tokio::{
     sync::{mpsc, oneshot},
     task::yield_now,
@@ -379,6 +382,7 @@ impl Supervised {
             for _ in 0..TOLD {
                 yield_now().await;
             }
+            sched_yield(); // What was told is sent by a thread of the kernel's.
             drop(connection);
         });
     }

@@ -14,17 +14,22 @@ use std::time::Duration;
 use super::policy::Moment;
 use crate::model::{Check, ProbeSpec};
 
-/// Interval after which a role that has just started, or has said something while it
-/// starts, is checked. A role should not wait a whole period for being found ready.
+/// Interval after which a role that has just started is checked. It should not wait a whole
+/// period for being found ready.
 const FIRST: Duration = Duration::from_millis(100);
 /// The same where a check starts a process, which is dear.
 const FIRST_EXEC: Duration = Duration::from_millis(500);
 /// Longest interval between checks while the role starts.
 const EAGER: Duration = Duration::from_millis(500);
+/// Shortest interval after which a role that has said something while it starts is checked
+/// again. The longest is that after which one is that has just started.
+const SOON: Duration = Duration::from_millis(20);
 
 /// So many times as long as a check took is the next one put off while the role starts, up to
 /// [`EAGER`]: where checks are slow, they take their time from the role.
 const APART: u32 = 5;
+/// The same where the role has said something.
+const SOON_APART: u32 = 2;
 
 /// What a probe's results amount to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +53,8 @@ pub struct Gauge {
     eager: Duration,
     /// Start of the last check.
     last: Moment,
+    /// How long the last check took.
+    took: Duration,
     /// Start of the next check; `None` while one is under way.
     next: Option<Moment>,
     /// Whether the role has shown a sign of life since the last check began.
@@ -66,6 +73,7 @@ impl Gauge {
             streak: (true, 0),
             eager: first.saturating_mul(2),
             last: started,
+            took: Duration::ZERO,
             next: Some(started.saturating_add(first)),
             hurried: false,
             error: String::new(),
@@ -73,7 +81,7 @@ impl Gauge {
     }
 
     /// A probe of a process that is first checked now.
-    pub fn soon(spec: ProbeSpec, now: Moment) -> Self {
+    pub fn at_once(spec: ProbeSpec, now: Moment) -> Self {
         Self {
             next: Some(now),
             ..Self::new(spec, now)
@@ -108,16 +116,22 @@ impl Gauge {
         )
     }
 
-    /// The role has shown a sign of life: while it starts, it is checked as if it had
-    /// started just now, but no more often than that allows.
+    /// The role has shown a sign of life: while it starts, it is checked at once, unless that
+    /// was done a moment ago; and then as if it had started just now.
     pub fn hurry(&mut self, now: Moment) {
         if self.verdict != Verdict::Unknown {
             return;
         }
         self.eager = shortest(&self.spec);
         self.hurried = true;
-        let soon = self.last.saturating_add(self.eager).max(now);
+        let soon = self.last.saturating_add(self.soon()).max(now);
         self.next = self.next.map(|next| next.min(soon));
+    }
+
+    /// The interval between two checks when the role has shown a sign of life.
+    fn soon(&self) -> Duration {
+        let apart = self.took.saturating_mul(SOON_APART).max(SOON);
+        apart.min(shortest(&self.spec))
     }
 
     /// Something else is more urgent just now.
@@ -169,20 +183,20 @@ impl Gauge {
             }
             _ => {}
         }
-        let took = now.saturating_sub(self.last);
-        let interval = self.interval(took, starting);
+        self.took = now.saturating_sub(self.last);
+        let interval = self.interval(starting);
         self.next = Some(self.last.saturating_add(interval).max(now));
     }
 
-    fn interval(&mut self, took: Duration, starting: bool) -> Duration {
+    fn interval(&mut self, starting: bool) -> Duration {
         if !starting || self.verdict != Verdict::Unknown {
             return self.spec.period;
         }
         if self.hurried {
             // What was checked may have been what it was before.
-            return shortest(&self.spec);
+            return self.soon();
         }
-        let interval = self.eager.max(took.saturating_mul(APART));
+        let interval = self.eager.max(self.took.saturating_mul(APART));
         let interval = interval.min(EAGER).min(self.spec.period);
         self.eager = interval.saturating_mul(2);
         interval
@@ -298,18 +312,18 @@ mod tests {
             check(&mut gauge, false, true);
         }
         assert_eq!(gauge.deadline(), Some(ms(1_200)));
-        gauge.hurry(ms(720));
-        assert_eq!(gauge.deadline(), Some(ms(800)));
-        gauge.hurry(ms(850));
-        assert_eq!(gauge.deadline(), Some(ms(800)), "it is due already");
-        assert!(gauge.begin(ms(850)));
-        gauge.hurry(ms(860));
+        gauge.hurry(ms(705));
+        assert_eq!(gauge.deadline(), Some(ms(720)));
+        gauge.hurry(ms(750));
+        assert_eq!(gauge.deadline(), Some(ms(720)), "it is due already");
+        assert!(gauge.begin(ms(750)));
+        gauge.hurry(ms(760));
         assert_eq!(gauge.deadline(), None, "one is under way");
-        gauge.record(Err("refused".into()), ms(870), true);
-        assert_eq!(gauge.deadline(), Some(ms(950)));
+        gauge.record(Err("refused".into()), ms(780), true);
+        assert_eq!(gauge.deadline(), Some(ms(810)), "as slow as it is");
         check(&mut gauge, true, true);
         gauge.hurry(ms(1_000));
-        assert_eq!(gauge.deadline(), Some(ms(2_950)), "it has started");
+        assert_eq!(gauge.deadline(), Some(ms(2_810)), "it has started");
     }
 
     #[test]

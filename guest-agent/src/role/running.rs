@@ -34,10 +34,10 @@ impl Running {
 
     /// A process that goes on now, after it was ready once: it is checked at once.
     pub fn warm(now: Moment, liveness: Option<ProbeSpec>, readiness: Option<ProbeSpec>) -> Self {
-        let soon = |spec| Gauge::soon(spec, now);
+        let at_once = |spec| Gauge::at_once(spec, now);
         Self {
-            liveness: liveness.map(soon),
-            readiness: readiness.map(soon),
+            liveness: liveness.map(at_once),
+            readiness: readiness.map(at_once),
             ..Self::new(now, None, None)
         }
     }
