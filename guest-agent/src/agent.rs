@@ -319,7 +319,7 @@ impl Agent {
         }
     }
 
-    fn apply(&mut self, goal: Goal) {
+    fn apply(&mut self, mut goal: Goal) {
         if goal.incarnation < self.facts.applied() || self.going.is_some() {
             return;
         }
@@ -332,12 +332,17 @@ impl Agent {
             if self.around.layout.guest && goal.runs_roles() {
                 init::hide_boot_id(&mut self.guest);
             }
-            false
+            Ok(false)
         } else if self.around.layout.guest {
             self.identity.take(&goal, &mut self.guest)
         } else {
             self.identity.take(&goal, &mut NoGuest)
         };
+        let named = named.unwrap_or_else(|error| {
+            console::say(format_args!("goal {}: {error}", goal.incarnation));
+            goal.refuse_roles(&error.to_string());
+            false
+        });
         self.facts
             .applied
             .store(goal.incarnation, Ordering::Relaxed);

@@ -121,6 +121,9 @@ pub enum InvalidRole {
     /// A serial that no disk can have.
     #[error("package_disk_serial {0:?} is refused: 1 to 20 printable ASCII characters")]
     Serial(String),
+    /// The guest is not fit to run any.
+    #[error("its guest must not run it: {0}")]
+    Guest(String),
     /// A probe without a check.
     #[error("{0} probe: names no check")]
     NoCheck(ProbeKind),
@@ -312,6 +315,13 @@ impl Goal {
             Wanted::Run(spec) => spec.halt != Some(Halt::Prepared),
             Wanted::Refused(_) => false,
         })
+    }
+
+    /// Has no role run, for that reason.
+    pub fn refuse_roles(&mut self, why: &str) {
+        for wanted in self.roles.values_mut() {
+            *wanted = Wanted::Refused(InvalidRole::Guest(why.to_owned()));
+        }
     }
 }
 

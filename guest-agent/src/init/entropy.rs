@@ -10,7 +10,7 @@ use linux_crng_ioctl::ioctl::{add_randomness_to_kernel, force_kernel_crng_reseed
 /// Mixes in `bytes` and seeds the generator anew from them.
 pub fn mix_in(bytes: &[u8]) -> io::Result<()> {
     if bytes.is_empty() {
-        return Ok(());
+        return Err(io::Error::other("the goal has no random bytes"));
     }
     let bits = u32::try_from(bytes.len().saturating_mul(8)).unwrap_or(u32::MAX);
     add_randomness_to_kernel(bytes, bits)

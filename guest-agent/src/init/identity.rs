@@ -4,7 +4,8 @@
 //! agent's first call has happened already. What they must not share is made new
 //! here, and in this order, for the later steps draw on the earlier: random bytes,
 //! clock, host name, machine id, and the kernel's boot id last. The kernel makes
-//! that one of random bytes when it is first read, so nothing may read it before.
+//! that one of random bytes when it is first read, so nothing may read it before. Where
+//! the random bytes cannot be made new, there is no identity, and no role is started.
 
 use std::{
     fs::{File, OpenOptions},
@@ -183,9 +184,17 @@ fn read_boot_id(mut file: &File) -> io::Result<String> {
     Ok(String::from_utf8_lossy(text).trim_end().to_owned())
 }
 
+/// Why nothing may run yet: other guests, made from the same template, may have the same
+/// random numbers.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("cannot make the kernel's random numbers new: {0}")]
+pub struct NotAlone(String);
+
 /// Who this guest is, as far as it knows.
 #[derive(Debug, Default)]
 pub struct Identity {
+    /// Whether the kernel's random numbers are this guest's alone.
+    alone: bool,
     hostname: Option<String>,
     machine_id: Option<String>,
     boot_id: Arc<OnceLock<String>>,
@@ -199,8 +208,17 @@ impl Identity {
 
     /// Takes over what a goal says of the guest itself. True if the guest had no
     /// identity before.
-    pub fn take(&mut self, goal: &Goal, guest: &mut impl Guest) -> bool {
-        report("mix in entropy", guest.mix_in(&goal.entropy));
+    ///
+    /// # Errors
+    ///
+    /// When the guest has no random numbers of its own. It has no identity then, and is not
+    /// to run a role.
+    pub fn take(&mut self, goal: &Goal, guest: &mut impl Guest) -> Result<bool, NotAlone> {
+        match guest.mix_in(&goal.entropy) {
+            Ok(()) => self.alone = true,
+            Err(error) if self.alone => report("mix in entropy", Err(error)),
+            Err(error) => return Err(NotAlone(error.to_string())),
+        }
         if let Some(time) = goal.wall_clock {
             report("set the clock", guest.follow_clock(time));
         }
@@ -211,13 +229,13 @@ impl Identity {
             report("set the machine id", guest.set_machine_id(id));
         }
         if self.boot_id.get().is_some() {
-            return false;
+            return Ok(false);
         }
         let boot_id = guest.boot_id().unwrap_or_else(|error| {
             report("read the boot id", Err(error));
             String::new()
         });
-        self.boot_id.set(boot_id).is_ok()
+        Ok(self.boot_id.set(boot_id).is_ok())
     }
 }
 
@@ -238,17 +256,24 @@ mod tests {
 
     /// Writes down what is done to it.
     #[derive(Default)]
-    struct Recorder(Vec<String>);
+    struct Recorder {
+        did: Vec<String>,
+        /// Whether its kernel takes no random bytes.
+        closed: bool,
+    }
 
     impl Recorder {
         fn did(&mut self, what: String) -> io::Result<()> {
-            self.0.push(what);
+            self.did.push(what);
             Ok(())
         }
     }
 
     impl Guest for Recorder {
         fn mix_in(&mut self, bytes: &[u8]) -> io::Result<()> {
+            if self.closed {
+                return Err(io::ErrorKind::PermissionDenied.into());
+            }
             self.did(format!("entropy {bytes:?}"))
         }
 
@@ -286,9 +311,9 @@ mod tests {
         let (mut identity, mut guest) = (Identity::default(), Recorder::default());
         let boot_id = identity.boot_id();
         assert_eq!(boot_id.get(), None);
-        assert!(identity.take(&goal("shop-web-0"), &mut guest));
+        assert_eq!(identity.take(&goal("shop-web-0"), &mut guest), Ok(true));
         assert_eq!(
-            guest.0,
+            guest.did,
             [
                 "entropy [1, 2, 3]",
                 "clock",
@@ -299,21 +324,43 @@ mod tests {
         );
         assert_eq!(boot_id.get().map(String::as_str), Some("a-boot"));
 
-        guest.0.clear();
-        assert!(!identity.take(&goal("shop-web-0"), &mut guest));
-        assert_eq!(guest.0, ["entropy [1, 2, 3]", "clock"]);
-        guest.0.clear();
-        assert!(!identity.take(&goal("shop-web-1"), &mut guest));
+        guest.did.clear();
+        assert_eq!(identity.take(&goal("shop-web-0"), &mut guest), Ok(false));
+        assert_eq!(guest.did, ["entropy [1, 2, 3]", "clock"]);
+        guest.did.clear();
+        assert_eq!(identity.take(&goal("shop-web-1"), &mut guest), Ok(false));
         assert_eq!(
-            guest.0.last().map(String::as_str),
+            guest.did.last().map(String::as_str),
             Some("host name shop-web-1")
+        );
+    }
+
+    #[test]
+    fn whose_random_numbers_are_not_its_own_is_nobody_and_reads_no_boot_id() {
+        let (mut identity, mut guest) = (Identity::default(), Recorder::default());
+        guest.closed = true;
+        let refused = identity.take(&goal("shop-web-0"), &mut guest).unwrap_err();
+        assert!(
+            refused.to_string().ends_with("permission denied"),
+            "{refused}"
+        );
+        assert!(guest.did.is_empty(), "{:?}", guest.did);
+        assert_eq!(identity.boot_id().get(), None);
+
+        guest.closed = false;
+        assert_eq!(identity.take(&goal("shop-web-0"), &mut guest), Ok(true));
+        guest.closed = true;
+        assert_eq!(
+            identity.take(&goal("shop-web-0"), &mut guest),
+            Ok(false),
+            "they stay its own"
         );
     }
 
     #[test]
     fn outside_a_guest_there_is_a_boot_id_all_the_same() {
         let mut identity = Identity::default();
-        assert!(identity.take(&goal("shop-web-0"), &mut NoGuest));
+        assert_eq!(identity.take(&goal("shop-web-0"), &mut NoGuest), Ok(true));
         assert_eq!(identity.boot_id().get().map(String::len), Some(36));
     }
 }

@@ -1,17 +1,21 @@
 //! The real hypervisor: one `fabric-vmm` process per instance.
 //!
 //! A VMM runs in its instance's directory, in a session and a pid namespace of its
-//! own, without any descriptor of ours, jails itself, and outlives us. It is watched through a pidfd, whether we
-//! are its parent or only found it again. What it said goes to files in the
-//! directory, so that its last words are there however it and we came to die.
+//! own, without any descriptor of ours, jails itself, and outlives us. It is watched
+//! through a pidfd, whether we are its parent or only found it again. What it said goes
+//! to files in the directory, so that its last words are there however it and we came to
+//! die; but what the kernel ended it for, the kernel says.
 
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Seek as _, SeekFrom},
-    os::fd::OwnedFd,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::process::ExitStatusExt as _,
+    },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -22,7 +26,7 @@ use fabric_vmm::{
     },
     control::{self, Request},
     exit::{ExitReason, ExitReport},
-    jail::launch::{Launch, launch},
+    jail::launch::{Launch, launch, status_of},
     limits::{Limits, Rate, RateLimit},
 };
 use rustix::process::{
@@ -72,6 +76,10 @@ const LARGEST_LOG: u64 = 1024 * 1024;
 const LOOK_AT_OUTPUT: Duration = Duration::from_secs(10);
 /// How long a VMM that is killed may take to be gone.
 const LAST_BREATH: Duration = Duration::from_secs(10);
+/// How long whoever is the parent of a VMM that has ended may take to collect it.
+const COLLECTED: Duration = Duration::from_secs(1);
+/// How often it is looked whether it has.
+const LOOK_WHETHER_COLLECTED: Duration = Duration::from_millis(5);
 /// How long a VMM may take to answer when it is told to stop.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The same for other orders: a snapshot writes all of the guest's memory, and what is
@@ -425,13 +433,11 @@ impl Process {
         })
     }
 
-    /// How it ended: in its own words; or, as it had none, by its status, which is
-    /// collected, so that no zombie stays.
+    /// How it ended. Its status is collected, so that no zombie stays.
     fn end(&self) -> Exit {
         let status = self.collect();
         let out_of_memory = self.group.as_ref().is_some_and(Group::ran_out_of_memory);
-        let exit = spoken(&self.directory);
-        let exit = exit.unwrap_or_else(|| silent_end(status, out_of_memory));
+        let exit = tell(status, out_of_memory, spoken(&self.directory));
         fail_point::reached(Step::VmmEnded);
         self.group.iter().for_each(Group::remove);
         fail_point::reached(Step::GroupRemoved);
@@ -439,12 +445,16 @@ impl Process {
     }
 
     fn collect(&self) -> Status {
+        let pidfd = self.pidfd.get_ref().as_fd();
         if !self.child {
-            return Status::Unknown;
+            let Ok(Some(status)) = status_of(pidfd) else {
+                return Status::Unknown;
+            };
+            let signal = status.signal().map(Status::Signal);
+            let code = status.code().map(Status::Code);
+            return signal.or(code).unwrap_or(Status::Unknown);
         }
-        use std::os::fd::AsFd as _;
-        let id = WaitId::PidFd(self.pidfd.get_ref().as_fd());
-        match waitid(id, WaitIdOptions::EXITED) {
+        match waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED) {
             Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
                 (Some(code), _) => Status::Code(code),
                 (_, Some(signal)) => Status::Signal(signal),
@@ -457,14 +467,24 @@ impl Process {
             }
         }
     }
+
+    /// Waits until there is a status to tell: another's child has one once that has collected
+    /// it, if the kernel tells it at all.
+    async fn collected(&self) {
+        let started = Instant::now();
+        let waits = || matches!(status_of(self.pidfd.get_ref().as_fd()), Ok(None));
+        while !self.child && started.elapsed() < COLLECTED && waits() {
+            tokio::time::sleep(LOOK_WHETHER_COLLECTED).await;
+        }
+    }
 }
 
-/// How a process ended, as its parent sees it.
-#[derive(Debug)]
+/// How a process ended, as the kernel sees it.
+#[derive(Debug, Clone, Copy)]
 enum Status {
     Code(i32),
     Signal(i32),
-    /// It is not our child.
+    /// It is not our child, and the kernel does not tell.
     Unknown,
 }
 
@@ -483,6 +503,7 @@ impl Vm for Process {
         if let Err(error) = self.pidfd.readable().await {
             tracing::error!(pid = self.record.pid, %error, "cannot watch a VMM");
         }
+        self.collected().await;
         let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         ended.get_or_insert_with(|| self.end()).clone()
     }
@@ -582,6 +603,27 @@ fn move_aside_if_large(path: &Path) -> io::Result<()> {
 fn spoken(directory: &Path) -> Option<Exit> {
     let text = tail(&directory.join(VMM_OUT), LAST_WORDS).unwrap_or_default();
     ExitReport::from_output(&text).map(|report| judge(&report))
+}
+
+/// How one ended. What the kernel ended it for is the kernel's to say, for a process that has
+/// been taken over says what it likes; of all else it says itself, if it could.
+fn tell(status: Status, out_of_memory: bool, words: Option<Exit>) -> Exit {
+    let cut_off = match status {
+        Status::Code(_) => false,
+        // By this one others end it, after its last words, too.
+        Status::Signal(signal) if signal == Signal::KILL.as_raw() => out_of_memory,
+        Status::Signal(_) => true,
+        Status::Unknown => out_of_memory,
+    };
+    match words {
+        Some(words) if !cut_off => words,
+        Some(words) => {
+            let Exit { kind, detail, .. } = silent_end(status, out_of_memory);
+            let detail = format!("{detail}, after it had said that {}", words.kind);
+            unspoken(kind, &detail)
+        }
+        None => silent_end(status, out_of_memory),
+    }
 }
 
 /// How one ended that said nothing.

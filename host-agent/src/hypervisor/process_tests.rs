@@ -179,12 +179,64 @@ async fn a_vmm_that_wants_more_memory_than_it_may_have_is_killed_and_that_is_sai
 
 #[test]
 fn kills_are_told_apart() {
-    let kind = |status, out_of_memory| silent_end(status, out_of_memory).kind;
+    let kind = |status, out_of_memory| tell(status, out_of_memory, None).kind;
     assert_eq!(kind(Status::Signal(9), false), ExitKind::Killed);
     assert_eq!(kind(Status::Signal(9), true), ExitKind::OutOfMemory);
     assert_eq!(kind(Status::Signal(31), false), ExitKind::ForbiddenCall);
     assert_eq!(kind(Status::Unknown, false), ExitKind::Killed);
     assert_eq!(kind(Status::Code(3), false), ExitKind::Failed);
+}
+
+#[test]
+fn what_the_kernel_ended_a_vmm_for_is_not_the_vmms_to_say() {
+    let words = || Some(judge(&ExitReport::new(ExitReason::GuestPowerOff, "")));
+    let kind = |status, out_of_memory| tell(status, out_of_memory, words()).kind;
+    let forbidden = tell(Status::Signal(31), false, words());
+    assert_eq!(forbidden.kind, ExitKind::ForbiddenCall);
+    assert_eq!(
+        forbidden.detail,
+        "it is not on the list of the thread that made it, after it had said that the \
+         guest powered off"
+    );
+    assert_eq!(kind(Status::Signal(11), false), ExitKind::Killed);
+    assert_eq!(kind(Status::Signal(9), true), ExitKind::OutOfMemory);
+    assert_eq!(kind(Status::Unknown, true), ExitKind::OutOfMemory);
+    // It had gone, or was killed for taking too long about it.
+    for status in [Status::Code(0), Status::Signal(9), Status::Unknown] {
+        assert_eq!(kind(status, false), ExitKind::GuestPowerOff, "{status:?}");
+    }
+}
+
+/// In a shell of its own, as a process that is collected by somebody else.
+#[tokio::test]
+async fn a_vmm_that_is_not_our_child_is_seen_to_be_killed_by_what_where_the_kernel_tells() {
+    let stage = Stage::new("touch up; sleep 60 & wait");
+    let mut parent = Command::new("/bin/sh")
+        .args(["-c", r#"/bin/sh run --config vm.json & echo $!; wait"#])
+        .current_dir(stage.directory.path())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let up = stage.directory.file("up");
+    until("the script runs", || up.exists()).await;
+    let found = stage.hypervisor.find(&stage.directory, None).await;
+    let found = found.unwrap().expect("found");
+    let pid = Pid::from_raw(i32::try_from(found.record().pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, Signal::SEGV).unwrap();
+    let exit = end_of(&found).await;
+    assert_eq!(exit.kind, ExitKind::Killed);
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut version = release
+        .split('.')
+        .map_while(|part| part.parse::<u32>().ok());
+    let tells = (version.next(), version.next()) >= (Some(6), Some(15));
+    let by = if tells {
+        "by signal 11"
+    } else {
+        "nobody saw by what"
+    };
+    assert!(exit.detail.contains(by), "{}", exit.detail);
+    parent.wait().unwrap();
 }
 
 #[tokio::test]

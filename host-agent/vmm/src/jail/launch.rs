@@ -3,13 +3,17 @@
 //! What happens between the two processes is written out call by call: the child
 //! of a process with threads may do nothing that takes a lock or memory. All that
 //! it needs is ready before it exists.
+//!
+//! And says how a process ended that somebody else has started, as far as the kernel tells.
 
 use std::ffi::{CString, NulError, OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
+use std::process::ExitStatus;
 use std::ptr;
 
 use nix::sys::wait::waitpid;
@@ -55,6 +59,25 @@ pub fn launch(launch: &Launch<'_>) -> io::Result<u32> {
     prepared.start(0).map_err(|error| match error {
         StartError::NoProcess(error) | StartError::NoProgram(error) => error,
     })
+}
+
+/// How the process of a pidfd ended, whoever's child it was (`PIDFD_GET_INFO`, linux/pidfd.h);
+/// nothing while its parent has not collected it.
+///
+/// # Errors
+///
+/// When the kernel does not tell: those before Linux 6.15.
+pub fn status_of(pidfd: BorrowedFd<'_>) -> io::Result<Option<ExitStatus>> {
+    // SAFETY: it is made of numbers, of which all may be zero.
+    let mut info = unsafe { std::mem::zeroed::<libc::pidfd_info>() };
+    let asked = u64::from(libc::PIDFD_INFO_EXIT);
+    info.mask = asked;
+    // SAFETY: the call fills a structure of the size that is part of its number.
+    if unsafe { libc::ioctl(pidfd.as_raw_fd(), libc::PIDFD_GET_INFO, &raw mut info) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let told = info.mask & asked != 0;
+    Ok(told.then(|| ExitStatus::from_raw(info.exit_code)))
 }
 
 enum StartError {
