@@ -1,10 +1,14 @@
 //! Asks a machine one question over its control socket.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::sys::socket::sockopt::SendTimeout;
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, setsockopt, socket};
+use nix::sys::time::{TimeVal, TimeValLike};
 use thiserror::Error;
 
 use super::protocol::{Answer, OLDEST, Request, VERSION};
@@ -22,7 +26,7 @@ pub enum ClientError {
         path: PathBuf,
         /// Why.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
     /// What came back is no answer.
     #[error("control socket {path} answered with something else")]
@@ -59,7 +63,8 @@ pub enum ClientError {
     },
 }
 
-/// Asks the machine behind `path`, waiting for at most `timeout` at each step.
+/// Asks the machine behind `path`, and waits for `timeout` in all: the machine may be one
+/// that takes no calls, or says its answer a byte at a time.
 ///
 /// # Errors
 ///
@@ -89,16 +94,49 @@ pub fn ask(path: &Path, request: Request, timeout: Duration) -> Result<Answer, C
     Ok(answer)
 }
 
-fn exchange(path: &Path, request: Request, timeout: Duration) -> std::io::Result<String> {
-    let mut stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(timeout))?;
-    stream.set_write_timeout(Some(timeout))?;
+fn exchange(path: &Path, request: Request, timeout: Duration) -> io::Result<String> {
+    let until = Instant::now() + timeout;
+    let mut stream = connect(path, timeout)?;
+    stream.set_write_timeout(Some(left(until)?))?;
     let mut text = serde_json::to_string(&request)?;
     text.push('\n');
     stream.write_all(text.as_bytes())?;
     let mut line = String::new();
-    BufReader::new(stream.take(ANSWER_MAX)).read_line(&mut line)?;
+    BufReader::new(Until { stream, until }.take(ANSWER_MAX)).read_line(&mut line)?;
     Ok(line)
+}
+
+/// Connects: a machine that takes no calls has callers wait once enough of them do.
+fn connect(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    let milliseconds = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX);
+    let patience = TimeVal::milliseconds(milliseconds);
+    setsockopt(&socket, SendTimeout, &patience)?;
+    socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(socket.into())
+}
+
+/// What is left of the time.
+fn left(until: Instant) -> io::Result<Duration> {
+    let left = until.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    Ok(left)
+}
+
+/// Reads what comes until then.
+struct Until {
+    stream: UnixStream,
+    until: Instant,
+}
+
+impl Read for Until {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(Some(left(self.until)?))?;
+        self.stream.read(buffer)
+    }
 }
 
 #[cfg(test)]
@@ -106,6 +144,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::thread;
 
+    use nix::sys::socket::Backlog;
     use serde_json::Value;
 
     use super::*;
@@ -157,6 +196,37 @@ mod tests {
                 assert!(version < VERSION || heard == said, "{heard} is not {said}");
             }
         }
+    }
+
+    #[test]
+    fn a_machine_that_answers_by_the_byte_or_takes_no_calls_is_given_up_in_time() {
+        const TIMEOUT: Duration = Duration::from_millis(300);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let gives_up = || {
+            let started = Instant::now();
+            let error = ask(&path, Request::Stats, TIMEOUT).unwrap_err();
+            assert!(matches!(error, ClientError::Io { .. }), "{error}");
+            started.elapsed()
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let (mut stream, _) = listener.accept().unwrap();
+                while stream.write_all(b" ").is_ok() {
+                    thread::sleep(TIMEOUT / 10);
+                }
+            });
+            assert!(gives_up() >= TIMEOUT);
+        });
+
+        // Each call waits in the line, until that is full.
+        socket::listen(&listener, Backlog::new(1).unwrap()).unwrap();
+        let waiting: Vec<_> = (0..2)
+            .map(|_| UnixStream::connect(&path).unwrap())
+            .collect();
+        assert!(gives_up() >= TIMEOUT);
+        drop(waiting);
     }
 
     #[test]
