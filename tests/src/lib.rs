@@ -8,7 +8,8 @@
 //! the control groups of its node go.
 //!
 //! Where `/dev/kvm` is missing these tests are reported as ignored, with the
-//! reason, unless `FABRIC_REQUIRE_KVM=1` makes that a failure.
+//! reason, unless `FABRIC_REQUIRE_KVM=1` makes that a failure. What needs root or
+//! control groups is left out without them, unless `FABRIC_REQUIRE_ISOLATION=1` does.
 
 #![forbid(unsafe_code)]
 
@@ -19,6 +20,7 @@ mod place;
 mod process;
 mod runner;
 mod service;
+mod skip;
 mod traces;
 mod users;
 
@@ -29,6 +31,7 @@ pub use place::{Place, run_in_own_mounts};
 pub use process::Program;
 pub use runner::{Story, run};
 pub use service::ServiceFile;
+pub use skip::skipped;
 pub use traces::{Identity, disagreements, files, groups, mounts};
 
 use std::{future::Future, time::Duration};

@@ -11,8 +11,17 @@ use std::{
 use fabric_proto::node::v1::NodeGoal;
 use prost::Message as _;
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 use crate::vmms_in;
+
+/// What a machine's control group controls, and by which file of it that is seen, of
+/// either version.
+const CONTROLLED: [(&str, &[&str]); 3] = [
+    ("processors", &["cpu.weight", "cpu.shares"]),
+    ("memory", &["memory.max", "memory.limit_in_bytes"]),
+    ("threads", &["pids.max"]),
+];
 
 /// A process, which no other one ever is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +48,25 @@ impl Identity {
 /// machine that runs, and no others; one line each.
 #[must_use]
 pub fn disagreements(node: &Path, instances: &[&str]) -> Vec<String> {
+    let groups = groups(node);
+    let mut found = disagreements_with(&groups, node, instances);
+    // No story's host agent may do without: what is not found is not there.
+    for instance in instances {
+        for (what, files) in CONTROLLED {
+            let controls = |place: &PathBuf| {
+                let group = place.join(instance);
+                files.iter().any(|file| group.join(file).exists())
+            };
+            if !groups.iter().any(controls) {
+                found.push(format!("{instance}: no control group for {what}"));
+            }
+        }
+    }
+    found
+}
+
+/// The same, with control groups that are there.
+fn disagreements_with(groups: &[PathBuf], node: &Path, instances: &[&str]) -> Vec<String> {
     let wanted: BTreeSet<String> = instances.iter().map(|&name| name.to_owned()).collect();
     let mut found = Vec::new();
     let mut compare = |what: &str, seen: BTreeSet<String>| {
@@ -48,8 +76,8 @@ pub fn disagreements(node: &Path, instances: &[&str]) -> Vec<String> {
     };
     compare("directories", names(&node.join("instances")));
     compare("goal", goal(node));
-    for place in groups(node) {
-        compare(&format!("groups in {}", place.display()), folders(&place));
+    for place in groups {
+        compare(&format!("groups in {}", place.display()), folders(place));
     }
     let mut running: BTreeMap<String, Vec<Identity>> = BTreeMap::new();
     for pid in vmms_in(node) {
@@ -62,7 +90,7 @@ pub fn disagreements(node: &Path, instances: &[&str]) -> Vec<String> {
         let runs = running.get(*instance).cloned().unwrap_or_default();
         let recorded = recorded(&node.join("instances").join(instance));
         differ(&mut found, instance, "on record", &runs, &recorded);
-        for place in groups(node) {
+        for place in groups {
             let members = members(&place.join(instance));
             differ(&mut found, instance, "in its group", &runs, &members);
         }
@@ -115,11 +143,52 @@ pub fn files(directory: &Path) -> BTreeSet<PathBuf> {
     found
 }
 
-/// Where the control groups of a node are, in each hierarchy.
+/// Where the control groups of a node are that are there: in whichever hierarchy of this
+/// host, by the name that stands for the node's directory, whatever the node says of them.
 #[must_use]
 pub fn groups(node: &Path) -> Vec<PathBuf> {
-    let noted = fs::read_to_string(node.join("cgroups")).unwrap_or_default();
-    noted.lines().map(PathBuf::from).collect()
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let hierarchies = mounts.lines().filter_map(|line| {
+        let mut words = line.split(' ').skip(1);
+        let (point, kind) = (words.next()?, words.next()?);
+        matches!(kind, "cgroup" | "cgroup2").then(|| Path::new(point))
+    });
+    let name = group_name(node);
+    let mut found: Vec<_> = hierarchies
+        .flat_map(|hierarchy| folders_called(&name, hierarchy))
+        .collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// How the group is called that all of a node's groups are in.
+fn group_name(node: &Path) -> String {
+    // What its host agent knows it by.
+    let node = fs::canonicalize(node).unwrap_or(node.to_owned());
+    let sum = Sha256::digest(node.as_os_str().as_encoded_bytes());
+    let digits = sum.iter().take(8).map(|byte| format!("{byte:02x}"));
+    format!("fabric-{}", digits.collect::<String>())
+}
+
+/// The folders of a name below a folder, but for those in one another.
+fn folders_called(name: &str, below: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut todo = vec![below.to_owned()];
+    while let Some(folder) = todo.pop() {
+        // One that goes meanwhile is not there.
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
+            }
+            if entry.file_name() == name {
+                found.push(entry.path());
+            } else {
+                todo.push(entry.path());
+            }
+        }
+    }
+    found
 }
 
 /// The mounts that everybody sees which have to do with a directory.
@@ -203,11 +272,40 @@ mod tests {
 
         fs::create_dir_all(node.path().join("instances/shop-web-0")).unwrap();
         fs::write(node.path().join(".new-goal"), "").unwrap();
-        fs::create_dir_all(node.path().join("groups/shop-web-1")).unwrap();
-        let groups = node.path().join("groups").display().to_string();
-        fs::write(node.path().join("cgroups"), groups).unwrap();
-        let left = disagreements(node.path(), &[]);
+        let host = tempfile::tempdir().unwrap();
+        let groups = [host.path().to_owned()];
+        fs::create_dir(host.path().join("shop-web-1")).unwrap();
+        let left = disagreements_with(&groups, node.path(), &[]);
         assert_eq!(left.len(), 3, "{left:#?}");
+    }
+
+    #[test]
+    fn control_groups_are_missed_where_something_should_run() {
+        let node = tempfile::tempdir().unwrap();
+        assert_eq!(groups(node.path()), Vec::<PathBuf>::new());
+        let found = disagreements(node.path(), &["shop-web-0"]).join("\n");
+        for (what, _) in CONTROLLED {
+            let missing = format!("shop-web-0: no control group for {what}");
+            assert!(found.contains(&missing), "{found}");
+        }
+    }
+
+    #[test]
+    fn control_groups_are_found_by_their_name_wherever_they_are() {
+        // What the host agent makes of it: sha256sum.
+        let name = group_name(Path::new("/nowhere/node-1"));
+        assert_eq!(name, "fabric-969ac9bbd397ad6e");
+        let host = tempfile::tempdir().unwrap();
+        for folder in ["cpu/a/b", "memory", "pids"] {
+            let folder = host.path().join(folder);
+            fs::create_dir_all(folder.join(&name).join("shop-web-0")).unwrap();
+            fs::create_dir_all(folder.join("fabric-0123456789abcdef/other-web-0")).unwrap();
+        }
+        let mut found = folders_called(&name, host.path());
+        found.sort();
+        let expected = ["cpu/a/b", "memory", "pids"];
+        let expected = expected.map(|folder| host.path().join(folder).join(&name));
+        assert_eq!(found, expected);
     }
 
     #[test]

@@ -10,12 +10,14 @@ fabric_fail_points::fail_points! {
     life {
         /// It has been started.
         Started,
-        /// It has opened everything, and nobody can talk to it yet.
-        Assembled,
+        /// It has opened everything, and nobody can call it yet.
+        Opened,
         /// Its control socket is there, and it is not jailed yet.
         Listening,
-        /// It is jailed, and has no virtual CPU yet.
+        /// It is jailed, and has read nothing yet.
         Jailed,
+        /// It has put its machine together, and has no virtual CPU's thread yet.
+        Assembled,
         /// A virtual CPU is about to run the guest for the first time.
         Entering,
         /// It is known that and why the machine ends.

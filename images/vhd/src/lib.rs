@@ -80,7 +80,7 @@ pub use create::{
     CreateOptions, DifferencingOptions, Identity, create_differencing, create_dynamic, create_fixed,
 };
 pub use device::{BlockDevice, Extent, ExtentKind, SECTOR_SIZE, extents};
-pub use disk::{Disk, MAX_CHAIN, OpenOptions, Raw, open};
+pub use disk::{Disk, Files, MAX_CHAIN, OpenOptions, Raw, open};
 pub use error::{Defect, Error, Result, Structure};
 pub use format::DiskType;
 pub use info::{DynamicInfo, Info, LocatorInfo, info};

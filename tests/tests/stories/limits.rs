@@ -11,7 +11,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use fabric_tests::{
-    BOOT, Cluster, Peer, Place, SOON, ServiceFile, Story, control, eventually, groups, line, story,
+    BOOT, Cluster, Peer, Place, SOON, ServiceFile, Story, control, eventually, groups, line,
+    skipped, story,
 };
 use nix::{
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
@@ -184,8 +185,7 @@ async fn guests_that_spin_share_a_processor_by_their_weights() -> Result<()> {
             .any(|file| group.join(file).exists())
     });
     if !weighed {
-        eprintln!("skipped: this host has no control groups for processors");
-        return Ok(());
+        return skipped("this host has no control groups for processors");
     }
     vmms.iter().try_for_each(|vmm| pin(*vmm))?;
 

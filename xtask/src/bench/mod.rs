@@ -65,7 +65,7 @@ enum What {
         #[command(flatten)]
         prepare: Prepare,
     },
-    /// Measure the VMM: cold and from a template, many clones at once, pauses,
+    /// Measure the VMM: cold and from templates, many clones at once, pauses,
     /// snapshots, idling, the VMBus
     ///
     /// Through the whole system, so that what is measured is what users have.

@@ -1,4 +1,15 @@
 //! `cargo xtask bench vmm`: what starting, keeping and copying guests costs.
+//!
+//! | figures | of instances that are |
+//! |---|---|
+//! | `first_run_ms`, `cold_*` | booted |
+//! | `template_made_ready_ms` | copied from the template of their image, which is made for them |
+//! | `template_hello_ms` | copied from the template of an image, and have no package |
+//! | `template_first_run_ms`, `template_ready_ms`, `template_parts_ms`, `vmm_pss_kib`, clones | copied from the template of their package |
+//! | `warm_*` | copied from the template of their role |
+//!
+//! A package's template is made once an instance of it is ready, so that an instance with a
+//! package is copied from its image's once, and one without always.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use serde_json::json;
 
@@ -27,10 +38,24 @@ use crate::{
 /// How long an idle guest is watched.
 const IDLE: Duration = Duration::from_secs(10);
 
+/// The demo's service, which has a package.
+const FILE: &str = include_str!("../demo/demo.toml");
+
+/// What is said in it of that, and what instead where there is none: the program is the
+/// image's own.
+const WITHOUT_PACKAGE: [(&str, &str); 3] = [
+    ("package = \"hello-web\"\n", ""),
+    (
+        r#"command = ["/role/web/hello-web"]"#,
+        r#"command = ["/bin/busybox", "httpd", "-f", "-p", "8080", "-h", "/etc"]"#,
+    ),
+    (r#"path = "/" }"#, r#"path = "/passwd" }"#),
+];
+
 /// The name of a snapshot.
 const SNAPSHOT: &str = "bench";
 
-/// The last line on standard output: medians, but for what is measured once.
+/// The last line on standard output: medians, but for what is measured once, or named max.
 #[derive(Debug, Serialize)]
 struct Figures {
     bench: &'static str,
@@ -40,7 +65,7 @@ struct Figures {
     memory: String,
     /// Start of the process to the first KVM_RUN, booted cold.
     first_run_ms: f64,
-    /// The same, from a template.
+    /// The same, from the template of its package.
     template_first_run_ms: f64,
     /// Memory of the VMM beyond the guest's.
     vmm_pss_kib: f64,
@@ -50,7 +75,8 @@ struct Figures {
     cold_ready_ms: f64,
     /// Create call to role Ready, when the image's template has to be made first.
     template_made_ready_ms: f64,
-    /// Start of the process to the guest agent's hello, from a template.
+    /// Start of the process to the guest agent's hello, from the template of its image, of
+    /// an instance without a package.
     template_hello_ms: f64,
     /// Create call to role Ready, from the template of its package.
     template_ready_ms: f64,
@@ -63,9 +89,13 @@ struct Figures {
     clones: u32,
     /// Create call of all clones to the last hello.
     clones_hello_ms: f64,
+    /// Clones that have said hello, by that time.
+    clones_per_s: f64,
     /// Guest memory that a clone has for itself alone, when its guest agent has just
-    /// said hello.
+    /// said hello, and its process is known.
     clone_private_kib: f64,
+    /// The most that one of them has.
+    clone_private_max_kib: f64,
     pause_ms: f64,
     resume_ms: f64,
     snapshot_ms: f64,
@@ -161,10 +191,14 @@ pub fn run(
 
     let templates = tempfile::tempdir().context("making a folder for templates")?;
     let mut fabric = start(project, &images, Some(templates.path()))?;
+    let plain = "start that makes the template of the image, without a package";
+    starts(&mut fabric, size, apply_without_package, 1, plain)?;
+    let plain = "starts from the template of the image, without a package";
+    let plain = starts(&mut fabric, size, apply_without_package, runs, plain)?;
     let first = "start that makes the template";
     let first = starts(&mut fabric, size, service::apply, 1, first)?;
     until_package_is_copied(&mut fabric)?;
-    let warm = "starts from the template";
+    let warm = "starts from the template of the package";
     let warm = starts(&mut fabric, size, service::apply, runs, warm)?;
     let ready = "start that makes the role's template";
     starts(&mut fabric, size, service::apply_warm, 1, ready)?;
@@ -188,14 +222,16 @@ pub fn run(
         cold_hello_ms: median_of(&cold, |sample| sample.hello_ms),
         cold_ready_ms: median_of(&cold, |sample| sample.ready_ms),
         template_made_ready_ms: median_of(&first, |sample| sample.ready_ms),
-        template_hello_ms: median_of(&warm, |sample| sample.hello_ms),
+        template_hello_ms: median_of(&plain, |sample| sample.hello_ms),
         template_ready_ms: median_of(&warm, |sample| sample.ready_ms),
         template_parts_ms: Parts::medians(&warm),
         warm_ready_ms: median_of(&ready, |sample| sample.ready_ms),
         warm_parts_ms: Parts::medians(&ready),
         clones,
         clones_hello_ms: many.hello_ms,
+        clones_per_s: per_second(clones, many.hello_ms),
         clone_private_kib: many.private_kib,
+        clone_private_max_kib: many.private_max_kib,
         pause_ms: kept.pause_ms,
         resume_ms: kept.resume_ms,
         snapshot_ms: kept.snapshot_ms,
@@ -223,6 +259,22 @@ fn start(project: &Project, images: &Images, templates: Option<&Path>) -> Result
     let fabric = Fabric::start(project, "bench", &images.kernel, templates)?;
     service::upload(project, &fabric, &images.guest_os)?;
     Ok(fabric)
+}
+
+/// Applies the service with one instance, which has no package.
+fn apply_without_package(fabric: &Fabric, size: &Size) -> Result<()> {
+    service::apply_file(fabric, &file_without_package(size)?, &[])
+}
+
+fn file_without_package(size: &Size) -> Result<String> {
+    let vcpus = format!("vcpus = {}", size.vcpus);
+    let of_size = [("vcpus = 1", &*vcpus), ("128MiB", &size.memory)];
+    let mut text = FILE.to_owned();
+    for (there, instead) in WITHOUT_PACKAGE.into_iter().chain(of_size) {
+        ensure!(text.contains(there), "the demo's service has no {there:?}");
+        text = text.replace(there, instead);
+    }
+    Ok(text)
 }
 
 /// Waits for the template that is made once the first instance of its package is ready.
@@ -398,9 +450,11 @@ fn disk_kib(folder: &Path) -> Result<f64> {
 struct Many {
     hello_ms: f64,
     private_kib: f64,
+    private_max_kib: f64,
 }
 
-/// Creates so many instances at once, and waits until all guests are there.
+/// Creates so many instances at once, and waits until all guests are there, and each has been
+/// measured: which process it is may be told after its hello.
 fn many(fabric: &mut Fabric, size: &Size, clones: u32) -> Result<Many> {
     let work = Work::begin(format!("Creating {clones} instances at once"));
     let begun = Instant::now();
@@ -408,31 +462,59 @@ fn many(fabric: &mut Fabric, size: &Size, clones: u32) -> Result<Many> {
     let mut silent: BTreeSet<String> = (0..clones)
         .map(|number| format!("{SERVICE}-web-{number}"))
         .collect();
+    // Why not, of each that has not been measured.
+    let mut unmeasured: BTreeMap<String, String> = silent
+        .iter()
+        .map(|id| (id.clone(), "its process is not known".to_owned()))
+        .collect();
     let (mut private, mut pids) = (Vec::new(), BTreeMap::new());
     let mut hello_ms = 0.0;
-    fabric.wait("all guests to be there", PATIENCE, |seen| {
-        match seen {
-            Seen::Instance(now) if now.vmm_pid != 0 => {
+    let waited = fabric.wait("all guests to be there and measured", PATIENCE, |seen| {
+        let id = match seen {
+            // At first it may be told of one of that name that was there before.
+            Seen::Instance(now) => {
                 pids.insert(now.instance_id.clone(), now.vmm_pid);
+                &now.instance_id
             }
             Seen::Event(event) if event.reason == "GuestHello" => {
-                if let Some(pid) = pids.get(&event.subject) {
-                    private.extend(telling::private_guest_memory(*pid));
-                }
                 if silent.remove(&event.subject) && silent.is_empty() {
                     hello_ms = millis(begun);
                 }
+                &event.subject
             }
-            _ => {}
+            _ => return None,
+        };
+        let pid = pids.get(id).copied().filter(|pid| *pid != 0);
+        if let Some(pid) = pid.filter(|_| !silent.contains(id))
+            && let Some(why_not) = unmeasured.get_mut(id)
+        {
+            match telling::private_guest_memory(pid) {
+                // One that has just ended has none.
+                Ok(kib) if kib <= 0.0 => *why_not = format!("no guest's memory in {pid}"),
+                Ok(kib) => {
+                    private.push(kib);
+                    unmeasured.remove(id);
+                }
+                Err(error) => *why_not = format!("{error:#}"),
+            }
         }
-        silent.is_empty().then_some(())
+        (silent.is_empty() && unmeasured.is_empty()).then_some(())
+    });
+    waited.with_context(|| {
+        format!("of {clones} clones, silent: {silent:?}; not measured: {unmeasured:#?}")
     })?;
     fabric.fabctl(&["service", "delete", SERVICE, "--wait"])?;
     work.done("done");
     Ok(Many {
         hello_ms,
+        private_max_kib: private.iter().copied().fold(0.0, f64::max),
         private_kib: median(private),
     })
+}
+
+/// How many that is in a second, to a tenth.
+fn per_second(many: u32, ms: f64) -> f64 {
+    (f64::from(many) * 10_000.0 / ms).round() / 10.0
 }
 
 /// What the name of a figure says.
@@ -468,4 +550,34 @@ fn show(figures: &Figures) -> Result<()> {
     }
     println!("\n{}", table(["figure", "median"], rows, true));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_without_a_package_is_the_same_but_for_that() {
+        let size = Size {
+            vcpus: 2,
+            memory: "256MiB".to_owned(),
+        };
+        let file = file_without_package(&size).unwrap();
+        assert!(!file.contains("hello-web"), "{file}");
+        assert!(
+            file.contains("vcpus = 2") && file.contains("256MiB"),
+            "{file}"
+        );
+        assert!(file.contains("name = \"demo\"\n"), "{file}");
+    }
+
+    #[test]
+    fn a_rate_is_of_all_in_the_time_of_the_last() {
+        assert!((per_second(64, 3200.0) - 20.0).abs() < f64::EPSILON);
+        assert_eq!(what_and_unit("clones_per_s"), ("clones", "/s"));
+        assert_eq!(
+            what_and_unit("clone_private_max_kib"),
+            ("clone_private_max", "kib")
+        );
+    }
 }

@@ -46,8 +46,9 @@ pub fn run(args: JailArgs) -> ExitCode {
         given: args.given,
         allow_missing: Isolation::ALL.to_vec(),
     };
-    let tried = jail::enter(&config, &LIMITS).map_err(anyhow::Error::from);
+    let tried = jail::enter(&config).map_err(anyhow::Error::from);
     let tried = tried.and_then(|jail| {
+        jail.limit(&LIMITS)?;
         jail.calls.confine(ThreadKind::EventLoop)?;
         Ok(jail)
     });

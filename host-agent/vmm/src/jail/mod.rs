@@ -1,19 +1,22 @@
 //! What the process gives up before its guest runs.
 //!
 //! ```text
-//!  host agent ── launch ──▶ fabric-vmm: opens everything it is configured with
+//!  host agent ── launch ──▶ fabric-vmm: opens everything it is configured with, reads nothing
 //!    (own pid namespace)         │
-//!                              enter: limits ▸ uid and gid ▸ namespaces ▸ root ▸
-//!                                     capabilities ▸ no_new_privs ▸ Landlock
+//!                              enter: uid and gid ▸ namespaces ▸ root ▸ capabilities ▸
+//!                                     no_new_privs ▸ Landlock
 //!                                │
-//!                              each thread: its list of system calls
+//!                              reads disks, kernel and snapshot, puts the machine together
+//!                                │
+//!                              limits of resources; each thread: its list of system calls
 //!                                │
 //!                              the guest's first instruction
 //! ```
 //!
 //! The process jails itself, because only it can open what it is to hold: KVM,
-//! its memory, disks with their parents, sockets. It holds these descriptors and
-//! sees one directory, under the path that it always had; all else is gone. A pid
+//! disks with their parents, a kernel or a snapshot, sockets. Of what is in these files,
+//! which a guest or another process may have written, it reads nothing before it is in
+//! here. It holds the descriptors and sees one directory, under the path that it always had; all else is gone. A pid
 //! namespace is the one thing that a process cannot give itself and stay what it
 //! is (KVM ties a machine to the process that made it), so [`launch`] starts it
 //! in one, as its first process. No keeper stands between: what the host agent
@@ -27,7 +30,7 @@
 //! | [`root`] | the root directory with nothing in it but one directory |
 //! | [`privileges`] | capabilities, resource limits |
 //! | [`access`] | Landlock |
-//! | [`allocator`] | the calls that the allocator would make of itself |
+//! | [`runtime`] | the calls that the allocator and the runtime would make of themselves |
 //! | [`calls`] | the system calls of each kind of thread |
 //!
 //! The working directory stays what it was by name, in a root that has only it:
@@ -35,13 +38,13 @@
 //! says whose the process is.
 
 pub mod access;
-pub mod allocator;
 pub mod calls;
 pub mod identity;
 pub mod isolation;
 pub mod launch;
 pub mod privileges;
 pub mod root;
+pub mod runtime;
 
 use std::path::PathBuf;
 
@@ -109,6 +112,23 @@ pub struct Jail {
     pub missing: Vec<(Isolation, String)>,
     /// What each thread calls on its first line.
     pub calls: CallLists,
+    /// Whether its threads are counted for themselves.
+    counted: bool,
+}
+
+impl Jail {
+    /// Has the process have no more than that, now that it is known what its machine needs.
+    ///
+    /// # Errors
+    ///
+    /// Never on a kernel that is known.
+    pub fn limit(&self, limits: &Limits) -> Result<(), JailError> {
+        privileges::limit(limits)?;
+        if self.counted {
+            privileges::limit_threads(limits)?;
+        }
+        Ok(())
+    }
 }
 
 /// Collects what is in force, and refuses what is missing unless that is allowed.
@@ -141,13 +161,14 @@ impl Progress<'_> {
     }
 }
 
-/// Gives up everything, for good. The process must have one thread.
+/// Gives up everything, for good. The process must have one thread, and is to be held to
+/// limits later ([`Jail::limit`]).
 ///
 /// # Errors
 ///
 /// When the host does not give something that may not be missing. The process is
 /// in no state to go on then.
-pub fn enter(config: &JailConfig, limits: &Limits) -> Result<Jail, JailError> {
+pub fn enter(config: &JailConfig) -> Result<Jail, JailError> {
     let mut done = Progress {
         config,
         in_force: Vec::new(),
@@ -160,18 +181,14 @@ pub fn enter(config: &JailConfig, limits: &Limits) -> Result<Jail, JailError> {
     done.note(Isolation::Pid, started_in_one(std::process::id() == 1))?;
     let given = config.given.contains(&Isolation::Cgroup);
     done.note(Isolation::Cgroup, started_in_one(given))?;
-    allocator::settle()?;
+    runtime::settle()?;
     let inside = root::Inside::enter(&config.directory)?;
-    privileges::limit(limits)?;
     let alone = done.note(
         Isolation::Uid,
         identity::become_user(config.uid, config.gid),
     )?;
     // Threads are counted by user and user namespace.
     let user_namespace = done.note(Isolation::User, identity::enter_user_namespace())?;
-    if user_namespace || alone {
-        privileges::limit_threads(limits)?;
-    }
     for (name, flag) in [
         (Isolation::Ipc, CloneFlags::CLONE_NEWIPC),
         (Isolation::Uts, CloneFlags::CLONE_NEWUTS),
@@ -197,5 +214,6 @@ pub fn enter(config: &JailConfig, limits: &Limits) -> Result<Jail, JailError> {
         isolation: done.in_force,
         missing: done.missing,
         calls: if seccomp { calls } else { CallLists::default() },
+        counted: user_namespace || alone,
     })
 }

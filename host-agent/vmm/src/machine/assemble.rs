@@ -1,6 +1,6 @@
-//! Puts a machine together, in an order that gets to the guest's first
-//! instruction soon: while another process finds out what kind of KVM this is,
-//! a thread reads the kernel.
+//! Puts a machine together of what is open, in an order that gets to the guest's
+//! first instruction soon: while another process finds out what kind of KVM this
+//! is, a thread reads the kernel.
 
 use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -16,24 +16,24 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::detection::Detection;
 use super::disks::{self, DiskError};
 use super::governor::Governor;
 use super::keeper::{self, DiskPart, KeepError, Parts, SharedTransport, VsockPart};
+use super::open::Opened;
 use super::reset::{BootFiles, FillError, ResetPlan};
 use super::restore::{self, RestoreError};
 use crate::boot::LoadedKernel;
 use crate::boot::layout::{KVM_TSS, MMIO_SIZE, MmioSlot};
 use crate::config::VmConfig;
-use crate::console::{ConsoleSink, RawTerminal, RingError, Watch};
-use crate::control::server::ServerError;
+use crate::console::{RawTerminal, RingError, Watch};
+use crate::control::server::{ControlListener, ServerError};
 use crate::devices::block::{Block, BlockError, DiskThread};
 use crate::devices::bus::{Bus, Overlap};
 use crate::devices::ports::Ports;
 use crate::devices::serial::{self, SerialPort};
 use crate::devices::virtio::mmio::QUEUE_NOTIFY_OFFSET;
 use crate::devices::virtio::{MmioTransport, VirtioDevice};
-use crate::devices::vsock::{Vsock, VsockError, VsockEventHandler};
+use crate::devices::vsock::{VsockError, VsockEventHandler};
 use crate::exit::{ExitReason, KvmKind};
 use crate::fail_point::{self, Step};
 use crate::jail::JailError;
@@ -178,6 +178,10 @@ pub struct Assembled {
     pub config: VmConfig,
     /// When the process began.
     pub started: Instant,
+    /// The process, as the host numbers it.
+    pub pid: u32,
+    /// Where the machine is talked to.
+    pub control: Option<ControlListener>,
     /// How KVM runs its kernel.
     pub kvm: KvmKind,
     /// What its virtual CPUs share.
@@ -217,12 +221,16 @@ impl std::fmt::Debug for Assembled {
 /// # Errors
 ///
 /// When anything it needs is missing, wrong or refused.
-pub fn assemble(config: &VmConfig, started: Instant) -> Result<Assembled, AssembleError> {
-    let kvm = kvm::open()?;
-    let detected = Detection::begin(config.repair)?;
-    let files = BootFiles::open(config)?;
-    let (origin, memory, vm) = begin(&kvm, config, files.as_ref())?;
-    let kind = detected.verdict()?;
+pub fn assemble(
+    config: &VmConfig,
+    opened: Opened,
+    started: Instant,
+) -> Result<Assembled, AssembleError> {
+    let Opened {
+        kvm, boot: files, ..
+    } = opened;
+    let (origin, memory, vm) = begin(&kvm, config, files.as_ref(), opened.snapshot)?;
+    let kind = opened.detection.verdict()?;
     if let Origin::Snapshot(state) = &origin {
         restore::check(config, kind, state)?;
     }
@@ -235,7 +243,7 @@ pub fn assemble(config: &VmConfig, started: Instant) -> Result<Assembled, Assemb
 
     let chips = keeper::take_chips(&vm, kind, 0).map_err(AssembleError::Chips)?;
 
-    let sink = ConsoleSink::open(&config.console)?;
+    let sink = opened.console;
     let watch = sink.watch();
     let mut governor = Governor {
         disks: Vec::with_capacity(config.disks.len()),
@@ -252,8 +260,8 @@ pub fn assemble(config: &VmConfig, started: Instant) -> Result<Assembled, Assemb
     let mut devices = Devices::new(&vm, &memory);
     let mut disks = Vec::with_capacity(config.disks.len());
     let mut disk_threads = Vec::with_capacity(config.disks.len());
-    for (index, disk) in config.disks.iter().enumerate() {
-        let image = disks::open(index, disk)?;
+    for (index, (disk, opened)) in config.disks.iter().zip(opened.disks).enumerate() {
+        let image = disks::check(index, disk, opened)?;
         let size_bytes = image.size();
         let mut block = Block::new(image, &disk.serial, disk.readonly)?;
         disk_threads.extend(block.take_thread());
@@ -266,8 +274,7 @@ pub fn assemble(config: &VmConfig, started: Instant) -> Result<Assembled, Assemb
         });
     }
     let (mut vsock_events, mut vsock_part, mut template_sign) = (None, None, None);
-    if let Some(vsock) = &config.vsock {
-        let device = Vsock::new(u64::from(vsock.cid), &vsock.path)?;
+    if let (Some(vsock), Some(device)) = (&config.vsock, opened.vsock) {
         vsock_events = Some(device.event_handler());
         governor.vsock = Some(device.handle());
         if let Some(template) = &config.template {
@@ -335,6 +342,8 @@ pub fn assemble(config: &VmConfig, started: Instant) -> Result<Assembled, Assemb
     Ok(Assembled {
         config: config.clone(),
         started,
+        pid: opened.pid,
+        control: opened.control,
         kvm: kind,
         board,
         repaired,
@@ -363,8 +372,9 @@ fn begin(
     kvm: &Kvm,
     config: &VmConfig,
     files: Option<&BootFiles>,
+    snapshot: Option<snapshot::Files>,
 ) -> Result<(Origin, GuestMemory, VmFd), AssembleError> {
-    let Some(directory) = &config.restore else {
+    let Some(snapshot) = snapshot else {
         let files = files.ok_or(AssembleError::NoKernel)?;
         let memory = memory::create(config.memory_mib)?;
         let (kernel, vm) = load_beside(
@@ -373,9 +383,9 @@ fn begin(
         )?;
         return Ok((Origin::Kernel(kernel), memory, vm));
     };
-    let state = snapshot::read(directory).map_err(RestoreError::from)?;
-    let path = directory.join(snapshot::MEMORY_FILE);
-    let file = snapshot::memory::open(&path, state.memory_mib << 20).map_err(RestoreError::from)?;
+    let state = snapshot.state().map_err(RestoreError::from)?;
+    let size = state.memory_mib << 20;
+    let file = snapshot.memory(size).map_err(RestoreError::from)?;
     let memory = memory::map_private(&file, state.memory_mib)?;
     let vm = create_vm(kvm, &memory)?;
     Ok((Origin::Snapshot(Box::new(state)), memory, vm))

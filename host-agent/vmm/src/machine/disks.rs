@@ -1,4 +1,4 @@
-//! Opens the disk images of a machine.
+//! The disk images of a machine: opened as whoever started it, checked in the jail.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -48,14 +48,50 @@ fn named(serial: &str) -> String {
     }
 }
 
+/// The image of a disk and those it stands on, open and locked.
+pub enum Opened {
+    /// Of which nothing is to be known.
+    Raw(Raw),
+    /// Of which nothing has been read yet.
+    Vhd(vhd::Files),
+}
+
 /// Opens the image of disk `index`, and those it stands on, as the configuration
 /// says.
 ///
 /// # Errors
 ///
-/// When it cannot be opened or does not check.
-pub fn open(index: usize, disk: &DiskConfig) -> Result<Arc<dyn BlockDevice>, DiskError> {
-    let image = open_image(index, disk)?;
+/// When one cannot be opened.
+pub fn open(index: usize, disk: &DiskConfig) -> Result<Opened, DiskError> {
+    match disk.format {
+        DiskFormat::Raw => Raw::open(&disk.path, disk.readonly).map(Opened::Raw),
+        DiskFormat::Vhd => {
+            let options = if disk.readonly {
+                OpenOptions::read_only()
+            } else {
+                OpenOptions::read_write().with_quota(disk.quota_bytes)
+            };
+            let options = options.with_parents(disk.parents.iter());
+            vhd::Files::open(&disk.path, &options).map(Opened::Vhd)
+        }
+    }
+    .map_err(failed(index, disk))
+}
+
+/// Checks an image, and has it as the guest is to see it.
+///
+/// # Errors
+///
+/// When it does not check.
+pub fn check(
+    index: usize,
+    disk: &DiskConfig,
+    opened: Opened,
+) -> Result<Arc<dyn BlockDevice>, DiskError> {
+    let image: Arc<dyn BlockDevice> = match opened {
+        Opened::Raw(raw) => Arc::new(raw),
+        Opened::Vhd(files) => Arc::new(files.check().map_err(failed(index, disk))?),
+    };
     let Some(capacity) = disk.capacity_bytes else {
         return Ok(image);
     };
@@ -71,26 +107,10 @@ pub fn open(index: usize, disk: &DiskConfig) -> Result<Arc<dyn BlockDevice>, Dis
     }
 }
 
-fn open_image(index: usize, disk: &DiskConfig) -> Result<Arc<dyn BlockDevice>, DiskError> {
-    let fail = |source| DiskError::Open {
+fn failed(index: usize, disk: &DiskConfig) -> impl FnOnce(vhd::Error) -> DiskError {
+    move |source| DiskError::Open {
         index,
         serial: disk.serial.clone(),
         source,
-    };
-    match disk.format {
-        DiskFormat::Raw => {
-            let raw = Raw::open(&disk.path, disk.readonly).map_err(fail)?;
-            Ok(Arc::new(raw))
-        }
-        DiskFormat::Vhd => {
-            let options = if disk.readonly {
-                OpenOptions::read_only()
-            } else {
-                OpenOptions::read_write().with_quota(disk.quota_bytes)
-            };
-            let options = options.with_parents(disk.parents.iter());
-            let image = vhd::open(&disk.path, &options).map_err(fail)?;
-            Ok(Arc::new(image))
-        }
     }
 }

@@ -15,11 +15,10 @@ use super::restore;
 use super::trim;
 use super::vcpus::Threads;
 use crate::config::{ConsoleConfig, VmConfig};
-use crate::control::server::ControlListener;
 use crate::devices::vsock;
 use crate::exit::ExitReport;
 use crate::fail_point::{self, Step};
-use crate::jail::{self, Jail, Limits, ThreadKind};
+use crate::jail::{Jail, Limits, ThreadKind};
 use crate::snapshot;
 use crate::vcpu::fault::chain;
 use crate::vcpu::{Board, Outcome};
@@ -32,12 +31,12 @@ const HEADROOM: u64 = 64 * 1024;
 type Subscriber = Box<dyn MutEventSubscriber>;
 
 /// Runs the machine until it ends, and says how.
-pub fn run(mut machine: Assembled) -> ExitReport {
-    let reporter = Reporter::new(&machine);
+pub fn run(mut machine: Assembled, jail: Jail) -> ExitReport {
+    let reporter = Reporter::new(&machine, jail.isolation.clone());
     let board = Arc::clone(&machine.board);
     let terminal = machine.terminal.take();
     let is_terminal = terminal.is_some();
-    let ended = run_to_end(machine, is_terminal, &reporter);
+    let ended = run_to_end(machine, jail, is_terminal, &reporter);
     if let Err(error) = &ended {
         board.ending.end(Outcome::Failed {
             message: chain(error),
@@ -55,6 +54,7 @@ pub fn run(mut machine: Assembled) -> ExitReport {
 
 fn run_to_end(
     mut machine: Assembled,
+    jail: Jail,
     terminal: bool,
     reporter: &Reporter,
 ) -> Result<(), AssembleError> {
@@ -75,6 +75,7 @@ fn run_to_end(
     }
     let Assembled {
         config,
+        control,
         template_sign,
         vcpus,
         disk_threads,
@@ -83,19 +84,10 @@ fn run_to_end(
         reset,
         ..
     } = machine;
+    if config.jail.is_some() {
+        jail.limit(&limits(&config, &parts))?;
+    }
     fail_point::reached(Step::Assembled);
-    // Before the guest runs: whoever waits for the socket can talk to all of it.
-    let listener = match &config.control {
-        Some(path) => Some(ControlListener::bind(path)?),
-        None => None,
-    };
-    fail_point::reached(Step::Listening);
-    let jail = match &config.jail {
-        Some(jail) => jail::enter(jail, &limits(&config, &parts))?,
-        None => Jail::default(),
-    };
-    reporter.is_jailed_by(jail.isolation);
-    fail_point::reached(Step::Jailed);
     // Here, where the signals are blocked. Threads are born confined only if their
     // maker is, which is confined last: it makes no other then.
     for thread in disk_threads {
@@ -110,7 +102,7 @@ fn run_to_end(
         .confine(ThreadKind::EventLoop)
         .map_err(AssembleError::host("confinement"))?;
     let keeper = Keeper::new(parts, Arc::clone(&board), Arc::clone(&threads), reset);
-    if let Some(listener) = listener {
+    if let Some(listener) = control {
         let operator = Operator::new(reporter.clone(), Arc::clone(&keeper), governor);
         manager.add_subscriber(Box::new(listener.serve(Box::new(operator))));
     }

@@ -1,15 +1,17 @@
 //! A machine from its configuration to its exit report.
 //!
 //! ```text
-//!   VmConfig ── assemble ──▶ Assembled ── start ──▶ event loop ── Outcome ──▶ ExitReport
-//!               (errors: nothing has run yet)       (one thread per vCPU)
+//!   VmConfig ── open ──▶ Opened ── the jail ── assemble ──▶ Assembled ── start ──▶ event loop
+//!               (errors: nothing has run yet)                     (one thread per vCPU)
+//!                                                                  Outcome ──▶ ExitReport
 //! ```
 //!
 //! | file | what it does |
 //! |---|---|
-//! | [`assemble`] | opens everything and puts the machine together |
+//! | [`open`] | opens everything, and reads nothing of it |
+//! | [`assemble`] | puts the machine together of that |
 //! | [`detection`] | finds out meanwhile how this KVM runs guests |
-//! | [`disks`] | opens disk images |
+//! | [`disks`] | opens disk images, and checks them |
 //! | [`event_loop`] | runs it: signals, console input, control socket, vsock, halts |
 //! | [`events`] | what wakes the event loop |
 //! | [`halt_check`] | decides when a guest has halted for good |
@@ -29,6 +31,7 @@ pub mod events;
 pub mod governor;
 pub mod halt_check;
 pub mod keeper;
+pub mod open;
 pub mod report;
 pub mod reset;
 pub mod restore;
@@ -39,20 +42,41 @@ use std::time::Instant;
 
 use crate::config::{ConfigError, VmConfig};
 use crate::exit::{ExitReason, ExitReport};
+use crate::fail_point::{self, Step};
+use crate::jail::{self, Jail};
 use crate::vcpu::fault::chain;
 
 pub use assemble::AssembleError;
+
+use open::Opened;
 
 /// Runs a machine until it ends. `started` is when the process began.
 ///
 /// Signals SIGTERM and SIGINT are blocked in the calling thread and end the
 /// machine; call this from a process that runs nothing else.
 pub fn run(config: &VmConfig, started: Instant) -> ExitReport {
-    let report = match assemble::assemble(config, started) {
-        Ok(machine) => event_loop::run(machine),
+    let report = match open_and_enter_jail(config) {
         Err(error) => ExitReport::new(error.reason(), chain(&error)),
+        Ok((opened, jail)) => match assemble::assemble(config, opened, started) {
+            Ok(machine) => event_loop::run(machine, jail),
+            Err(error) => ExitReport {
+                isolation: jail.isolation,
+                ..ExitReport::new(error.reason(), chain(&error))
+            },
+        },
     };
     finish(report, &config.name, started)
+}
+
+/// What comes of the files, which may be hostile, comes in the jail.
+fn open_and_enter_jail(config: &VmConfig) -> Result<(Opened, Jail), AssembleError> {
+    let opened = open::open(config)?;
+    let jail = match &config.jail {
+        Some(jail) => jail::enter(jail)?,
+        None => Jail::default(),
+    };
+    fail_point::reached(Step::Jailed);
+    Ok((opened, jail))
 }
 
 /// The report for a configuration that cannot be used.

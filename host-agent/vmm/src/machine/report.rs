@@ -3,7 +3,7 @@
 
 use std::any::Any;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::assemble::Assembled;
@@ -32,17 +32,17 @@ pub struct Reporter {
     board: Arc<Board>,
     repaired: Arc<RepairCounters>,
     watch: Arc<Mutex<Watch>>,
-    isolation: Arc<OnceLock<Vec<Isolation>>>,
+    isolation: Arc<[Isolation]>,
     /// Whether this boot of the guest has heard its power button.
     power_button: Arc<AtomicBool>,
 }
 
 impl Reporter {
     /// The reporter of this machine.
-    pub fn new(machine: &Assembled) -> Reporter {
+    pub fn new(machine: &Assembled, isolation: Vec<Isolation>) -> Reporter {
         Reporter {
             started: machine.started,
-            pid: pid_on_the_host(),
+            pid: machine.pid,
             name: machine.config.name.clone(),
             vcpus: machine.config.vcpus,
             memory_mib: machine.config.memory_mib,
@@ -50,19 +50,13 @@ impl Reporter {
             board: Arc::clone(&machine.board),
             repaired: Arc::clone(&machine.repaired),
             watch: Arc::clone(&machine.watch),
-            isolation: Arc::default(),
+            isolation: isolation.into(),
             power_button: Arc::default(),
         }
     }
 
-    /// Remembers what the process is jailed by.
-    pub fn is_jailed_by(&self, isolation: Vec<Isolation>) {
-        // Said once.
-        let _ = self.isolation.set(isolation);
-    }
-
     fn isolation(&self) -> Vec<Isolation> {
-        self.isolation.get().cloned().unwrap_or_default()
+        self.isolation.to_vec()
     }
 
     /// The report at the machine's end.
@@ -227,7 +221,7 @@ fn answer<E: std::error::Error + 'static>(done: Result<(), E>) -> Answer {
 }
 
 /// The process, as whoever mounted /proc numbers it; a jailed one is 1 to itself.
-fn pid_on_the_host() -> u32 {
+pub(super) fn pid_on_the_host() -> u32 {
     let own = std::fs::read_link("/proc/self").ok();
     let number = own.and_then(|path| path.to_str()?.parse().ok());
     number.unwrap_or_else(std::process::id)

@@ -7,7 +7,6 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
 
 use nix::unistd::{Whence, lseek};
 use serde::{Deserialize, Serialize};
@@ -121,12 +120,12 @@ pub fn write(path: &Path, memory: &GuestMemory) -> Result<MemoryDigest, Snapshot
 /// # Errors
 ///
 /// When it cannot be read or has another size.
-pub fn digest(path: &Path, size: u64) -> Result<MemoryDigest, SnapshotError> {
+pub fn digest(file: &File, path: &Path, size: u64) -> Result<MemoryDigest, SnapshotError> {
     let fail = || SnapshotError::file("read", path);
-    let file = open(path, size)?;
+    check_size(file, path, size)?;
     let mut digester = Digester::default();
     let mut buffer = vec![0; CHUNK];
-    let mut at = next_data(&file, 0).map_err(fail())?;
+    let mut at = next_data(file, 0).map_err(fail())?;
     while let Some(start) = at {
         // Data begins at a block of the file system, which may be less than a page.
         let start = start - start % PAGE as u64;
@@ -138,7 +137,7 @@ pub fn digest(path: &Path, size: u64) -> Result<MemoryDigest, SnapshotError> {
         })?;
         let end = start + count as u64;
         at = if end < size {
-            next_data(&file, end).map_err(fail())?
+            next_data(file, end).map_err(fail())?
         } else {
             None
         };
@@ -155,24 +154,20 @@ fn next_data(file: &File, from: u64) -> std::io::Result<Option<u64>> {
     }
 }
 
-/// Opens a memory's file, which must have this size.
+/// Checks that a memory's file has this size.
 ///
 /// # Errors
 ///
-/// When it cannot be opened or has another size.
-pub fn open(path: &Path, size: u64) -> Result<Arc<File>, SnapshotError> {
-    let file = File::open(path).map_err(SnapshotError::file("open", path))?;
-    let found = file
-        .metadata()
-        .map_err(SnapshotError::file("open", path))?
-        .len();
+/// When it has another one.
+pub fn check_size(file: &File, path: &Path, size: u64) -> Result<(), SnapshotError> {
+    let metadata = file.metadata();
+    let found = metadata.map_err(SnapshotError::file("open", path))?.len();
     if found == size {
-        Ok(Arc::new(file))
-    } else {
-        Err(SnapshotError::Size {
-            path: path.to_owned(),
-            expected: size,
-            found,
-        })
+        return Ok(());
     }
+    Err(SnapshotError::Size {
+        path: path.to_owned(),
+        expected: size,
+        found,
+    })
 }

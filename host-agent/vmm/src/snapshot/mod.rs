@@ -27,6 +27,7 @@ pub mod state;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -227,29 +228,73 @@ fn write_files(
     write().map_err(SnapshotError::file("write", &path))
 }
 
-/// Reads a snapshot's state and checks its version and digest.
-///
-/// # Errors
-///
-/// When it cannot be read, or is not what was written by a VMM of this version
-/// of the format or an older one.
-pub fn read(directory: &Path) -> Result<MachineState, SnapshotError> {
-    let path = directory.join(STATE_FILE);
-    let mut text = String::new();
-    File::open(&path)
-        .and_then(|file| file.take(STATE_MAX + 1).read_to_string(&mut text))
-        .map_err(SnapshotError::file("read", &path))?;
-    if text.len() as u64 > STATE_MAX {
-        return Err(SnapshotError::TooLong { path });
+/// The files of a snapshot, open, of which nothing has been read yet: a process that goes on
+/// from one reads it in a jail.
+#[derive(Debug)]
+pub struct Files {
+    state: File,
+    state_path: PathBuf,
+    memory: File,
+    memory_path: PathBuf,
+}
+
+impl Files {
+    /// Opens the snapshot in `directory`.
+    ///
+    /// # Errors
+    ///
+    /// When a file cannot be opened.
+    pub fn open(directory: &Path) -> Result<Files, SnapshotError> {
+        let open = |name| {
+            let path = directory.join(name);
+            let file = File::open(&path).map_err(SnapshotError::file("open", &path))?;
+            Ok::<_, SnapshotError>((file, path))
+        };
+        let (state, state_path) = open(STATE_FILE)?;
+        let (memory, memory_path) = open(MEMORY_FILE)?;
+        Ok(Files {
+            state,
+            state_path,
+            memory,
+            memory_path,
+        })
     }
-    parse(&text, &path)
+
+    /// Reads the state and checks its version and digest.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read, or is not what was written by a VMM of this version of the
+    /// format.
+    pub fn state(&self) -> Result<MachineState, SnapshotError> {
+        let path = &self.state_path;
+        let mut text = String::new();
+        (&self.state)
+            .take(STATE_MAX + 1)
+            .read_to_string(&mut text)
+            .map_err(SnapshotError::file("read", path))?;
+        if text.len() as u64 > STATE_MAX {
+            return Err(SnapshotError::TooLong { path: path.clone() });
+        }
+        parse(&text, path)
+    }
+
+    /// The memory, which must have this size.
+    ///
+    /// # Errors
+    ///
+    /// When it has another one.
+    pub fn memory(self, size: u64) -> Result<Arc<File>, SnapshotError> {
+        memory::check_size(&self.memory, &self.memory_path, size)?;
+        Ok(Arc::new(self.memory))
+    }
 }
 
 /// Reads a state from its text; `path` is for errors.
 ///
 /// # Errors
 ///
-/// Those of [`read`], but of files.
+/// Those of [`Files::state`], but of files.
 pub fn parse(text: &str, path: &Path) -> Result<MachineState, SnapshotError> {
     let path = || path.to_owned();
     let envelope: Envelope<'_> =
@@ -288,14 +333,14 @@ pub fn parse(text: &str, path: &Path) -> Result<MachineState, SnapshotError> {
 ///
 /// # Errors
 ///
-/// Those of [`read`], and when the memory is not what was written.
+/// Those of [`Files`], and when the memory is not what was written.
 pub fn verify(directory: &Path) -> Result<Verified, SnapshotError> {
-    let state = read(directory)?;
-    let path = directory.join(MEMORY_FILE);
-    let digest = memory::digest(&path, state.memory_mib << 20)?;
+    let files = Files::open(directory)?;
+    let state = files.state()?;
+    let digest = memory::digest(&files.memory, &files.memory_path, state.memory_mib << 20)?;
     if digest != state.memory {
         return Err(SnapshotError::Damaged {
-            path,
+            path: files.memory_path,
             expected: state.memory.sha256,
             found: digest.sha256,
         });

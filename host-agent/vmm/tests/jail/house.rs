@@ -74,13 +74,21 @@ pub struct Facts {
     pub directory: PathBuf,
 }
 
-/// Whether attempts can be made as they are meant; only root can give users away.
-pub fn can_be_built() -> bool {
-    let root = geteuid().is_root();
-    if !root {
-        eprintln!("skipped: without root there is no other user to become");
+/// What is missing where attempts cannot be made as they are meant: only root can give users
+/// away.
+const NO_ROOT: &str = "without root there is no other user to become";
+
+/// Whether it is tried: where it cannot be built, only to fail.
+pub fn is_to_be_built() -> bool {
+    geteuid().is_root() || is_required() || {
+        eprintln!("skipped: {NO_ROOT}");
+        false
     }
-    root
+}
+
+/// Whether this host is to have all that machines are isolated by.
+fn is_required() -> bool {
+    std::env::var_os("FABRIC_REQUIRE_ISOLATION").is_some_and(|value| value == "1")
 }
 
 /// The host.
@@ -149,6 +157,8 @@ impl Drop for Group {
 impl House {
     /// Builds it.
     pub fn build() -> House {
+        let root = geteuid().is_root();
+        assert!(root, "FABRIC_REQUIRE_ISOLATION=1, but {NO_ROOT}");
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         for directory in ["shop-web-0", "shop-web-0/jail", "shop-web-1"] {
@@ -212,7 +222,9 @@ impl House {
         }
         let expected = match (attempt.seen, walls) {
             (Seen::OutOfMemory, _) if self.group.is_none() => {
-                eprintln!("skipped: this host has no control group for memory here");
+                let why = "this host has no control group for memory here";
+                assert!(!is_required(), "FABRIC_REQUIRE_ISOLATION=1, but {why}");
+                eprintln!("skipped: {why}");
                 return;
             }
             (Seen::Killed, Walls::WithoutCallLists) => Seen::Refused,
@@ -302,7 +314,8 @@ pub fn compromised(arguments: &[String]) -> ExitCode {
             file_bytes: 1 << 20,
             threads: 1,
         };
-        let jail = jail::enter(&config, &limits).unwrap();
+        let jail = jail::enter(&config).unwrap();
+        jail.limit(&limits).unwrap();
         if walls == Walls::All {
             jail.calls.confine(ThreadKind::EventLoop).unwrap();
         }

@@ -1,6 +1,8 @@
 //! Opening a disk and the files below it, and whether they belong together.
 
-use std::path::Path;
+use std::fs::File;
+use std::mem;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::fixed::Fixed;
@@ -15,38 +17,56 @@ use crate::storage::{LockedFile, Storage};
 /// Most files in a chain, the child included.
 pub const MAX_CHAIN: usize = 8;
 
-/// Opens a file and the files below it, the lowest first.
-pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Disk> {
-    let count = options.parents.len() + 1;
-    if count > MAX_CHAIN {
-        return Err(Error::ChainTooLong {
-            path: path.to_owned(),
-            count,
-        });
-    }
-    let below = OpenOptions {
-        read_only: true,
-        ignore_parent_time_stamp: options.ignore_parent_time_stamp,
-        ..OpenOptions::default()
-    };
-    let mut parent = None;
-    let mut modified = None;
-    for file in options.parents.iter().rev() {
-        let opened = open_file(file, &below, parent, modified)?;
-        modified = modification_time(file);
-        parent = Some(Arc::new(opened));
-    }
-    open_file(path, options, parent, modified)
+/// The files of a disk, open and locked. Nothing of them has been read yet: who is to read
+/// them need not be who may open them.
+#[derive(Debug)]
+pub struct Files {
+    path: PathBuf,
+    file: LockedFile,
+    /// The files below, the lowest first.
+    parents: Vec<(PathBuf, LockedFile)>,
+    options: OpenOptions,
 }
 
-fn open_file(
-    path: &Path,
-    options: &OpenOptions,
-    parent: Option<Arc<Disk>>,
-    parent_modified: Option<TimeStamp>,
-) -> Result<Disk> {
-    let file = LockedFile::open(path, options.read_only)?;
-    open_layer(path, Box::new(file), options, parent, parent_modified)
+impl Files {
+    /// Opens a file and the files below it.
+    pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
+        let path = path.as_ref();
+        let count = options.parents.len() + 1;
+        if count > MAX_CHAIN {
+            return Err(Error::ChainTooLong {
+                path: path.to_owned(),
+                count,
+            });
+        }
+        let parents = options.parents.iter().rev();
+        Ok(Self {
+            parents: parents
+                .map(|path| Ok((path.clone(), LockedFile::open(path, true)?)))
+                .collect::<Result<_>>()?,
+            file: LockedFile::open(path, options.read_only)?,
+            path: path.to_owned(),
+            options: options.clone(),
+        })
+    }
+
+    /// Checks them, and whether they belong together, and has the disk.
+    pub fn check(self) -> Result<Disk> {
+        let below = OpenOptions {
+            read_only: true,
+            ignore_parent_time_stamp: self.options.ignore_parent_time_stamp,
+            ..OpenOptions::default()
+        };
+        let mut parent = None;
+        let mut modified = None;
+        for (path, file) in self.parents {
+            let modified_below = mem::replace(&mut modified, modification_time(&file));
+            let opened = open_layer(&path, Box::new(file), &below, parent, modified_below)?;
+            parent = Some(Arc::new(opened));
+        }
+        let file = Box::new(self.file);
+        open_layer(&self.path, file, &self.options, parent, modified)
+    }
 }
 
 /// Opens one disk of a chain over the ones below it.
@@ -177,8 +197,8 @@ fn check_parent(
 }
 
 /// When a file was last modified, if that can be told.
-fn modification_time(path: &Path) -> Option<TimeStamp> {
-    std::fs::metadata(path)
+fn modification_time(file: &File) -> Option<TimeStamp> {
+    file.metadata()
         .and_then(|metadata| metadata.modified())
         .ok()
         .map(TimeStamp::from)

@@ -9,7 +9,7 @@ mod sparse;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use chain::MAX_CHAIN;
+pub use chain::{Files, MAX_CHAIN};
 pub use raw::Raw;
 
 pub(crate) use locate::{Located, locate};
@@ -113,7 +113,7 @@ impl Disk {
     /// A dynamic or differencing disk whose footer at the end of the file was
     /// lost in a crash is opened by its copy; see [`Disk::repaired`].
     pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
-        chain::open(path.as_ref(), options)
+        Files::open(path, options)?.check()
     }
 
     /// Opens a VHD in any storage. `path` is for messages, `parent` an open
