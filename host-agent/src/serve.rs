@@ -13,6 +13,7 @@ use anyhow::Context as _;
 use fabric_metrics::serve::{Address as MetricsAddress, Listener as MetricsListener};
 use fabric_proto::{id::NodeId, node::v1::Inventory};
 use fabric_trust::{address::Address, context::Context, dial::Dial, token::JoinToken};
+use fabric_vmm::{config::RepairMode, exit::KvmKind};
 use tokio::{
     net::UnixListener,
     signal::unix::{SignalKind, signal},
@@ -158,7 +159,7 @@ pub async fn serve(options: Options) -> anyhow::Result<()> {
         client: client.clone(),
     });
     let host_boot_id = clock::host_boot_id().context("cannot read this machine's boot id")?;
-    let hypervisor = Arc::new(hypervisor(&options, &data)?);
+    let hypervisor = Arc::new(hypervisor(&options, &data, &found.kvm_kind)?);
     let host = Host::look(
         &hypervisor.vmm,
         &hypervisor.kernel,
@@ -361,7 +362,7 @@ pub async fn join(
     join::join(server, token, node, &data).await
 }
 
-fn hypervisor(options: &Options, data: &Path) -> anyhow::Result<ProcessHypervisor> {
+fn hypervisor(options: &Options, data: &Path, kvm_kind: &str) -> anyhow::Result<ProcessHypervisor> {
     let absolute = |path: &Path| {
         std::path::absolute(path).with_context(|| format!("cannot resolve {}", path.display()))
     };
@@ -374,12 +375,22 @@ fn hypervisor(options: &Options, data: &Path) -> anyhow::Result<ProcessHyperviso
         vmm: absolute(&options.vmm)?,
         kernel: absolute(&options.kernel)?,
         cmdline: cmdline.to_owned(),
+        repair: repair(kvm_kind),
         cgroups: options
             .jails
             .cgroups(data)
             .context("virtual machines can have no control groups")?,
         jails: options.jails.clone(),
     })
+}
+
+/// What each VMM need not find out anew.
+fn repair(kvm_kind: &str) -> RepairMode {
+    match kvm_kind.parse() {
+        Ok(KvmKind::Hardware) => RepairMode::Off,
+        Ok(KvmKind::Interpreted) => RepairMode::On,
+        Err(_) => RepairMode::Auto,
+    }
 }
 
 fn templates(

@@ -22,7 +22,8 @@ use async_trait::async_trait;
 use fabric_proto::vmbus::{SESSION_PORT, TEMPLATE_PORT, TEMPLATE_VARIABLE};
 use fabric_vmm::{
     config::{
-        ConsoleConfig, DiskConfig, DiskFormat, RingConfig, TemplateConfig, VmConfig, VsockConfig,
+        ConsoleConfig, DiskConfig, DiskFormat, RepairMode, RingConfig, TemplateConfig, VmConfig,
+        VsockConfig,
     },
     control::{self, Request},
     exit::{ExitReason, ExitReport},
@@ -95,6 +96,9 @@ pub struct ProcessHypervisor {
     pub kernel: PathBuf,
     /// Added to the guests' kernel command line.
     pub cmdline: String,
+    /// Whether KVM needs repair, where that is known: it takes each VMM some milliseconds to
+    /// find out.
+    pub repair: RepairMode,
     /// How they are jailed.
     pub jails: Jails,
     /// Where their groups are, unless they have none.
@@ -304,12 +308,12 @@ impl ProcessHypervisor {
                 bytes: CONSOLE_BYTES,
             }),
             control: Some(CONTROL.into()),
+            repair: self.repair,
             jail: Some(self.jails.jail(user_of(spec), self.cgroups.is_some())),
             ..VmConfig::new(&self.kernel)
         }
     }
 
-    /// The group of the machine in that directory, whose name it has.
     /// The group of the VMM that works in a directory, be that removed.
     fn group(&self, place: &Path) -> Option<Group> {
         let name = place.file_name()?.to_str()?;

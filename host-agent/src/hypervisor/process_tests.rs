@@ -70,6 +70,7 @@ impl Stage {
             vmm: "/bin/sh".into(),
             kernel: "/boot/vmlinux".into(),
             cmdline: "fabric.faults=1".to_owned(),
+            repair: RepairMode::Auto,
             jails: Jails::default(),
             cgroups,
         };

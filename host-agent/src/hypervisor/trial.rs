@@ -2,11 +2,14 @@
 
 use std::{fs, io, path::Path, time::Duration};
 
-use fabric_vmm::jail::{Isolation, Missing, Trial};
+use fabric_vmm::{
+    config::RepairMode,
+    jail::{Isolation, Missing, Trial},
+};
 
 use super::{
     Vm as _,
-    cgroups::Cgroups,
+    cgroups::{CgroupError, Cgroups, Group, Share},
     jails::Jails,
     process::{Process, ProcessHypervisor},
 };
@@ -16,6 +19,10 @@ use crate::instance::directory::{InstanceDirectory, JAIL, VMM_ERR, VMM_OUT};
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The user that tries is one of a machine that becomes a template.
 const USER: u32 = 0;
+/// What the trial's group is made for: a name that no instance has, and the size of a machine.
+const TRIAL: &str = "trial";
+const MEMORY_MIB: u32 = 128;
+const CPU_WEIGHT: u32 = 100;
 
 /// Starts the VMM as a virtual machine's is started, and has it jail itself.
 ///
@@ -25,26 +32,40 @@ const USER: u32 = 0;
 pub async fn try_jail(vmm: &Path, jails: &Jails) -> io::Result<Trial> {
     let place = tempfile::tempdir()?;
     let directory = InstanceDirectory::open(place.path().join("trial"))?;
-    let (cgroups, missing) = match Cgroups::open(place.path(), jails.cgroup.as_deref()) {
-        Ok(cgroups) => (Some(cgroups), None),
-        Err(error) => (None, Some(anyhow::Error::from(error))),
+    let opened = Cgroups::open(place.path(), jails.cgroup.as_deref());
+    let (group, mut missing) = match opened.and_then(|cgroups| make_group(&cgroups)) {
+        Ok(group) => (Some(group), None),
+        Err(error) => (None, Some(error.to_string())),
     };
-    let given = cgroups.is_some();
     let hypervisor = ProcessHypervisor {
         vmm: vmm.to_owned(),
         kernel: Default::default(),
         cmdline: String::new(),
+        repair: RepairMode::Auto,
         jails: jails.clone(),
-        cgroups,
+        cgroups: None,
     };
     let (uid, gid) = jails.user(USER);
     let (uid, gid) = (uid.to_string(), gid.to_string());
-    let mut arguments = vec!["jail", "--directory", JAIL, "--uid", &uid, "--gid", &gid];
-    if given {
-        arguments.extend(["--given", Isolation::Cgroup.name()]);
-    }
-    let pid = hypervisor.spawn(&directory, USER, &arguments, None)?;
-    let process = Process::watch(pid, &directory, None, true)?;
+    let arguments = ["jail", "--directory", JAIL, "--uid", &uid, "--gid", &gid];
+    let without = || hypervisor.spawn(&directory, USER, &arguments, None);
+    let pid = match &group {
+        None => without()?,
+        Some(group) => {
+            let given = ["--given", Isolation::Cgroup.name()];
+            let arguments = [&arguments[..], &given].concat();
+            match hypervisor.spawn(&directory, USER, &arguments, Some(group)) {
+                Ok(pid) => pid,
+                // It may be the group that cannot be entered.
+                Err(error) => {
+                    let pid = without()?;
+                    missing = Some(format!("no process can be started in one: {error}"));
+                    pid
+                }
+            }
+        }
+    };
+    let process = Process::watch(pid, &directory, group, true)?;
     let ended = match tokio::time::timeout(PATIENCE, process.exited()).await {
         Ok(exit) => exit,
         Err(_) => {
@@ -62,8 +83,14 @@ pub async fn try_jail(vmm: &Path, jails: &Jails) -> io::Result<Trial> {
     })?;
     if let Some(error) = missing {
         trial.missing.retain(|one| one.name != Isolation::Cgroup);
-        let why = format!("{error:#}");
-        trial.missing.push(Missing::new(Isolation::Cgroup, why));
+        trial.missing.push(Missing::new(Isolation::Cgroup, error));
     }
     Ok(trial)
+}
+
+/// A group as a small machine has one.
+fn make_group(cgroups: &Cgroups) -> Result<Group, CgroupError> {
+    let group = cgroups.group(TRIAL);
+    group.make(&Share::of(1, MEMORY_MIB, CPU_WEIGHT))?;
+    Ok(group)
 }

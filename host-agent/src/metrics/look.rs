@@ -6,7 +6,10 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use fabric_proto::{guest::v1 as guest, id::InstanceId, node::v1 as wire};
-use fabric_vmm::control::{self, Request, Stats};
+use fabric_vmm::{
+    config::DISKS_MAX,
+    control::{self, Request, Stats},
+};
 use procfs::process::Process;
 use tokio::{sync::watch, task::JoinSet};
 
@@ -26,6 +29,8 @@ use crate::{
 const PATIENCE: Duration = Duration::from_millis(500);
 /// How long all of them may take together.
 const ALL: Duration = Duration::from_secs(5);
+/// How many kinds of exits a machine may count: fewer than it can make up.
+const MOST_KINDS: usize = 64;
 /// How many are asked at once.
 const AT_ONCE: usize = 16;
 /// What a machine is doing that can be asked.
@@ -186,14 +191,14 @@ impl Metrics {
 
     fn note(&self, id: &InstanceId, stats: &Stats) {
         let id = id.as_str();
-        for (kind, count) in &stats.exits {
+        for (kind, count) in stats.exits.iter().take(MOST_KINDS) {
             self.vm_exits.of([id, kind]).inc_by(*count);
         }
         let waited = |what: &str, milliseconds: u64| {
             let seconds = milliseconds as f64 / 1000.0;
             self.vm_waited.of([id, what]).inc_by(seconds);
         };
-        for disk in &stats.disks {
+        for disk in stats.disks.iter().take(DISKS_MAX) {
             let moved = |direction: &str, bytes: u64| {
                 let sum = self.vm_disk_bytes.of([id, &disk.serial, direction]);
                 sum.inc_by(bytes as f64);

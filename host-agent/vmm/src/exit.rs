@@ -123,6 +123,22 @@ impl std::fmt::Display for KvmKind {
     }
 }
 
+impl std::str::FromStr for KvmKind {
+    type Err = UnknownKind;
+
+    fn from_str(text: &str) -> Result<KvmKind, UnknownKind> {
+        [KvmKind::Hardware, KvmKind::Interpreted]
+            .into_iter()
+            .find(|kind| kind.to_string() == text)
+            .ok_or_else(|| UnknownKind(text.to_owned()))
+    }
+}
+
+/// A word that names no kind of KVM.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no kind of KVM: hardware or interpreted")]
+pub struct UnknownKind(String);
+
 /// What was repaired in this run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepairReport {

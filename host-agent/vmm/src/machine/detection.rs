@@ -17,11 +17,6 @@ use crate::kvm;
 use crate::repair::detect::detect;
 use crate::vcpu::fault::chain;
 
-/// What the process says of a KVM that runs kernels on the processor.
-const HARDWARE: &str = "hardware";
-/// And of one that interprets them.
-const INTERPRETED: &str = "interpreted";
-
 /// What is being found out, or known.
 #[derive(Debug)]
 pub enum Detection {
@@ -58,12 +53,10 @@ impl Detection {
                 .read_to_string(&mut said)
                 .map_err(AssembleError::host("verdict on KVM"))?,
         };
-        match said.as_str() {
-            HARDWARE => Ok(KvmKind::Hardware),
-            INTERPRETED => Ok(KvmKind::Interpreted),
-            "" => Err(AssembleError::Detect("its process died".to_owned())),
-            _ => Err(AssembleError::Detect(said)),
+        if said.is_empty() {
+            return Err(AssembleError::Detect("its process died".to_owned()));
         }
+        said.parse().map_err(|_| AssembleError::Detect(said))
     }
 }
 
@@ -78,11 +71,7 @@ fn try_out() -> io::Result<Detection> {
     let tried = kvm::open()
         .map_err(|error| chain(&error))
         .and_then(|kvm| detect(&kvm).map_err(|error| chain(&error)));
-    let verdict = match &tried {
-        Ok(KvmKind::Hardware) => HARDWARE,
-        Ok(KvmKind::Interpreted) => INTERPRETED,
-        Err(error) => error,
-    };
+    let verdict = tried.map_or_else(|error| error, |kind| kind.to_string());
     // Nobody listens any longer if the machine has failed.
     let _ = File::from(said).write_all(verdict.as_bytes());
     // SAFETY: ends the child, without what only its parent is to do at its end.
