@@ -1,22 +1,28 @@
-//! The control socket: requests in pieces, whole, long and garbled.
+//! The control socket: requests in pieces, whole, long and garbled; and what a machine that
+//! may have been taken over says to its host agent: answers there, and its last words.
 
 #![no_main]
 
 use std::cell::RefCell;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use arbitrary::Arbitrary;
 use event_manager::{EventManager, SubscriberOps};
 use fabric_fuzz::json::Edit;
 use fabric_fuzz::scratch::Scratch;
+use fabric_vmm::control::client::understand;
 use fabric_vmm::control::knock::{Knock, KnockError};
-use fabric_vmm::control::protocol::{Answer, Request, parse_request};
+use fabric_vmm::control::protocol::{Answer, OLDEST, Request, VERSION, parse_request};
 use fabric_vmm::control::server::{Answerer, ControlListener, ControlServer, Reply};
+use fabric_vmm::exit::ExitReport;
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Value, json};
+
+/// Requests and answers by turns.
+const RECORDED: &str = include_str!("../../host-agent/vmm/src/control/recorded/2.jsonl");
 
 #[derive(Arbitrary, Debug)]
 struct Input {
@@ -80,6 +86,7 @@ fuzz_target!(|input: Input| {
     for line in input.lines.iter().take(16) {
         let bytes = line.bytes();
         check_line(&bytes);
+        check_said(&bytes);
         lines += bytes.iter().filter(|byte| **byte == b'\n').count() + 1;
         sent.extend_from_slice(&bytes);
         sent.push(b'\n');
@@ -100,10 +107,28 @@ fn check_line(bytes: &[u8]) {
     }
 }
 
+/// Whatever a machine says is understood, or refused; what was understood can be said again.
+fn check_said(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    if let Ok(answer) = understand(Path::new("control.sock"), OLDEST, &text) {
+        assert!((OLDEST..=VERSION).contains(&answer.version));
+        assert!(answer.to_line().ends_with("}\n"));
+    }
+    if let Some(report) = ExitReport::from_output(&text) {
+        assert!(ExitReport::from_output(&report.to_string()).is_some());
+    }
+}
+
+/// A line of what was once asked and answered.
+fn recorded(line: usize) -> Value {
+    let said = RECORDED.lines().nth(line).expect("a line");
+    serde_json::from_str(said).expect("what was said")
+}
+
 impl Line {
     fn bytes(&self) -> Vec<u8> {
         let right = |which: &u8| -> Value {
-            match which % 8 {
+            match which % 13 {
                 0 => json!({ "op": "status" }),
                 1 => json!({ "op": "stats" }),
                 2 => json!({ "op": "stop" }),
@@ -111,6 +136,12 @@ impl Line {
                 4 => json!({ "op": "resume" }),
                 5 => json!({ "op": "snapshot", "path": "/x" }),
                 6 => json!({ "op": "power_button" }),
+                7 => json!({ "version": VERSION, "ok": true }),
+                8 => json!({ "version": OLDEST, "ok": false, "error": "no" }),
+                9 => recorded(1),
+                10 => recorded(3),
+                11 => json!({ "reason": "killed", "detail": "", "uptime_ms": 1,
+                              "timings": { "first_run_ms": 1.5 }, "exits": { "hlt": 1 } }),
                 _ => json!({ "op": "snapshot" }),
             }
         };

@@ -43,6 +43,9 @@ Exit codes:
 /// The machine is described by flags or by a JSON file, not both. The last line
 /// on standard output is one JSON object that says why the machine ended, what
 /// was counted and measured, and, where it gave up, the registers.
+///
+/// A machine that is described by flags has no jail: it may do what its user may. In
+/// a file, `jail` names one; host agents jail all of theirs.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct RunArgs {

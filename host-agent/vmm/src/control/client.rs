@@ -76,7 +76,17 @@ pub fn ask(path: &Path, request: Request, timeout: Duration) -> Result<Answer, C
         path: path.to_owned(),
         source,
     })?;
-    let answer: Answer = serde_json::from_str(&line).map_err(|source| ClientError::Answer {
+    understand(path, since, &line)
+}
+
+/// What the machine behind `path` has answered to what is there since that version. It may
+/// have said anything.
+///
+/// # Errors
+///
+/// When it is no answer, or one of a version that is not understood.
+pub fn understand(path: &Path, since: u32, line: &str) -> Result<Answer, ClientError> {
+    let answer: Answer = serde_json::from_str(line).map_err(|source| ClientError::Answer {
         path: path.to_owned(),
         source,
     })?;

@@ -49,29 +49,27 @@ pub fn open(config: &VmConfig) -> Result<Opened, AssembleError> {
     let detection = Detection::begin(config.repair)?;
     let boot = BootFiles::open(config)?;
     let snapshot = config.restore.as_deref().map(snapshot::Files::open);
+    let snapshot = snapshot.transpose().map_err(RestoreError::from)?;
     let disks = config.disks.iter().enumerate();
+    let disks = disks.map(|(index, disk)| disks::open(index, disk));
+    let disks = disks.collect::<Result<_, _>>()?;
+    let console = ConsoleSink::open(&config.console)?;
     let vsock = config.vsock.as_ref();
-    let opened = Opened {
+    let vsock = vsock.map(|vsock| Vsock::new(u64::from(vsock.cid), &vsock.path));
+    let vsock = vsock.transpose()?;
+    fail_point::reached(Step::Opened);
+    let control = config.control.as_deref().map(ControlListener::bind);
+    let control = control.transpose()?;
+    fail_point::reached(Step::Listening);
+    Ok(Opened {
         kvm,
         detection,
         boot,
-        snapshot: snapshot.transpose().map_err(RestoreError::from)?,
-        disks: disks
-            .map(|(index, disk)| disks::open(index, disk))
-            .collect::<Result<_, _>>()?,
-        console: ConsoleSink::open(&config.console)?,
-        vsock: vsock
-            .map(|vsock| Vsock::new(u64::from(vsock.cid), &vsock.path))
-            .transpose()?,
-        control: None,
+        snapshot,
+        disks,
+        console,
+        vsock,
+        control,
         pid: report::pid_on_the_host(),
-    };
-    fail_point::reached(Step::Opened);
-    let control = config.control.as_deref().map(ControlListener::bind);
-    let opened = Opened {
-        control: control.transpose()?,
-        ..opened
-    };
-    fail_point::reached(Step::Listening);
-    Ok(opened)
+    })
 }

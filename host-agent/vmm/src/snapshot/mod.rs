@@ -13,7 +13,7 @@
 //!
 //! A snapshot is a guest's data and as hostile as a guest: its lengths are
 //! bounded, every state is checked by what it is given to, and a changed byte is
-//! found by its digest. [`read`] checks the state and leaves the memory, which
+//! found by its digest. [`Files::state`] checks the state and leaves the memory, which
 //! the machine maps without reading it, to [`verify`]: whoever keeps snapshots
 //! verifies one when it enters the store, and again when its files have been
 //! touched.
