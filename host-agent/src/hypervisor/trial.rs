@@ -13,13 +13,16 @@ use super::{
     jails::Jails,
     process::{Process, ProcessHypervisor},
 };
-use crate::instance::directory::{InstanceDirectory, JAIL, VMM_ERR, VMM_OUT};
+use crate::instance::{
+    directory::{InstanceDirectory, JAIL, VMM_ERR, VMM_OUT},
+    disks::chain,
+};
 
 /// How long trying may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The user that tries is one of a machine that becomes a template.
 const USER: u32 = 0;
-/// What the trial's group is made for: a name that no instance has, and the size of a machine.
+/// What the trial and its group are called, and the size of machine the group is for.
 const TRIAL: &str = "trial";
 const MEMORY_MIB: u32 = 128;
 const CPU_WEIGHT: u32 = 100;
@@ -31,11 +34,11 @@ const CPU_WEIGHT: u32 = 100;
 /// When that fails for a reason that is not the host's.
 pub async fn try_jail(vmm: &Path, jails: &Jails) -> io::Result<Trial> {
     let place = tempfile::tempdir()?;
-    let directory = InstanceDirectory::open(place.path().join("trial"))?;
+    let directory = InstanceDirectory::open(place.path().join(TRIAL))?;
     let opened = Cgroups::open(place.path(), jails.cgroup.as_deref());
     let (group, mut missing) = match opened.and_then(|cgroups| make_group(&cgroups)) {
         Ok(group) => (Some(group), None),
-        Err(error) => (None, Some(error.to_string())),
+        Err(error) => (None, Some(chain(&error))),
     };
     let hypervisor = ProcessHypervisor {
         vmm: vmm.to_owned(),
@@ -58,9 +61,9 @@ pub async fn try_jail(vmm: &Path, jails: &Jails) -> io::Result<Trial> {
                 Ok(pid) => pid,
                 // It may be the group that cannot be entered.
                 Err(error) => {
-                    let pid = without()?;
+                    group.remove();
                     missing = Some(format!("no process can be started in one: {error}"));
-                    pid
+                    without()?
                 }
             }
         }
@@ -91,6 +94,9 @@ pub async fn try_jail(vmm: &Path, jails: &Jails) -> io::Result<Trial> {
 /// A group as a small machine has one.
 fn make_group(cgroups: &Cgroups) -> Result<Group, CgroupError> {
     let group = cgroups.group(TRIAL);
-    group.make(&Share::of(1, MEMORY_MIB, CPU_WEIGHT))?;
-    Ok(group)
+    let made = group.make(&Share::of(1, MEMORY_MIB, CPU_WEIGHT));
+    if made.is_err() {
+        group.remove();
+    }
+    made.map(|()| group)
 }

@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::json;
 
@@ -37,20 +37,6 @@ use crate::{
 
 /// How long an idle guest is watched.
 const IDLE: Duration = Duration::from_secs(10);
-
-/// The demo's service, which has a package.
-const FILE: &str = include_str!("../demo/demo.toml");
-
-/// What is said in it of that, and what instead where there is none: the program is the
-/// image's own.
-const WITHOUT_PACKAGE: [(&str, &str); 3] = [
-    ("package = \"hello-web\"\n", ""),
-    (
-        r#"command = ["/role/web/hello-web"]"#,
-        r#"command = ["/bin/busybox", "httpd", "-f", "-p", "8080", "-h", "/etc"]"#,
-    ),
-    (r#"path = "/" }"#, r#"path = "/passwd" }"#),
-];
 
 /// The name of a snapshot.
 const SNAPSHOT: &str = "bench";
@@ -192,9 +178,15 @@ pub fn run(
     let templates = tempfile::tempdir().context("making a folder for templates")?;
     let mut fabric = start(project, &images, Some(templates.path()))?;
     let plain = "start that makes the template of the image, without a package";
-    starts(&mut fabric, size, apply_without_package, 1, plain)?;
+    starts(&mut fabric, size, service::apply_without_package, 1, plain)?;
     let plain = "starts from the template of the image, without a package";
-    let plain = starts(&mut fabric, size, apply_without_package, runs, plain)?;
+    let plain = starts(
+        &mut fabric,
+        size,
+        service::apply_without_package,
+        runs,
+        plain,
+    )?;
     let first = "start that makes the template";
     let first = starts(&mut fabric, size, service::apply, 1, first)?;
     until_package_is_copied(&mut fabric)?;
@@ -259,22 +251,6 @@ fn start(project: &Project, images: &Images, templates: Option<&Path>) -> Result
     let fabric = Fabric::start(project, "bench", &images.kernel, templates)?;
     service::upload(project, &fabric, &images.guest_os)?;
     Ok(fabric)
-}
-
-/// Applies the service with one instance, which has no package.
-fn apply_without_package(fabric: &Fabric, size: &Size) -> Result<()> {
-    service::apply_file(fabric, &file_without_package(size)?, &[])
-}
-
-fn file_without_package(size: &Size) -> Result<String> {
-    let vcpus = format!("vcpus = {}", size.vcpus);
-    let of_size = [("vcpus = 1", &*vcpus), ("128MiB", &size.memory)];
-    let mut text = FILE.to_owned();
-    for (there, instead) in WITHOUT_PACKAGE.into_iter().chain(of_size) {
-        ensure!(text.contains(there), "the demo's service has no {there:?}");
-        text = text.replace(there, instead);
-    }
-    Ok(text)
 }
 
 /// Waits for the template that is made once the first instance of its package is ready.
@@ -555,21 +531,6 @@ fn show(figures: &Figures) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_service_without_a_package_is_the_same_but_for_that() {
-        let size = Size {
-            vcpus: 2,
-            memory: "256MiB".to_owned(),
-        };
-        let file = file_without_package(&size).unwrap();
-        assert!(!file.contains("hello-web"), "{file}");
-        assert!(
-            file.contains("vcpus = 2") && file.contains("256MiB"),
-            "{file}"
-        );
-        assert!(file.contains("name = \"demo\"\n"), "{file}");
-    }
 
     #[test]
     fn a_rate_is_of_all_in_the_time_of_the_last() {

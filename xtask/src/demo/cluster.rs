@@ -76,9 +76,7 @@ pub fn run(
     upload_package(&fabric, BROKEN, b"#!/bin/busybox false\n")?;
     work.done("done");
 
-    let file = FILE
-        .replace("vcpus = 1", &format!("vcpus = {}", size.vcpus))
-        .replace("128MiB", &size.memory);
+    let file = size.set_in(FILE)?;
     let mut story = Story {
         fabric,
         file,

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::{fabric::Fabric, project::Project};
 
@@ -17,6 +17,17 @@ pub const INSTANCE: &str = "demo-web-0";
 
 const FILE: &str = include_str!("demo.toml");
 
+/// What is said in it of the package, and what instead where there is none: the program is
+/// the image's own.
+const WITHOUT_PACKAGE: [(&str, &str); 3] = [
+    ("package = \"hello-web\"\n", ""),
+    (
+        r#"command = ["/role/web/hello-web"]"#,
+        r#"command = ["/bin/busybox", "httpd", "-f", "-p", "8080", "-h", "/etc"]"#,
+    ),
+    (r#"path = "/" }"#, r#"path = "/passwd" }"#),
+];
+
 /// Size of the guest.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Size {
@@ -26,6 +37,14 @@ pub struct Size {
     /// Memory of the guest
     #[arg(long, default_value = "128MiB")]
     pub memory: String,
+}
+
+impl Size {
+    /// The service file with guests of this size.
+    pub fn set_in(&self, file: &str) -> Result<String> {
+        let vcpus = format!("vcpus = {}", self.vcpus);
+        replace_all(file, &[("vcpus = 1", &vcpus), ("128MiB", &self.memory)])
+    }
 }
 
 /// Uploads the guest OS image and the role's package.
@@ -66,6 +85,15 @@ pub fn apply_warm(fabric: &Fabric, size: &Size) -> Result<()> {
     apply_text(fabric, size, &FILE.replace("user = 1000", warm))
 }
 
+/// The same, with a role that has no package.
+pub fn apply_without_package(fabric: &Fabric, size: &Size) -> Result<()> {
+    apply_text(fabric, size, &without_package()?)
+}
+
+fn without_package() -> Result<String> {
+    replace_all(FILE, &WITHOUT_PACKAGE)
+}
+
 /// Applies the service with so many instances.
 pub fn apply_many(fabric: &Fabric, size: &Size, instances: u32) -> Result<()> {
     let many = format!("instances = {instances}");
@@ -73,10 +101,18 @@ pub fn apply_many(fabric: &Fabric, size: &Size, instances: u32) -> Result<()> {
 }
 
 fn apply_text(fabric: &Fabric, size: &Size, text: &str) -> Result<()> {
-    let definition = text
-        .replace("vcpus = 1", &format!("vcpus = {}", size.vcpus))
-        .replace("128MiB", &size.memory);
+    let definition = size.set_in(text)?;
     apply_file(fabric, &definition, &[])
+}
+
+/// A service file with other words in it, each of which must be there to be replaced.
+fn replace_all(file: &str, words: &[(&str, &str)]) -> Result<String> {
+    let mut file = file.to_owned();
+    for (there, instead) in words {
+        ensure!(file.contains(there), "the service file has no {there:?}");
+        file = file.replace(there, instead);
+    }
+    Ok(file)
 }
 
 /// Applies a service file.
@@ -86,4 +122,24 @@ pub fn apply_file(fabric: &Fabric, definition: &str, more: &[&str]) -> Result<()
     let apply = ["service", "apply", "--file", utf8(&file)?];
     fabric.fabctl(&[&apply, more].concat())?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_without_a_package_is_the_same_but_for_that() {
+        let size = Size {
+            vcpus: 2,
+            memory: "256MiB".to_owned(),
+        };
+        let file = size.set_in(&without_package().unwrap()).unwrap();
+        assert!(!file.contains("hello-web"), "{file}");
+        assert!(
+            file.contains("vcpus = 2") && file.contains("256MiB"),
+            "{file}"
+        );
+        assert!(file.contains("name = \"demo\"\n"), "{file}");
+    }
 }

@@ -16,10 +16,10 @@
 //! The process jails itself, because only it can open what it is to hold: KVM,
 //! disks with their parents, a kernel or a snapshot, sockets. Of what is in these files,
 //! which a guest or another process may have written, it reads nothing before it is in
-//! here. It holds the descriptors and sees one directory, under the path that it always had; all else is gone. A pid
-//! namespace is the one thing that a process cannot give itself and stay what it
-//! is (KVM ties a machine to the process that made it), so [`launch`] starts it
-//! in one, as its first process. No keeper stands between: what the host agent
+//! here. It holds the descriptors and sees one directory, under the path that it always
+//! had; all else is gone. A pid namespace is the one thing that a process cannot give
+//! itself and stay what it is (KVM ties a machine to the process that made it), so
+//! [`launch`] starts it in one, as its first process. No keeper stands between: what the host agent
 //! starts, watches and kills is the VMM, and with it ends all that is in there.
 //!
 //! | file | what it is |
