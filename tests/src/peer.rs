@@ -1,6 +1,5 @@
 //! A virtual machine without a fabric, whose guest is the other end of the VMBus and of
-//! a disk: `bus-peer`, which does what it is told. It is jailed as a host agent's are, where
-//! we may.
+//! a disk: `bus-peer`, which does what it is told.
 
 use std::{
     fs,
@@ -33,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub struct Peer {
     vmm: Program,
     dir: TempDir,
-    /// What it is in its jail, if it is in one.
+    /// What it is in its jail, if it is not us.
     user: Option<u32>,
 }
 
@@ -62,26 +61,25 @@ impl Peer {
         let jail = at(JAIL);
         fs::create_dir(&jail)?;
         let user = nix::unistd::geteuid().is_root().then(|| *users().start());
-        if let Some(user) = user {
-            chown(&jail, Some(user), Some(user))?;
-            // What a host agent gives it, and a test does not.
-            let missing = ["pid", "cgroup"];
-            config["jail"] = json!({
-                "uid": user, "gid": user, "directory": jail, "allow_missing": missing,
-            });
-        }
+        chown(&jail, user, user)?;
         for (name, value) in more.as_object().into_iter().flatten() {
             config[name] = value.clone();
         }
         fs::write(at("vm.json"), config.to_string())?;
-        let command = vec![
-            "env".into(),
-            format!("--chdir={}", jail.display()),
+        let who = match user {
+            Some(user) => ["--user".into(), user.to_string()],
+            // Without root there is no other to become.
+            None => ["--allow-missing-isolation".into(), "uid".into()],
+        };
+        let mut command = vec![
             place.program("fabric-vmm").display().to_string(),
             "run".into(),
             "--config".into(),
             at("vm.json").display().to_string(),
+            "--directory".into(),
+            jail.display().to_string(),
         ];
+        command.extend(who);
         let vmm = Program::start(command, &at("vmm.log"))?;
         let peer = Peer { vmm, dir, user };
         peer.until_it_answers(BOOT).await?;
@@ -100,7 +98,10 @@ impl Peer {
     ///
     /// There is none.
     pub fn pid(&self) -> Result<u32> {
-        self.vmm.pid().context("the VMM runs")
+        let keeper = self.vmm.pid().context("the VMM runs")?;
+        let children = fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children"))?;
+        let pid = children.trim().parse();
+        pid.with_context(|| format!("{keeper} keeps {children:?}"))
     }
 
     /// Waits until the guest answers.

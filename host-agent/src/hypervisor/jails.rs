@@ -74,9 +74,10 @@ impl Jails {
         JailConfig {
             uid,
             gid,
-            directory: JAIL.into(),
+            directory: Some(JAIL.into()),
             given: in_group.then_some(Isolation::Cgroup).into_iter().collect(),
             allow_missing: self.allow_missing.clone(),
+            ends_with: None,
         }
     }
 

@@ -348,6 +348,7 @@ impl ProcessHypervisor {
             arguments,
             environment: &given.collect::<Vec<_>>(),
             directory: directory.path(),
+            stdin: None,
             stdout: &append(VMM_OUT)?,
             stderr: &append(VMM_ERR)?,
             groups: &group.map(Group::doors).unwrap_or_default(),

@@ -91,7 +91,8 @@ pub struct VmConfig {
     /// What the devices are held to. It can be changed while the machine runs.
     #[serde(default, skip_serializing_if = "Limits::is_none")]
     pub limits: Limits,
-    /// What the process gives up before the guest runs; nothing if absent.
+    /// What the process gives up before the guest runs. Where nothing is said, it is what
+    /// `fabric-vmm run` finds for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jail: Option<JailConfig>,
 }
@@ -173,14 +174,20 @@ pub struct JailConfig {
     /// The group that it becomes.
     pub gid: u32,
     /// The one directory that it still sees, under the same path as before: with
-    /// the sockets of `vsock.path`, for snapshots, and owned by that user.
-    pub directory: PathBuf,
+    /// the sockets of `vsock.path`, for snapshots, and owned by that user. Without one it
+    /// sees nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<PathBuf>,
     /// What whoever starts the process has seen to already: `cgroup`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub given: Vec<Isolation>,
     /// What may be missing if the host cannot give it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow_missing: Vec<Isolation>,
+    /// The process that started it, as the host numbers it, if it is to end with that one.
+    /// Those of host agents go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ends_with: Option<u32>,
 }
 
 /// Where the serial console goes.
@@ -364,21 +371,20 @@ impl VmConfig {
                 return Err(ConfigError::value(field, id, "must be unprivileged"));
             }
         }
-        if self.console == ConsoleConfig::Stdio {
-            let rule = "a terminal cannot be used from a jail; use a ring";
-            return Err(ConfigError::value("console", "stdio", rule));
+        if jail.directory.as_deref() == Some(Path::new("/")) {
+            let rule = "must not be all that there is";
+            return Err(ConfigError::value("jail.directory", "/", rule));
         }
         let vsock = self.vsock.iter().map(|vsock| ("vsock.path", &vsock.path));
         let template = self
             .template
             .iter()
             .map(|made| ("template.path", &made.path));
-        match vsock
-            .chain(template)
-            .find(|(_, path)| path.parent() != Some(&jail.directory))
-        {
+        let seen = |path: &Path| Some(folder_of(path)) == jail.directory.as_deref();
+        match vsock.chain(template).find(|(_, path)| !seen(path)) {
             Some((field, path)) => {
-                let rule = format!("must be in `jail.directory`, {}", jail.directory.display());
+                let directory = jail.directory.as_deref().unwrap_or(Path::new("none"));
+                let rule = format!("must be in `jail.directory`, {}", directory.display());
                 Err(ConfigError::value(field, path.display(), rule))
             }
             None => Ok(()),
@@ -461,6 +467,12 @@ impl ConsoleConfig {
         let rule = format!("must be from {RING_MIN} to {RING_MAX}");
         Err(ConfigError::value("console.ring.bytes", ring.bytes, rule))
     }
+}
+
+/// The directory of a file, as one that can be entered.
+pub fn folder_of(path: &Path) -> &Path {
+    let named = path.parent().filter(|folder| !is_empty(folder));
+    named.unwrap_or(Path::new("."))
 }
 
 fn is_empty(path: &Path) -> bool {
@@ -654,6 +666,17 @@ mod tests {
             }];
         });
         assert!(text.starts_with("`disks[0].quota_bytes` is"), "{text}");
+        let text = complaint(|c| {
+            c.jail = Some(JailConfig {
+                uid: 600_000,
+                gid: 600_000,
+                directory: Some("/".into()),
+                given: Vec::new(),
+                allow_missing: Vec::new(),
+                ends_with: None,
+            });
+        });
+        assert!(text.starts_with("`jail.directory` is /"), "{text}");
         let text = complaint(|c| c.limits.disks = vec![RateLimit::default()]);
         assert_eq!(text, "`limits.disks` is 1 long: the machine has 0");
         let text = complaint(|c| c.cmdline = "a\nb".into());

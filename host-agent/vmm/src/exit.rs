@@ -5,6 +5,7 @@
 //! ended. Fields are added, never renamed.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -33,7 +34,7 @@ pub enum ExitReason {
     /// The machine has become a template, and its work is done.
     TemplateMade,
     /// The process was ended by a signal it cannot catch. Never written by the
-    /// machine itself; it is what a supervisor reports where the line is missing.
+    /// machine itself; it is what whoever started it says where the line is missing.
     Killed,
     /// The configuration, the kernel or a disk cannot be used.
     ConfigError,
@@ -79,7 +80,7 @@ pub struct ExitReport {
     /// Exits from the guest by kind, all virtual CPUs together.
     #[serde(default)]
     pub exits: BTreeMap<String, u64>,
-    /// What the process was jailed by; nothing if it was not.
+    /// What the process was jailed by; nothing if it did not come to that.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub isolation: Vec<Isolation>,
     /// What was repaired.
@@ -181,6 +182,16 @@ impl ExitReport {
             isolation: Vec::new(),
             repair: None,
             fault: None,
+        }
+    }
+
+    /// The report of the machine of this name, whose process began at `started`.
+    #[must_use]
+    pub fn of(self, name: &str, started: Instant) -> ExitReport {
+        ExitReport {
+            name: name.to_owned(),
+            uptime_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            ..self
         }
     }
 

@@ -42,9 +42,10 @@ pub fn run(args: JailArgs) -> ExitCode {
     let config = JailConfig {
         uid: args.uid,
         gid: args.gid,
-        directory: args.directory,
+        directory: Some(args.directory),
         given: args.given,
         allow_missing: Isolation::ALL.to_vec(),
+        ends_with: None,
     };
     let tried = jail::enter(&config).map_err(anyhow::Error::from);
     let tried = tried.and_then(|jail| {

@@ -2,8 +2,10 @@
 
 mod disk;
 mod jail;
+mod place;
 mod probe;
 mod run;
+mod terminal;
 
 use std::process::ExitCode;
 use std::time::Instant;

@@ -9,14 +9,17 @@ use std::time::Instant;
 use bytesize::ByteSize;
 use clap::Args;
 use fabric_vmm::config::{
-    ConfigError, ConsoleConfig, RING_DEFAULT, RepairMode, RingConfig, VmConfig, VsockConfig,
+    ConfigError, ConsoleConfig, JailConfig, RING_DEFAULT, RepairMode, RingConfig, VmConfig,
+    VsockConfig,
 };
 use fabric_vmm::exit::{ExitReason, ExitReport};
 use fabric_vmm::fail_point::{self, Step};
 use fabric_vmm::machine;
 use fabric_vmm::machine::report::panic_text;
+use fabric_vmm::vcpu::fault::chain;
 
 use super::disk::DiskArg;
+use super::place::{End, Place};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -44,13 +47,16 @@ Exit codes:
 /// on standard output is one JSON object that says why the machine ended, what
 /// was counted and measured, and, where it gave up, the registers.
 ///
-/// A machine that is described by flags has no jail: it may do what its user may. In
-/// a file, `jail` names one; host agents jail all of theirs.
+/// The machine is jailed: a process of its own, in namespaces and with a user of its own,
+/// that holds what it was told to open, sees one directory, and may make few system calls.
+/// This process keeps the terminal, passes signals on, and ends as the machine does. Processor
+/// time and memory are those of its control group (see systemd-run --scope). A file with a
+/// `jail` in it is as host agents write them: then this process is the machine.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct RunArgs {
     /// Read the machine's description from this JSON file.
-    #[arg(long, value_name = "FILE", exclusive = true)]
+    #[arg(long, value_name = "FILE", conflicts_with_all = DESCRIPTION)]
     config: Option<PathBuf>,
     /// A name for reports.
     #[arg(long, default_value = "vm")]
@@ -105,15 +111,49 @@ pub struct RunArgs {
     /// Whether to repair a KVM that interprets guest kernels: auto, on or off.
     #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = parse_repair)]
     repair: RepairMode,
+    #[command(flatten)]
+    place: Place,
 }
 
+/// The flags that describe a machine.
+const DESCRIPTION: [&str; 14] = [
+    "name",
+    "kernel",
+    "restore",
+    "initrd",
+    "cmdline",
+    "root",
+    "memory",
+    "vcpus",
+    "disks",
+    "vsock_cid",
+    "vsock",
+    "console",
+    "control",
+    "repair",
+];
+
 /// Runs the machine.
-pub fn run(args: RunArgs, started: Instant) -> ExitCode {
+pub fn run(mut args: RunArgs, started: Instant) -> ExitCode {
     fail_point::reached(Step::Started);
+    let place = std::mem::take(&mut args.place);
     let name = args.name.clone();
-    let report = match args.into_config() {
-        Ok(config) => run_guarded(&config, started),
-        Err(error) => machine::refuse(&error, &name, started),
+    let config = args
+        .into_config()
+        .and_then(|config| place.check(&config).map(|()| config));
+    let report = match config {
+        Err(error) => refuse(&error).of(&name, started),
+        Ok(config) => match &config.jail {
+            Some(jail) => run_guarded(&config, jail, started),
+            None => match place.keep(&config) {
+                Ok(End::Told(code)) => return ExitCode::from(code),
+                Ok(End::Killed(signal)) => {
+                    let detail = format!("the machine's process was ended by {signal}");
+                    ExitReport::new(ExitReason::Killed, detail).of(&config.name, started)
+                }
+                Err(error) => refuse(&error).of(&config.name, started),
+            },
+        },
     };
     if !matches!(
         report.reason,
@@ -126,13 +166,15 @@ pub fn run(args: RunArgs, started: Instant) -> ExitCode {
     ExitCode::from(report.reason.code())
 }
 
-fn run_guarded(config: &VmConfig, started: Instant) -> ExitReport {
-    let result = catch_unwind(AssertUnwindSafe(|| machine::run(config, started)));
+fn refuse(error: &(dyn std::error::Error + 'static)) -> ExitReport {
+    ExitReport::new(ExitReason::ConfigError, chain(error))
+}
+
+fn run_guarded(config: &VmConfig, jail: &JailConfig, started: Instant) -> ExitReport {
+    let result = catch_unwind(AssertUnwindSafe(|| machine::run(config, jail, started)));
     let report = result.unwrap_or_else(|payload| {
         let detail = format!("internal panic: {}", panic_text(&*payload));
-        let mut report = ExitReport::new(ExitReason::InternalError, detail);
-        report.name.clone_from(&config.name);
-        report
+        ExitReport::new(ExitReason::InternalError, detail).of(&config.name, started)
     });
     if config.console == ConsoleConfig::Stdio {
         // The report has a line of its own, wherever the guest left the cursor.

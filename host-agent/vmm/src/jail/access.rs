@@ -11,13 +11,13 @@ use landlock::{
 /// The newest rules that are known here; older kernels take those they know.
 const KNOWN: ABI = ABI::V6;
 
-/// Allows files to be made, read and removed in `directory`, for snapshots, and
-/// nothing elsewhere; no TCP, no signals, no abstract sockets.
+/// Allows files to be made, read and removed in `directory`, for snapshots, if there is one,
+/// and nothing elsewhere; no TCP, no signals, no abstract sockets.
 ///
 /// # Errors
 ///
 /// When the kernel has no Landlock.
-pub fn restrict(directory: &Path) -> io::Result<()> {
+pub fn restrict(directory: Option<&Path>) -> io::Result<()> {
     let in_directory: BitFlags<AccessFs> = AccessFs::ReadFile
         | AccessFs::ReadDir
         | AccessFs::WriteFile
@@ -27,14 +27,16 @@ pub fn restrict(directory: &Path) -> io::Result<()> {
         | AccessFs::RemoveFile
         | AccessFs::RemoveDir;
     let restricted = || {
-        let place = PathFd::new(directory).map_err(io::Error::other)?;
+        let place = directory.map(PathFd::new).transpose();
+        let place = place.map_err(io::Error::other)?;
+        let rules = place.map(|place| Ok(PathBeneath::new(place, in_directory)));
         Ruleset::default()
             .set_compatibility(CompatLevel::BestEffort)
             .handle_access(AccessFs::from_all(KNOWN))
             .and_then(|rules| rules.handle_access(AccessNet::from_all(KNOWN)))
             .and_then(|rules| rules.scope(Scope::from_all(KNOWN)))
             .and_then(Ruleset::create)
-            .and_then(|rules| rules.add_rule(PathBeneath::new(place, in_directory)))
+            .and_then(|created| created.add_rules(rules))
             .and_then(landlock::RulesetCreated::restrict_self)
             .map_err(io::Error::other)
     };

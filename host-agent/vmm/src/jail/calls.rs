@@ -259,7 +259,7 @@ impl When {
     }
 }
 
-/// The lists of all kinds of threads, or none where there is no jail.
+/// The lists of all kinds of threads, or none where the host has no such lists.
 #[derive(Debug, Clone, Default)]
 pub struct CallLists(Option<Arc<[BpfProgram; 3]>>);
 

@@ -30,6 +30,8 @@ pub struct Launch<'a> {
     pub environment: &'a [(&'a str, OsString)],
     /// Its working directory.
     pub directory: &'a Path,
+    /// Its standard input; nothing comes of it without one.
+    pub stdin: Option<&'a File>,
     /// Its standard output.
     pub stdout: &'a File,
     /// Its standard error.
@@ -96,7 +98,9 @@ struct Prepared {
     environment: Vec<*const libc::c_char>,
     directory: CString,
     groups: Vec<CString>,
-    null: File,
+    /// Kept for where nothing is to come.
+    _null: File,
+    stdin: RawFd,
     stdout: RawFd,
     stderr: RawFd,
     uid_map: String,
@@ -125,6 +129,7 @@ impl Prepared {
             let strings = strings.iter().map(|text| text.as_ptr());
             strings.chain([ptr::null()]).collect()
         };
+        let null = File::open("/dev/null")?;
         Ok(Prepared {
             directory: c(launch.directory.as_os_str())?,
             groups: launch
@@ -136,7 +141,8 @@ impl Prepared {
             arguments: pointers(&arguments),
             environment: pointers(&environment),
             _strings: [arguments, environment],
-            null: File::open("/dev/null")?,
+            stdin: launch.stdin.unwrap_or(&null).as_raw_fd(),
+            _null: null,
             stdout: launch.stdout.as_raw_fd(),
             stderr: launch.stderr.as_raw_fd(),
             uid_map: format!("0 {} 1", Uid::effective()),
@@ -225,11 +231,7 @@ impl Prepared {
             if libc::setsid() < 0 || libc::chdir(self.directory.as_ptr()) < 0 {
                 return;
             }
-            for (from, to) in [
-                (self.null.as_raw_fd(), 0),
-                (self.stdout, 1),
-                (self.stderr, 2),
-            ] {
+            for (from, to) in [(self.stdin, 0), (self.stdout, 1), (self.stderr, 2)] {
                 if libc::dup2(from, to) < 0 {
                     return;
                 }

@@ -27,6 +27,7 @@
 //! | [`isolation`] | the parts of the jail by name, and what to do where one is missing |
 //! | [`launch`] | starts a process in a pid namespace of its own |
 //! | [`identity`] | uid, gid and user namespace |
+//! | [`parent`] | ends with the process that started it, where that is wanted |
 //! | [`root`] | the root directory with nothing in it but one directory |
 //! | [`privileges`] | capabilities, resource limits |
 //! | [`access`] | Landlock |
@@ -42,6 +43,7 @@ pub mod calls;
 pub mod identity;
 pub mod isolation;
 pub mod launch;
+pub mod parent;
 pub mod privileges;
 pub mod root;
 pub mod runtime;
@@ -62,7 +64,7 @@ use crate::config::JailConfig;
 pub enum JailError {
     /// The host does not give something.
     #[error(
-        "this host gives no isolation by `{name}`: {remedy}; or start the host agent with \
+        "this host gives no isolation by `{name}`: {remedy}; or allow that with \
          --allow-missing-isolation {name}", remedy = .name.remedy()
     )]
     Missing {
@@ -104,7 +106,7 @@ impl JailError {
 }
 
 /// What a jailed process is jailed by, and what is left to do by its threads.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Jail {
     /// What is in force.
     pub isolation: Vec<Isolation>,
@@ -182,7 +184,7 @@ pub fn enter(config: &JailConfig) -> Result<Jail, JailError> {
     let given = config.given.contains(&Isolation::Cgroup);
     done.note(Isolation::Cgroup, started_in_one(given))?;
     runtime::settle()?;
-    let inside = root::Inside::enter(&config.directory)?;
+    let inside = root::Inside::enter(config.directory.as_deref())?;
     let alone = done.note(
         Isolation::Uid,
         identity::become_user(config.uid, config.gid),
@@ -200,13 +202,20 @@ pub fn enter(config: &JailConfig) -> Result<Jail, JailError> {
     if user_namespace {
         identity::close_user_namespace().map_err(JailError::step("close the namespace"))?;
     }
+    if let Some(parent) = config.ends_with {
+        // Here, for a change of user undoes it.
+        parent::end_with(parent).map_err(JailError::step("end with its parent"))?;
+    }
     if mounts {
         inside.replace_root()?;
     } else {
         inside.leave()?;
     }
     privileges::drop_all()?;
-    done.note(Isolation::Landlock, access::restrict(&config.directory))?;
+    done.note(
+        Isolation::Landlock,
+        access::restrict(config.directory.as_deref()),
+    )?;
     let calls = CallLists::compile().map_err(JailError::step("make the lists of system calls"))?;
     done.note(Isolation::Seccomp, calls::is_supported())?;
     let seccomp = done.in_force.contains(&Isolation::Seccomp);

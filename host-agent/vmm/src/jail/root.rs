@@ -1,4 +1,4 @@
-//! A root in which there is nothing but one directory, under the path that it has.
+//! A root in which there is nothing but one directory, or none, under the path that it has.
 //!
 //! ```text
 //!  /                       a tmpfs, read-only
@@ -27,7 +27,7 @@ const SCAFFOLD: &str = "/proc";
 #[derive(Debug)]
 pub struct Inside {
     working: PathBuf,
-    place: PathBuf,
+    place: Option<PathBuf>,
     back: File,
 }
 
@@ -37,14 +37,7 @@ impl Inside {
     /// # Errors
     ///
     /// When it is not there.
-    pub fn enter(directory: &Path) -> Result<Inside, JailError> {
-        let at = |action| {
-            move |source: std::io::Error| JailError::Directory {
-                action,
-                path: directory.to_owned(),
-                source,
-            }
-        };
+    pub fn enter(directory: Option<&Path>) -> Result<Inside, JailError> {
         // As the kernel shows it, so that whoever looks from outside sees that.
         let working =
             std::env::current_dir().map_err(JailError::step("find the working directory"))?;
@@ -53,8 +46,14 @@ impl Inside {
             .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
             .open(".")
             .map_err(JailError::step("open the working directory"))?;
-        chdir(directory).map_err(|error| at("enter")(error.into()))?;
-        let place = working.join(directory);
+        if let Some(directory) = directory {
+            chdir(directory).map_err(|error| JailError::Directory {
+                action: "enter",
+                path: directory.to_owned(),
+                source: error.into(),
+            })?;
+        }
+        let place = directory.map(|directory| working.join(directory));
         Ok(Inside {
             working,
             place,
@@ -94,13 +93,15 @@ impl Inside {
             options,
         )
         .map_err(step("mount a root"))?;
-        let target = inside(&self.place);
-        for path in [&target, &inside(&self.working)] {
+        let target = self.place.as_deref().map(inside);
+        for path in target.iter().chain([&inside(&self.working)]) {
             fs::create_dir_all(path).map_err(JailError::step("make paths"))?;
         }
-        mount(Some("."), &target, none, MsFlags::MS_BIND, none)
-            .and_then(|()| remount(&target, HARMLESS))
-            .map_err(step("bind the directory"))?;
+        if let Some(target) = target {
+            mount(Some("."), &target, none, MsFlags::MS_BIND, none)
+                .and_then(|()| remount(&target, HARMLESS))
+                .map_err(step("bind the directory"))?;
+        }
         chdir(SCAFFOLD).map_err(step("enter the new root"))?;
         pivot_root(".", ".").map_err(step("change the root"))?;
         umount2(".", MntFlags::MNT_DETACH).map_err(step("leave the old root"))?;

@@ -25,7 +25,7 @@ use super::restore::{self, RestoreError};
 use crate::boot::LoadedKernel;
 use crate::boot::layout::{KVM_TSS, MMIO_SIZE, MmioSlot};
 use crate::config::VmConfig;
-use crate::console::{RawTerminal, RingError, Watch};
+use crate::console::{RingError, Watch};
 use crate::control::server::{ControlListener, ServerError};
 use crate::devices::block::{Block, BlockError, DiskThread};
 use crate::devices::bus::{Bus, Overlap};
@@ -88,9 +88,6 @@ pub enum AssembleError {
     /// The console ring.
     #[error(transparent)]
     Console(#[from] RingError),
-    /// The terminal.
-    #[error("cannot put the terminal into raw mode")]
-    Terminal(#[source] std::io::Error),
     /// The control socket.
     #[error(transparent)]
     Control(#[from] ServerError),
@@ -194,8 +191,6 @@ pub struct Assembled {
     pub vsock: Option<VsockEventHandler>,
     /// Written when the guest calls the port at which it becomes a template.
     pub template_sign: Option<EventFd>,
-    /// The user's terminal, if it is one.
-    pub terminal: Option<RawTerminal>,
     /// The virtual CPUs, not running yet.
     pub vcpus: Vec<Vcpu>,
     /// The disks' threads, not running yet.
@@ -333,12 +328,6 @@ pub fn assemble(
         restore::devices(&parts, state)?;
         fail_point::reached(Step::Restored);
     }
-    let stdio = config.console == crate::config::ConsoleConfig::Stdio;
-    let terminal = if stdio {
-        RawTerminal::enter()
-    } else {
-        Ok(None)
-    };
     Ok(Assembled {
         config: config.clone(),
         started,
@@ -350,7 +339,6 @@ pub fn assemble(
         watch,
         vsock: vsock_events,
         template_sign,
-        terminal: terminal.map_err(AssembleError::Terminal)?,
         vcpus,
         disk_threads,
         governor,

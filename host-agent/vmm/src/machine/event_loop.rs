@@ -31,20 +31,16 @@ const HEADROOM: u64 = 64 * 1024;
 type Subscriber = Box<dyn MutEventSubscriber>;
 
 /// Runs the machine until it ends, and says how.
-pub fn run(mut machine: Assembled, jail: Jail) -> ExitReport {
+pub fn run(machine: Assembled, jail: Jail) -> ExitReport {
     let reporter = Reporter::new(&machine, jail.isolation.clone());
     let board = Arc::clone(&machine.board);
-    let terminal = machine.terminal.take();
-    let is_terminal = terminal.is_some();
-    let ended = run_to_end(machine, jail, is_terminal, &reporter);
+    let ended = run_to_end(machine, jail, &reporter);
     if let Err(error) = &ended {
         board.ending.end(Outcome::Failed {
             message: chain(error),
             fault: None,
         });
     }
-    // The terminal first, so that what follows is readable.
-    drop(terminal);
     let mut report = reporter.exit_report();
     if let Err(error) = ended {
         report.reason = error.reason();
@@ -55,7 +51,6 @@ pub fn run(mut machine: Assembled, jail: Jail) -> ExitReport {
 fn run_to_end(
     mut machine: Assembled,
     jail: Jail,
-    terminal: bool,
     reporter: &Reporter,
 ) -> Result<(), AssembleError> {
     let board = Arc::clone(&machine.board);
@@ -67,7 +62,7 @@ fn run_to_end(
     manager.add_subscriber(Box::new(Wake::new(Arc::clone(&board))));
     if machine.config.console == ConsoleConfig::Stdio {
         let serial = Arc::clone(&machine.parts.serial);
-        let input = Input::new(serial, Arc::clone(&board), terminal);
+        let input = Input::new(serial, Arc::clone(&board));
         manager.add_subscriber(Box::new(input));
     }
     if let Some(vsock) = machine.vsock.take() {
@@ -84,9 +79,7 @@ fn run_to_end(
         reset,
         ..
     } = machine;
-    if config.jail.is_some() {
-        jail.limit(&limits(&config, &parts))?;
-    }
+    jail.limit(&limits(&config, &parts))?;
     fail_point::reached(Step::Assembled);
     // Here, where the signals are blocked. Threads are born confined only if their
     // maker is, which is confined last: it makes no other then.
@@ -125,7 +118,9 @@ fn limits(config: &VmConfig, parts: &Parts) -> Limits {
     let snapshot = (config.memory_mib << 20) + snapshot::STATE_MAX;
     let ring = match &config.console {
         ConsoleConfig::Ring(ring) => ring.bytes + HEADROOM,
-        ConsoleConfig::Stdio | ConsoleConfig::None => 0,
+        // Standard output is its user's, who reads it or keeps it.
+        ConsoleConfig::Stdio => u64::MAX,
+        ConsoleConfig::None => 0,
     };
     Limits {
         descriptors: (vsock::muxer::MAX_CONNECTIONS + vsock::muxer::MAX_CALLERS) as u64 + 256,

@@ -1,12 +1,12 @@
 //! What wakes the event loop, beside the devices and the control socket.
 
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
-use crate::console::terminal::EscapeFilter;
+use crate::console::EscapeFilter;
 use crate::devices::serial::SerialPort;
 use crate::vcpu::{Board, Outcome};
 
@@ -116,7 +116,8 @@ pub struct Input {
 
 impl Input {
     /// Reads standard input; on a terminal, with the escape keys.
-    pub fn new(serial: Arc<Mutex<SerialPort>>, board: Arc<Board>, terminal: bool) -> Input {
+    pub fn new(serial: Arc<Mutex<SerialPort>>, board: Arc<Board>) -> Input {
+        let terminal = std::io::stdin().is_terminal();
         Input {
             serial,
             board,

@@ -40,8 +40,8 @@ pub mod vcpus;
 
 use std::time::Instant;
 
-use crate::config::{ConfigError, VmConfig};
-use crate::exit::{ExitReason, ExitReport};
+use crate::config::{JailConfig, VmConfig};
+use crate::exit::ExitReport;
 use crate::fail_point::{self, Step};
 use crate::jail::{self, Jail};
 use crate::vcpu::fault::chain;
@@ -50,12 +50,12 @@ pub use assemble::AssembleError;
 
 use open::Opened;
 
-/// Runs a machine until it ends. `started` is when the process began.
+/// Runs a machine in its jail until it ends. `started` is when the process began.
 ///
 /// Signals SIGTERM and SIGINT are blocked in the calling thread and end the
 /// machine; call this from a process that runs nothing else.
-pub fn run(config: &VmConfig, started: Instant) -> ExitReport {
-    let report = match open_and_enter_jail(config) {
+pub fn run(config: &VmConfig, jail: &JailConfig, started: Instant) -> ExitReport {
+    let report = match open_and_enter_jail(config, jail) {
         Err(error) => ExitReport::new(error.reason(), chain(&error)),
         Ok((opened, jail)) => match assemble::assemble(config, opened, started) {
             Ok(machine) => event_loop::run(machine, jail),
@@ -65,31 +65,16 @@ pub fn run(config: &VmConfig, started: Instant) -> ExitReport {
             },
         },
     };
-    finish(report, &config.name, started)
+    report.of(&config.name, started)
 }
 
 /// What comes of the files, which may be hostile, comes in the jail.
-fn open_and_enter_jail(config: &VmConfig) -> Result<(Opened, Jail), AssembleError> {
+fn open_and_enter_jail(
+    config: &VmConfig,
+    jail: &JailConfig,
+) -> Result<(Opened, Jail), AssembleError> {
     let opened = open::open(config)?;
-    let jail = match &config.jail {
-        Some(jail) => jail::enter(jail)?,
-        None => Jail::default(),
-    };
+    let jail = jail::enter(jail)?;
     fail_point::reached(Step::Jailed);
     Ok((opened, jail))
-}
-
-/// The report for a configuration that cannot be used.
-pub fn refuse(error: &ConfigError, name: &str, started: Instant) -> ExitReport {
-    finish(
-        ExitReport::new(ExitReason::ConfigError, chain(error)),
-        name,
-        started,
-    )
-}
-
-fn finish(mut report: ExitReport, name: &str, started: Instant) -> ExitReport {
-    name.clone_into(&mut report.name);
-    report.uptime_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    report
 }

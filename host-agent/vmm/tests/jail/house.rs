@@ -259,6 +259,7 @@ impl House {
                 arguments: &arguments,
                 environment: &[],
                 directory,
+                stdin: None,
                 stdout: &file,
                 stderr: &file,
                 groups: &self.group.iter().map(Group::door).collect::<Vec<_>>(),
@@ -305,9 +306,10 @@ pub fn compromised(arguments: &[String]) -> ExitCode {
         let config = JailConfig {
             uid: USER,
             gid: USER,
-            directory: Path::new(DIRECTORY).to_owned(),
+            directory: Some(DIRECTORY.into()),
             given: vec![Isolation::Cgroup],
             allow_missing: Vec::new(),
+            ends_with: None,
         };
         let limits = Limits {
             descriptors: 64,

@@ -165,10 +165,11 @@ fn config(bench: &Bench, kernel: &Path, initrd: &Path) -> VmConfig {
     config.jail = Some(JailConfig {
         uid: USER,
         gid: USER,
-        directory: bench.path("jail"),
+        directory: Some(bench.path("jail")),
         given: Vec::new(),
         // A host agent gives it these; a test does not.
         allow_missing: vec![Isolation::Pid, Isolation::Cgroup],
+        ends_with: None,
     });
     config
 }
@@ -179,7 +180,6 @@ fn a_life(bench: Bench, kernel: &Path, initrd: &Path) -> Vec<Used> {
         let user = nix::unistd::Uid::from_raw(USER);
         nix::unistd::chown(&bench.path(name), Some(user), None).unwrap();
     };
-    fs::create_dir(bench.path("jail")).unwrap();
     owned("jail");
     let options = CreateOptions::new(64 << 20);
     for name in ["base.vhd", "own.vhd"] {

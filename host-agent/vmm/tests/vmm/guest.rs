@@ -13,6 +13,11 @@ use fabric_vmm::control::{Answer, Request, ask};
 use fabric_vmm::exit::{ExitReport, KvmKind};
 use tempfile::TempDir;
 
+/// The directory that a machine of a [`Bench`] sees: in it are its sockets and snapshots.
+pub const JAIL: &str = "jail";
+/// The user that it is: one that nobody else is.
+const USER: &str = "1879049829";
+
 /// How long anything may take before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -37,39 +42,58 @@ pub fn kind() -> KvmKind {
     fabric_vmm::probe::probe().kind.expect("KVM is usable")
 }
 
+/// Where a machine may be, and who.
+fn place() -> &'static [&'static str] {
+    if nix::unistd::geteuid().is_root() {
+        &["--directory", JAIL, "--user", USER]
+    } else {
+        // Without root there is no other user to become.
+        &["--directory", JAIL, "--allow-missing-isolation", "uid"]
+    }
+}
+
 /// A folder with a kernel in it, to run machines in.
 pub struct Bench {
     folder: TempDir,
 }
 
 impl Bench {
-    /// A folder whose `kernel` is `code`.
+    /// A folder whose `kernel` is `code`, and whose [`JAIL`] is the machines'.
     pub fn new(code: &[u8]) -> Bench {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("kernel"), elf(code)).unwrap();
-        Bench { folder }
+        let bench = Bench { folder };
+        std::fs::create_dir(bench.path(JAIL)).unwrap();
+        if nix::unistd::geteuid().is_root() {
+            let user = nix::unistd::Uid::from_raw(USER.parse().unwrap());
+            nix::unistd::chown(&bench.path(JAIL), Some(user), None).unwrap();
+        }
+        bench
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// The command that runs the kernel, with more arguments.
-    pub fn command(&self, arguments: &[&str]) -> Command {
+    /// The command that runs a machine of this description.
+    pub fn run_command(&self, description: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fabric-vmm"));
         command.current_dir(self.folder.path()).stdin(Stdio::null());
+        command.arg("run").args(place()).args(description);
         command
-            .args(["run", "--kernel", "kernel", "--memory", "32MiB"])
-            .args(arguments);
+    }
+
+    /// The command that runs the kernel, with more arguments.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.run_command(&["--kernel", "kernel", "--memory", "32MiB"]);
+        command.args(arguments);
         command
     }
 
     /// The command that goes on from a snapshot in the folder.
     pub fn restore(&self, snapshot: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_fabric-vmm"));
-        command.current_dir(self.folder.path()).stdin(Stdio::null());
+        let mut command = self.run_command(&["--restore", snapshot, "--memory", "32MiB"]);
         command
-            .args(["run", "--restore", snapshot, "--memory", "32MiB"])
             .args(arguments)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -122,9 +146,16 @@ impl Running {
         Running(Some(child))
     }
 
-    /// Its process.
-    pub fn id(&self) -> u32 {
-        self.child().id()
+    /// The process that was started, and keeps the machine.
+    pub fn keeper(&self) -> u32 {
+        self.0.as_ref().expect("it runs").id()
+    }
+
+    /// The machine's process, the only child of that; none before and after.
+    pub fn machine(&self) -> Option<u32> {
+        let keeper = self.keeper();
+        let children = std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children"));
+        children.ok()?.split_whitespace().next()?.parse().ok()
     }
 
     /// Kills it; returns how it ended.
@@ -132,10 +163,6 @@ impl Running {
         let mut child = self.0.take().expect("it runs");
         child.kill().unwrap();
         child.wait().unwrap()
-    }
-
-    fn child(&self) -> &Child {
-        self.0.as_ref().expect("it runs")
     }
 }
 

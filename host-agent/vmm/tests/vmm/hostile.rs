@@ -6,16 +6,15 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use fabric_vmm::config::{
-    ConsoleConfig, DiskConfig, DiskFormat, JailConfig, RingConfig, VmConfig, VsockConfig,
+    ConsoleConfig, DiskConfig, DiskFormat, RingConfig, VmConfig, VsockConfig,
 };
 use fabric_vmm::console::RingReader;
 use fabric_vmm::control::{Request, ask};
 use fabric_vmm::exit::{ExitReason, ExitReport};
-use fabric_vmm::jail::Isolation;
 use vhd::{CreateOptions, DifferencingOptions};
 
 use crate::guest::{Bench, PATIENCE, Running, code, eventually, kvm_is_here, wait};
@@ -29,13 +28,10 @@ const DEVICES: [Device; 3] = [Device::Block, Device::Block, Device::Vsock];
 const DISK_SIZE: u64 = 1 << 20;
 /// What a machine may use beyond its guest's memory of 32 MiB, in KiB.
 const OVERHEAD_KIB: u64 = 32 << 10;
-/// A user that nobody else has.
-const USER: u32 = 0x7000_0666;
 
 /// The folder of a hostile guest, with its disks.
 struct Stage {
     bench: Bench,
-    jailed: bool,
 }
 
 impl Stage {
@@ -46,13 +42,7 @@ impl Stage {
         vhd::create_dynamic(bench.path("base.vhd"), &options).unwrap();
         let child = DifferencingOptions::default();
         vhd::create_differencing(bench.path("child.vhd"), bench.path("base.vhd"), &child).unwrap();
-        fs::create_dir(bench.path("jail")).unwrap();
-        let jailed = nix::unistd::geteuid().is_root();
-        if jailed {
-            let user = nix::unistd::Uid::from_raw(USER);
-            nix::unistd::chown(&bench.path("jail"), Some(user), None).unwrap();
-        }
-        Stage { bench, jailed }
+        Stage { bench }
     }
 
     fn config(&self) -> VmConfig {
@@ -73,21 +63,13 @@ impl Stage {
         ];
         config.vsock = Some(VsockConfig {
             cid: 3,
-            path: self.bench.path("jail/v.sock"),
+            path: "jail/v.sock".into(),
         });
         config.console = ConsoleConfig::Ring(RingConfig {
             path: self.bench.path("ring"),
             bytes: 1 << 16,
         });
         config.control = Some(self.bench.path("control.sock"));
-        config.jail = self.jailed.then(|| JailConfig {
-            uid: USER,
-            gid: USER,
-            directory: self.bench.path("jail"),
-            given: Vec::new(),
-            // A host agent gives it these; a test does not.
-            allow_missing: vec![Isolation::Pid, Isolation::Cgroup],
-        });
         config
     }
 
@@ -98,17 +80,9 @@ impl Stage {
         fs::write(self.bench.path("kernel"), crate::guest::elf(&program)).unwrap();
         let config = serde_json::to_vec(&self.config()).unwrap();
         fs::write(self.bench.path("vm.json"), config).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_fabric-vmm"))
-            .current_dir(self.bench.path("jail"))
-            .arg("run")
-            .arg("--config")
-            .arg(self.bench.path("vm.json"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        Running::new(child)
+        let mut command = self.bench.run_command(&["--config", "vm.json"]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        Running::new(command.spawn().unwrap())
     }
 
     /// How often the guest has been through its table.
@@ -196,7 +170,8 @@ fn a_hostile_guest_harms_nobody_but_itself() {
         let told = said(&its_ring);
         while Instant::now() < until && is_running(&machine) {
             host.turn();
-            if let Some(used) = of_status(machine.id(), "VmHWM:") {
+            let used = machine.machine().and_then(|pid| of_status(pid, "VmHWM:"));
+            if let Some(used) = used {
                 assert!(
                     used < (32 << 10) + OVERHEAD_KIB,
                     "the machine uses {used} KiB"
@@ -239,7 +214,7 @@ fn a_hostile_guest_harms_nobody_but_itself() {
 
 fn is_running(machine: &Running) -> bool {
     // One that has ended and is not waited for has no memory.
-    of_status(machine.id(), "VmRSS:").is_some()
+    of_status(machine.keeper(), "VmRSS:").is_some()
 }
 
 /// It was stopped, or the guest has broken itself, and the report says how.
@@ -281,9 +256,6 @@ fn check_stage(stage: &Stage, before: &[Vec<u8>; 2]) {
         "kernel",
         "vm.json",
     ];
-    let mut found = names(".");
-    // A jailed machine does not see it any more; its host agent removes it.
-    found.retain(|name| !(stage.jailed && name == "control.sock"));
-    assert_eq!(found, made);
+    assert_eq!(names("."), made);
     assert_eq!(names("jail"), ["v.sock_1024"]);
 }

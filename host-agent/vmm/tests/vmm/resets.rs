@@ -3,7 +3,7 @@
 use fabric_vmm::control::Request;
 use fabric_vmm::exit::ExitReason;
 
-use crate::guest::{Bench, Running, code, eventually, kvm_is_here, wait};
+use crate::guest::{Bench, JAIL, Running, code, eventually, kvm_is_here, wait};
 
 const ARGUMENTS: [&str; 4] = ["--console", "ring:ring", "--control", "control.sock"];
 
@@ -39,7 +39,7 @@ fn a_machine_that_is_reset_begins_anew_in_its_process() {
         assert!(answer.ok, "{answer:?}");
         counts_for_the(&bench, resets + 1);
         let status = bench.tell(Request::Status).status.unwrap();
-        assert_eq!(status.pid, child.id());
+        assert_eq!(Some(status.pid), child.machine());
         assert_eq!(status.resets as usize, resets);
     }
     // What it says is of the guest that is there now, not of the kernel's file.
@@ -84,13 +84,13 @@ fn a_machine_from_a_snapshot_is_reset_to_its_kernel_if_it_knows_one() {
     }
     let bench = Bench::new(code!(counting_begin, counting_end));
     let child = start(&bench);
-    let path = bench.path("snapshot");
+    let path = bench.path(JAIL).join("snapshot");
     assert!(bench.tell(Request::Snapshot { path }).ok);
     ends_when_stopped(&bench, child);
 
     let goes_on = |arguments: &[&str]| {
         std::fs::remove_file(bench.path("ring")).unwrap();
-        let mut command = bench.restore("snapshot", arguments);
+        let mut command = bench.restore("jail/snapshot", arguments);
         let child = Running::new(command.spawn().unwrap());
         eventually("the guest counts on", || {
             let text = bench.said("ring")?;

@@ -7,7 +7,7 @@ use fabric_vmm::control::Request;
 use fabric_vmm::exit::ExitReason;
 use fabric_vmm::snapshot::{self, SnapshotError};
 
-use crate::guest::{Bench, Running, code, eventually, kvm_is_here, wait};
+use crate::guest::{Bench, JAIL, Running, code, eventually, kvm_is_here, wait};
 
 /// What the guest has counted to, as far as its last whole line says.
 fn count(ring: &Path) -> Option<u32> {
@@ -74,7 +74,7 @@ fn two_machines_go_on_from_one_snapshot_and_the_first_does_not_notice() {
     }
     let bench = Bench::new(code!(counting_begin, counting_end));
     let child = start(&bench);
-    let path = bench.path("snapshot");
+    let path = bench.path(JAIL).join("snapshot");
     let before = count(&bench.path("ring")).unwrap();
     let answer = bench.tell(Request::Snapshot { path: path.clone() });
     assert!(answer.ok, "{answer:?}");
@@ -86,7 +86,7 @@ fn two_machines_go_on_from_one_snapshot_and_the_first_does_not_notice() {
     let rings = ["ring:first", "ring:second"];
     let clones = rings.map(|ring| {
         let arguments = ["--console", ring];
-        Running::new(bench.restore("snapshot", &arguments).spawn().unwrap())
+        Running::new(bench.restore("jail/snapshot", &arguments).spawn().unwrap())
     });
     for (clone, ring) in clones.into_iter().zip(["first", "second"]) {
         counts_beyond(&bench, ring, after + 2);
@@ -116,12 +116,12 @@ fn a_snapshot_that_is_not_what_was_written_is_refused() {
     }
     let bench = Bench::new(code!(counting_begin, counting_end));
     let child = start(&bench);
-    let path = bench.path("snapshot");
+    let path = bench.path(JAIL).join("snapshot");
     assert!(bench.tell(Request::Snapshot { path: path.clone() }).ok);
     bench.stop(child);
     let refusal = |arguments: &[&str]| {
         let ended = wait(Running::new(
-            bench.restore("snapshot", arguments).spawn().unwrap(),
+            bench.restore("jail/snapshot", arguments).spawn().unwrap(),
         ));
         assert_eq!(
             (ended.report.reason, ended.code),
