@@ -22,6 +22,11 @@ pub const TEMPLATE_PORT: u32 = 1026;
 /// `fabric_vmm::control::knock::PORT`.
 pub const POWER_BUTTON_PORT: u32 = 1027;
 
+/// Port on which a guest that will become a template calls its host when its kernel has
+/// booted and it holds nothing of its disk any more. Nobody answers, and it goes on to mount
+/// the disk, as do all that a snapshot of this moment is given to: machines that are reset.
+pub const BOOTED_PORT: u32 = 1028;
+
 /// Variable in the environment of a guest's first process, put there by a kernel
 /// command line argument of this name: the guest will become a template. Its agent
 /// does before its first call what a guest that is not copied does after it. The
