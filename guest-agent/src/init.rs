@@ -3,6 +3,7 @@
 //! | module | for |
 //! |---|---|
 //! | [`mounts`] | the kernel's file systems |
+//! | [`disk`] | leaving the disk and coming back to it, where a template is made |
 //! | [`net`] | the loopback |
 //! | [`identity`] | who this guest is, and in which order that is made |
 //! | [`entropy`], [`clock`] | random bytes and time from the host |
@@ -11,10 +12,17 @@
 //!
 //! Nothing but [`first`] comes before the hello; the rest is done while the host
 //! agent reads that. Only in a guest that will become a template all of it comes
-//! before the first call, so that what is made from the template has it. No step is worth dying for: what fails is said on the console, and
-//! what depends on it says so again.
+//! before the first call, so that what is made from the template has it. Before all of it,
+//! such a guest leaves its disk for a moment. No step is worth dying for but the way back to
+//! the disk: what fails is said on the console, and what depends on it says so again.
+//!
+//! ```text
+//!  any guest    first ─▶ hello ─▶ rest
+//!  a template's first ─▶ disk (BOOTED_PORT) ─▶ rest ─▶ prepare_copies ─▶ hello
+//! ```
 
 pub mod clock;
+pub mod disk;
 pub mod entropy;
 pub mod identity;
 pub mod mounts;
@@ -36,7 +44,7 @@ use nix::sys::mman::{MlockAllFlags, mlockall, munlockall};
 use self::identity::ThisGuest;
 use crate::{console, role::files::Layout};
 
-/// Of a program larger than this, the rest stays on the disk.
+/// No more of a program than this is had in memory.
 const LARGEST_PROGRAM: u64 = 16 << 20;
 
 /// What a copy will allocate until its role is ready, in pieces that are no mappings of their

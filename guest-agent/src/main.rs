@@ -29,6 +29,7 @@ mod session;
 
 use std::{
     env, io,
+    path::PathBuf,
     process::{self, ExitCode},
     time::Instant,
 };
@@ -36,7 +37,11 @@ use std::{
 use dlmalloc::GlobalDlmalloc;
 use fabric_proto::vmbus::TEMPLATE_VARIABLE;
 
-use crate::{agent::Options, init::power, model::Down};
+use crate::{
+    agent::Options,
+    init::{disk::Stage, power},
+    model::Down,
+};
 
 /// It keeps the pages that it has: to get and to give back some costs a guest several system
 /// calls' time.
@@ -79,17 +84,28 @@ fn main() -> ExitCode {
 
 /// Process 1 must not return: the kernel panics for it, and the host starts the
 /// guest anew. That is what is wanted where nothing else helps.
+///
+/// In a guest that will become a template it is executed anew from memory, and maybe once more
+/// from the disk, and does then what is left to do (see [`init::disk`]).
 fn run_as_init(start: Instant) -> ExitCode {
-    console::say(format_args!("{}", env!("CARGO_PKG_VERSION")));
-    init::first();
+    let template = env::var_os(TEMPLATE_VARIABLE).map(PathBuf::from);
+    let stage = template.as_ref().map(|_| Stage::of_this_process());
+    if matches!(stage, None | Some(Stage::Booted)) {
+        console::say(format_args!("{}", env!("CARGO_PKG_VERSION")));
+        init::first();
+    }
+    let is_template = stage.map_or(Ok(false), Stage::go_on);
     let (address, layout) = cli::init();
-    let down = run(Options {
-        address,
-        layout,
-        start,
-        template: env::var_os(TEMPLATE_VARIABLE).map(Into::into),
-    })
-    .unwrap_or_else(|error| {
+    let down = is_template.map_err(io::Error::other).and_then(|is| {
+        let template = template.filter(|_| is);
+        run(Options {
+            address,
+            layout,
+            start,
+            template,
+        })
+    });
+    let down = down.unwrap_or_else(|error| {
         console::say(format_args!("{error}; rebooting"));
         Down::Reboot
     });

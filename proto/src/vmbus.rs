@@ -23,8 +23,9 @@ pub const TEMPLATE_PORT: u32 = 1026;
 pub const POWER_BUTTON_PORT: u32 = 1027;
 
 /// Port on which a guest that will become a template calls its host when its kernel has
-/// booted and it holds nothing of its disk any more. Nobody answers, and it goes on to mount
-/// the disk, as do all that a snapshot of this moment is given to: machines that are reset.
+/// booted and it holds nothing of its disk any more; then it goes on to mount the disk. Only
+/// a template's host takes the call. Whoever else goes on from a snapshot of this moment, as
+/// a machine that is reset, gets no answer: it is no template, and goes on like any guest.
 pub const BOOTED_PORT: u32 = 1028;
 
 /// Variable in the environment of a guest's first process, put there by a kernel

@@ -14,10 +14,13 @@ use fabric_vmm::control::Request;
 use tokio::sync::watch;
 
 use super::{Hypervisor, LaunchError, OrderError, Origin, Vm, VmRecord, VmSpec};
-use crate::instance::{
-    directory::{InstanceDirectory, JAIL},
-    snapshots::SNAPSHOT,
-    state::{Exit, ExitKind},
+use crate::{
+    instance::{
+        directory::{InstanceDirectory, JAIL},
+        snapshots::SNAPSHOT,
+        state::{Exit, ExitKind},
+    },
+    template::BOOTED,
 };
 
 /// What the parts of each snapshot hold.
@@ -170,6 +173,9 @@ impl Hypervisor for FakeHypervisor {
         drop(table);
         if becomes_template && !stubborn {
             write_snapshot(&directory.file(JAIL).join(SNAPSHOT));
+            if let Origin::BecomeTemplate { .. } = spec.origin {
+                write_snapshot(&directory.file(JAIL).join(BOOTED));
+            }
             vm.end(ExitKind::TemplateMade, "");
         }
         Ok(Arc::new(vm))

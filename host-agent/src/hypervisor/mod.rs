@@ -77,6 +77,9 @@ pub struct VmSpec {
     pub cid: u32,
     /// What it starts from.
     pub origin: Origin,
+    /// The snapshot of a guest of the same kind that has booted and holds nothing of its
+    /// disks: what it goes back to when it is reset. It boots its kernel without one.
+    pub booted: Option<PathBuf>,
 }
 
 /// The disk with a role's package.
@@ -126,6 +129,9 @@ pub enum Origin {
     },
     /// From what another one was: the directory of its snapshot.
     Template(PathBuf),
+    /// From what another one was when its kernel had booted and it held nothing of its disk:
+    /// the directory of that snapshot.
+    Booted(PathBuf),
     /// From what it was itself once: the directory of its snapshot.
     Snapshot(PathBuf),
 }

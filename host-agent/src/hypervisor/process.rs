@@ -19,11 +19,11 @@ use std::{
 };
 
 use async_trait::async_trait;
-use fabric_proto::vmbus::{SESSION_PORT, TEMPLATE_PORT, TEMPLATE_VARIABLE};
+use fabric_proto::vmbus::{BOOTED_PORT, SESSION_PORT, TEMPLATE_PORT, TEMPLATE_VARIABLE};
 use fabric_vmm::{
     config::{
-        ConsoleConfig, DiskConfig, DiskFormat, RepairMode, RingConfig, TemplateConfig, VmConfig,
-        VsockConfig,
+        BootedConfig, ConsoleConfig, DiskConfig, DiskFormat, RepairMode, RingConfig,
+        TemplateConfig, VmConfig, VsockConfig,
     },
     control::{self, Request},
     exit::{ExitReason, ExitReport},
@@ -54,6 +54,7 @@ use crate::{
         state::{Exit, ExitKind},
     },
     policy::shares::{BURST_SECONDS, Shares},
+    template::BOOTED,
 };
 
 /// What every VMM is started with, and known by.
@@ -274,6 +275,10 @@ impl ProcessHypervisor {
                 template = Some(TemplateConfig {
                     port: SESSION_PORT,
                     after: None,
+                    booted: Some(BootedConfig {
+                        port: BOOTED_PORT,
+                        path: Path::new(JAIL).join(BOOTED),
+                    }),
                     path: Path::new(JAIL).join(SNAPSHOT),
                 });
             }
@@ -283,10 +288,11 @@ impl ProcessHypervisor {
                 template = Some(TemplateConfig {
                     port: SESSION_PORT,
                     after: Some(TEMPLATE_PORT),
+                    booted: None,
                     path: Path::new(JAIL).join(SNAPSHOT),
                 });
             }
-            Origin::Template(snapshot) | Origin::Snapshot(snapshot) => {
+            Origin::Template(snapshot) | Origin::Booted(snapshot) | Origin::Snapshot(snapshot) => {
                 restore = Some(snapshot.clone());
             }
         }
@@ -295,6 +301,7 @@ impl ProcessHypervisor {
             cmdline,
             template,
             restore,
+            reset_to: spec.booted.clone(),
             memory_mib: spec.memory_mib.into(),
             vcpus: spec.vcpus,
             limits: limits(&shares, disks.len()),
@@ -385,7 +392,7 @@ fn limits(shares: &Shares, disks: usize) -> Limits {
 fn user_of(spec: &VmSpec) -> u32 {
     match spec.origin {
         Origin::BecomeTemplate { .. } | Origin::BecomeRoleTemplate { .. } => 0,
-        Origin::Boot | Origin::Template(_) | Origin::Snapshot(_) => spec.cid,
+        Origin::Boot | Origin::Template(_) | Origin::Booted(_) | Origin::Snapshot(_) => spec.cid,
     }
 }
 

@@ -97,6 +97,7 @@ impl Stage {
             package: Some(PackageDisk::Image("/blobs/package".into())),
             cid: 3,
             origin: Origin::Boot,
+            booted: None,
         };
         let vm = self.hypervisor.launch(directory, &spec).await.unwrap();
         self.launched.lock().unwrap().push(Arc::clone(&vm));
@@ -375,6 +376,7 @@ async fn a_vmm_that_is_not_there_is_named() {
         package: None,
         cid: 3,
         origin: Origin::Boot,
+        booted: None,
     };
     let error = stage
         .hypervisor
@@ -418,6 +420,7 @@ fn a_guest_that_becomes_a_template_and_one_that_is_copied_from_it_have_the_same_
             package: Some(PackageDisk::Placeholder("package.raw".into())),
             cid: 3,
             origin,
+            booted: Some("/t/booted".into()),
         })
     };
     let made = configuration(Origin::BecomeTemplate {
@@ -426,17 +429,19 @@ fn a_guest_that_becomes_a_template_and_one_that_is_copied_from_it_have_the_same_
     assert_eq!(made.cmdline, "fabric.faults=1 fabric_template=/bin/busybox");
     let calls = |config: &VmConfig| {
         let template = config.template.as_ref()?;
-        Some((template.port, template.after))
+        let booted = template.booted.as_ref().map(|booted| booted.port);
+        Some((template.port, template.after, booted))
     };
-    assert_eq!(calls(&made), Some((1024, None)));
+    assert_eq!(calls(&made), Some((1024, None, Some(1028))));
     let from = Some("/t/snapshot".into());
     let warm = configuration(Origin::BecomeRoleTemplate { from });
-    assert_eq!(calls(&warm), Some((1024, Some(1026))));
+    assert_eq!(calls(&warm), Some((1024, Some(1026), None)));
     assert_eq!(warm.restore, Some("/t/snapshot".into()));
     let copied = configuration(Origin::Template("/t/snapshot".into()));
     assert_eq!(copied.restore, Some("/t/snapshot".into()));
     for config in [made, warm, copied] {
         config.check().unwrap();
+        assert_eq!(config.reset_to, Some("/t/booted".into()));
         assert_eq!(config.disks[1].capacity_bytes, Some(PACKAGE_CAPACITY));
         assert_eq!(config.disks[0].quota_bytes, Some(20 << 30));
         assert_eq!(config.limits.disks.len(), 2);

@@ -198,14 +198,21 @@ pub async fn prepare(
         remove_old(&disk)?;
     }
     let mut better = None;
+    let wanted = || template_for(goal, &image, package.as_deref());
+    let templates = workshop.templates.as_ref();
+    let templates = templates.filter(|_| !how.cold && can_be_copied(goal));
+    let mut booted = None;
     let template = if disk.exists() {
+        if let Some(templates) = templates {
+            booted = workshop.booted(templates, &goal.id, &wanted()).await;
+        }
         None
     } else {
         let stand_on = directory.file(TEMPLATE_DISK);
         remove_old(&stand_on)?;
-        let template = match &workshop.templates {
-            Some(templates) if !how.cold && can_be_copied(goal) => {
-                let mut wanted = template_for(goal, &image, package.as_deref());
+        let template = match templates {
+            Some(templates) => {
+                let mut wanted = wanted();
                 if !wanted.is_waited_for() && !templates.has(&wanted).await {
                     let without = wanted.without_role();
                     better = Some(Box::new(std::mem::replace(&mut wanted, without)));
@@ -232,10 +239,19 @@ pub async fn prepare(
     // The disk stands on a template's disk if there is one beside it.
     let stand_on = directory.file(TEMPLATE_DISK);
     let stand_on = stand_on.exists().then(|| PathBuf::from(TEMPLATE_DISK));
-    let origin = match (&template, snapshot) {
-        (_, Some(snapshot)) => Origin::Snapshot(snapshot),
-        (Some(template), None) => Origin::Template(template.snapshot.clone()),
-        (None, None) => Origin::Boot,
+    let origin = match (&template, &booted, snapshot) {
+        (_, _, Some(snapshot)) => Origin::Snapshot(snapshot),
+        (Some(template), _, None) => Origin::Template(template.snapshot.clone()),
+        (None, Some((_, booted)), None) => Origin::Booted(booted.clone()),
+        (None, None, None) => Origin::Boot,
+    };
+    let (template, booted) = match (template, booted) {
+        (Some(template), _) => (Some(template.key), template.booted),
+        (None, Some((key, booted))) => {
+            let goes_on_from_it = matches!(origin, Origin::Booted(_));
+            (goes_on_from_it.then_some(key), Some(booted))
+        }
+        (None, None) => (None, None),
     };
     let turn = match &origin {
         Origin::Template(_) => {
@@ -254,10 +270,11 @@ pub async fn prepare(
         package: package.map(PackageDisk::Image),
         cid: how.cid,
         origin,
+        booted,
     };
     Ok(Prepared {
         spec,
-        template: template.map(|template| template.key),
+        template,
         better,
         turn,
     })
@@ -387,6 +404,24 @@ impl Workshop {
                 let message =
                     format!("cannot link {disk} of template {key}: {error}; it boots instead");
                 tell(Reason::TemplateFailed, &message, true);
+                None
+            }
+        }
+    }
+
+    /// Where the kernel of an instance's template had booted, if there is one.
+    async fn booted(
+        &self,
+        templates: &Templates,
+        instance: &InstanceId,
+        wanted: &Wanted,
+    ) -> Option<(Key, PathBuf)> {
+        match templates.booted(wanted).await {
+            Ok(booted) => booted,
+            Err(error) => {
+                let message = format!("{}; it boots instead", chain(&error));
+                self.events
+                    .tell(instance.as_str(), error.reason(), &message, true);
                 None
             }
         }

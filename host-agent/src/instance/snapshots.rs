@@ -485,6 +485,7 @@ mod tests {
             package: None,
             cid: 3,
             origin: Origin::Boot,
+            booted: None,
         };
         let hypervisor = FakeHypervisor::default();
         let vm = hypervisor.launch(&directory, &spec).await.unwrap();

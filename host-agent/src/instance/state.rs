@@ -300,8 +300,18 @@ pub enum Launch {
     Boot,
     /// The guest goes on from a template, in which its agent is about to say hello.
     Template,
+    /// The guest goes on from where a template's kernel had booted, on its own disk.
+    Booted,
     /// The guest goes on from a snapshot of itself.
     Snapshot,
+}
+
+impl Launch {
+    /// Whether a template can be what is wrong with it.
+    #[must_use]
+    pub fn is_from_template(self) -> bool {
+        matches!(self, Self::Template | Self::Booted)
+    }
 }
 
 /// What has become of a [`Handling`].

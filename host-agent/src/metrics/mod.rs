@@ -78,9 +78,10 @@ impl Default for Metrics {
                 "vm_starts",
                 ["from"],
                 "Virtual machines that were started, by `boot`, `template` (a copy of a guest \
-                 that was booted once) or `snapshot`",
+                 that was booted once), `booted` (its kernel alone is such a copy, and its disk \
+                 its own) or `snapshot`",
             )
-            .from_zero([["boot"], ["template"], ["snapshot"]]),
+            .from_zero([["boot"], ["template"], ["booted"], ["snapshot"]]),
             ends: it.counters(
                 "vm_ends",
                 ["cause"],
@@ -197,6 +198,7 @@ impl Metrics {
         let from = match from {
             Launch::Boot => "boot",
             Launch::Template => "template",
+            Launch::Booted => "booted",
             Launch::Snapshot => "snapshot",
         };
         self.starts.of([from]).inc();

@@ -4,17 +4,18 @@
 use std::{
     fs::{self, Permissions},
     io,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::{fs::PermissionsExt as _, net::UnixListener},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
+use fabric_proto::vmbus::BOOTED_PORT;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
 use super::{
-    DISK, MAKING, Made, Template, TemplateError, Templates, Wanted, check, digest_of,
+    BOOTED, DISK, MAKING, Made, Template, TemplateError, Templates, Wanted, check, digest_of,
     key::{Inputs, Key},
     record::{Record, Verified},
     role::RoleHost,
@@ -25,7 +26,7 @@ use crate::{
     files::{self, FileError, blocking, bytes_on_disk},
     hypervisor::{Hypervisor, Origin, PackageDisk, USUAL_CPU_WEIGHT, Vm, VmSpec},
     instance::{
-        directory::{InstanceDirectory, JAIL},
+        directory::{InstanceDirectory, JAIL, VMBUS},
         snapshots::SNAPSHOT,
         state::{Exit, ExitKind},
     },
@@ -53,6 +54,7 @@ impl Templates {
             .tempdir_in(&self.directory)
             .map_err(FileError::at("make a directory in", &self.directory))?;
         fail_point::reached(Step::TemplateBegun);
+        let booted = base.as_ref().and_then(|base| base.booted.clone());
         self.start(key, place.path(), wanted, base).await?;
         fail_point::reached(Step::TemplateWritten);
 
@@ -61,6 +63,7 @@ impl Templates {
             target: self.path(key),
             key: key.clone(),
             inputs,
+            booted,
             start,
             host_boot_id: self.host_boot_id.clone(),
             hypervisor: Arc::clone(&self.hypervisor),
@@ -107,6 +110,13 @@ impl Templates {
             )?),
             None => None,
         };
+        let booted = match origin {
+            Origin::BecomeTemplate { .. } => Some(listen(&directory).map_err(|source| {
+                let key = key.clone();
+                TemplateError::Listen { key, source }
+            })?),
+            _ => None,
+        };
         let spec = VmSpec {
             name: format!("template-{key}"),
             vcpus: wanted.vcpus,
@@ -118,6 +128,7 @@ impl Templates {
             package,
             cid: CID,
             origin,
+            booted: None,
         };
         let vm = self.hypervisor.launch(&directory, &spec).await;
         let vm = ThrowAway(vm.map_err(|source| TemplateError::Launch {
@@ -126,7 +137,9 @@ impl Templates {
         })?);
         fail_point::reached(Step::TemplateLaunched);
         let Some(mut host) = host else {
-            return ended(key, self.limits.boot, vm.0.exited()).await;
+            let ended = ended(key, self.limits.boot, vm.0.exited()).await;
+            drop(booted);
+            return ended;
         };
         let patience = self.limits.boot.saturating_add(host.patience());
         tokio::select! {
@@ -134,6 +147,16 @@ impl Templates {
             why = host.failure() => Err(TemplateError::Role { key: key.clone(), why }),
         }
     }
+}
+
+/// Takes the guest's call when it has booted, by which it knows that it is to become a
+/// template: who goes on from there otherwise finds nobody.
+fn listen(directory: &InstanceDirectory) -> io::Result<UnixListener> {
+    let socket = directory.socket(&format!("{VMBUS}_{BOOTED_PORT}"));
+    let listener = UnixListener::bind(&socket)?;
+    // The guest's VMM is another user, and nobody else comes into its directory.
+    fs::set_permissions(socket, Permissions::from_mode(0o666))?;
+    Ok(listener)
 }
 
 /// Makes the disk of a template's guest: empty over its image, or what was written before it
@@ -195,6 +218,8 @@ struct Finish {
     target: PathBuf,
     key: Key,
     inputs: Inputs,
+    /// That of the template that this is made from.
+    booted: Option<PathBuf>,
     start: Instant,
     host_boot_id: String,
     hypervisor: Arc<dyn Hypervisor>,
@@ -210,6 +235,9 @@ impl Finish {
             why,
         };
         keep_only(place).map_err(failed)?;
+        if let Some(booted) = &self.booted {
+            link(booted, &place.join(BOOTED)).map_err(failed)?;
+        }
         let disk = digest_of(&place.join(DISK)).map_err(unsound)?;
         let verified = Verified::now(place, &self.host_boot_id).map_err(failed)?;
         check(self.hypervisor.as_ref(), place, &disk).map_err(unsound)?;
@@ -243,12 +271,17 @@ impl Finish {
 /// Removes what only its guest needed, and lets nothing be written any more.
 fn keep_only(place: &Path) -> io::Result<()> {
     // Made by a VMM, where it may make something, and ours from now on.
-    files::take_over(&place.join(JAIL).join(SNAPSHOT), &place.join(SNAPSHOT))?;
-    fs::remove_dir_all(place.join(JAIL))?;
+    let jail = place.join(JAIL);
+    files::take_over(&jail.join(SNAPSHOT), &place.join(SNAPSHOT))?;
+    // An image whose guest agent knows nothing of it makes none.
+    if jail.join(BOOTED).exists() {
+        files::take_over(&jail.join(BOOTED), &place.join(BOOTED))?;
+    }
+    fs::remove_dir_all(jail)?;
     for entry in fs::read_dir(place)? {
         let entry = entry?;
         let name = entry.file_name();
-        if name == SNAPSHOT {
+        if name == SNAPSHOT || name == BOOTED {
             continue;
         }
         if name == DISK {
@@ -256,6 +289,16 @@ fn keep_only(place: &Path) -> io::Result<()> {
         } else {
             fs::remove_file(entry.path())?;
         }
+    }
+    Ok(())
+}
+
+/// Gives the files of a directory names in a new one, too.
+fn link(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        fs::hard_link(entry.path(), to.join(entry.file_name()))?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@
 //! templates/making-XXXXXX/       being made, or being removed; its VMM runs there
 //! templates/<key>/template.json  what it was made of and when, and what was verified
 //! templates/<key>/snapshot/      memory and state, as the VMM wrote them
+//! templates/<key>/booted/        the same, of before, when nothing of its disk was mounted
 //! templates/<key>/disk.vhd       what its guest wrote while it booted, over the image
 //! ```
 //!
@@ -67,6 +68,9 @@ use crate::{
     instance::{snapshots::SNAPSHOT, state::Exit},
 };
 
+/// The snapshot of a guest that has booted and holds nothing of its disk, in the directory of
+/// its template, and where its VMM makes it.
+pub const BOOTED: &str = "booted";
 /// The disk in a template's directory.
 const DISK: &str = "disk.vhd";
 /// How the directories of templates that are no templates yet, or not any longer,
@@ -294,6 +298,9 @@ pub struct Template {
     pub snapshot: PathBuf,
     /// Its disk.
     pub disk: PathBuf,
+    /// The snapshot of it when its kernel had booted and nothing of its disk was mounted, if
+    /// it has one: what machines go back to that are reset.
+    pub booted: Option<PathBuf>,
     /// How it was made, if that was just now.
     pub made: Option<Made>,
 }
@@ -412,6 +419,26 @@ impl Templates {
         }
     }
 
+    /// Where the kernel of a template that is there had booted: what is wanted can start from
+    /// that on a disk of its own.
+    ///
+    /// # Errors
+    ///
+    /// When there is one that is not what was made.
+    pub async fn booted(&self, wanted: &Wanted) -> Result<Option<(Key, PathBuf)>, TemplateError> {
+        let inputs = self.inputs(&wanted.without_role()).await?;
+        let key = inputs.key();
+        let template = match self.look(&key, &inputs) {
+            Found::Nothing => return Ok(None),
+            Found::Good => Some(self.template(key, None)),
+            Found::Doubtful(_) | Found::Bad(_) => {
+                let (_turn, _lock) = self.lock().await?;
+                self.find(&key, &inputs).await?
+            }
+        };
+        Ok(template.and_then(|template| Some((template.key, template.booted?))))
+    }
+
     async fn find_or_make(
         &self,
         inputs: Inputs,
@@ -424,16 +451,8 @@ impl Templates {
         }
         self.check_rested(&key)?;
         let (_turn, _lock) = self.lock().await?;
-        match self.look(&key, &inputs) {
-            Found::Good => return Ok(self.template(key, None)),
-            Found::Doubtful(record) => {
-                return match self.verify(&key, *record).await {
-                    Ok(()) => Ok(self.template(key, None)),
-                    Err(why) => Err(self.remove(key, why)),
-                };
-            }
-            Found::Bad(why) => return Err(self.remove(key, why)),
-            Found::Nothing => {}
+        if let Some(template) = self.find(&key, &inputs).await? {
+            return Ok(template);
         }
         // Whoever had the turn before may have tried the same.
         self.check_rested(&key)?;
@@ -447,6 +466,21 @@ impl Templates {
                 self.rest(key, &crate::instance::disks::chain(&error));
                 Err(error)
             }
+        }
+    }
+
+    /// The template of this name, read as a whole where its files may be others than those
+    /// that were verified. We have the lock.
+    async fn find(&self, key: &Key, inputs: &Inputs) -> Result<Option<Template>, TemplateError> {
+        let refuse = |why| Err(self.remove(key.clone(), why));
+        match self.look(key, inputs) {
+            Found::Nothing => Ok(None),
+            Found::Good => Ok(Some(self.template(key.clone(), None))),
+            Found::Bad(why) => refuse(why),
+            Found::Doubtful(record) => match self.verify(key, *record).await {
+                Ok(()) => Ok(Some(self.template(key.clone(), None))),
+                Err(why) => refuse(why),
+            },
         }
     }
 
@@ -565,6 +599,7 @@ impl Templates {
             key,
             snapshot: directory.join(SNAPSHOT),
             disk: directory.join(DISK),
+            booted: booted_in(&directory),
             made,
         }
     }
@@ -723,9 +758,17 @@ fn name_of(path: &Path) -> &str {
         .unwrap_or_default()
 }
 
+/// The snapshot of before, if a template has one.
+fn booted_in(directory: &Path) -> Option<PathBuf> {
+    Some(directory.join(BOOTED)).filter(|booted| booted.is_dir())
+}
+
 /// Whether the files of a template are those that were made.
 fn check(hypervisor: &dyn Hypervisor, directory: &Path, disk: &str) -> Result<(), String> {
     hypervisor.verify_snapshot(&directory.join(SNAPSHOT))?;
+    if let Some(booted) = booted_in(directory) {
+        hypervisor.verify_snapshot(&booted)?;
+    }
     let now = digest_of(&directory.join(DISK))?;
     if now == disk {
         Ok(())

@@ -71,8 +71,15 @@ impl Verified {
         for name in ["snapshot/state.json", "snapshot/memory"] {
             files.insert(name.to_owned(), FileId::of(&directory.join(name))?);
         }
-        let disk = FileId::of_linked(&directory.join(super::DISK))?;
-        files.insert(super::DISK.to_owned(), disk);
+        // The snapshot of before may be another template's, too.
+        let booted = super::booted_in(directory);
+        let booted = booted.map(|_| ["booted/state.json", "booted/memory"]);
+        for name in [super::DISK]
+            .into_iter()
+            .chain(booted.into_iter().flatten())
+        {
+            files.insert(name.to_owned(), FileId::of_linked(&directory.join(name))?);
+        }
         Ok(Self {
             host_boot_id: host_boot_id.to_owned(),
             files,

@@ -1,6 +1,6 @@
 //! The store over a hypervisor that runs nothing, and over files that get damaged.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 use tempfile::TempDir;
 
@@ -98,7 +98,7 @@ async fn a_template_is_made_once_and_found_from_then_on() {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     kept.sort();
-    assert_eq!(kept, ["disk.vhd", "snapshot", "template.json"]);
+    assert_eq!(kept, ["booted", "disk.vhd", "snapshot", "template.json"]);
 
     let again = stage.ensure().await.unwrap();
     assert_eq!((again.made, &again.key), (None, &first.key));
@@ -170,6 +170,11 @@ async fn a_template_with_a_role_in_it_is_copied_from_the_one_without() {
         fs::read(&base.disk).unwrap(),
         "one disk, which memory knows"
     );
+    let booted = |template: &Template| {
+        let booted = template.booted.as_ref().unwrap();
+        fs::metadata(booted.join("memory")).unwrap().ino()
+    };
+    assert_eq!(booted(&warm), booted(&base), "their guest has booted once");
     assert_eq!(stage.names().len(), 2);
 }
 
@@ -217,6 +222,8 @@ async fn a_damaged_template_is_refused_once_and_then_made_again() {
     for part in [
         "snapshot/memory",
         "snapshot/state.json",
+        "booted/memory",
+        "booted/state.json",
         "disk.vhd",
         "template.json",
     ] {
@@ -235,6 +242,21 @@ async fn a_damaged_template_is_refused_once_and_then_made_again() {
         assert_eq!(stage.names(), [""; 0], "{part}");
         stage.made().await;
     }
+}
+
+#[tokio::test]
+async fn where_a_kernel_had_booted_is_found_with_its_template_and_refused_with_it() {
+    let stage = Stage::new();
+    let booted = async || stage.templates.booted(&stage.wanted).await;
+    assert_eq!(booted().await.unwrap(), None, "none is made for that");
+    let template = stage.made().await;
+    let there = (template.key, template.booted.unwrap());
+    assert_eq!(booted().await.unwrap(), Some(there.clone()));
+
+    damage(&there.1.join("memory"));
+    let refusal = booted().await.unwrap_err();
+    assert_eq!(refusal.reason(), Reason::TemplateRefused, "{refusal}");
+    assert_eq!(booted().await.unwrap(), None);
 }
 
 #[tokio::test]
@@ -307,6 +329,7 @@ async fn what_a_dead_process_was_making_is_ended_and_removed() {
         package: None,
         cid: 3,
         origin: crate::hypervisor::Origin::BecomeTemplate { program: None },
+        booted: None,
     };
     stage.hypervisor.launch(&directory, &spec).await.unwrap();
 

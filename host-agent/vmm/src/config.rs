@@ -55,6 +55,11 @@ pub struct VmConfig {
     /// booting a kernel. Memory, virtual CPUs and disks must be as they were.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore: Option<PathBuf>,
+    /// The directory of a snapshot to which the machine goes back when it is reset, instead
+    /// of booting its kernel: of a guest that has booted and holds nothing of its disks.
+    /// Memory, virtual CPUs and disks must be as they were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reset_to: Option<PathBuf>,
     /// Makes a template of the machine, and ends it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<TemplateConfig>,
@@ -160,8 +165,22 @@ pub struct TemplateConfig {
     /// to `port` the one that counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<u32>,
+    /// A snapshot of the guest on its way there, after which it goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub booted: Option<BootedConfig>,
     /// The directory for the snapshot. It must not exist, and appears when it is
     /// complete.
+    pub path: PathBuf,
+}
+
+/// When a snapshot is taken of a machine that becomes a template: one that has booted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootedConfig {
+    /// The host's vsock port: the snapshot is taken when the guest first calls it, and the
+    /// call is then let through. A guest that does not call is without one.
+    pub port: u32,
+    /// The directory for the snapshot. It must not exist, and appears when it is complete.
     pub path: PathBuf,
 }
 
@@ -284,6 +303,7 @@ impl VmConfig {
             name: default_name(),
             kernel: kernel.into(),
             restore: None,
+            reset_to: None,
             template: None,
             initrd: None,
             cmdline: String::new(),
@@ -376,12 +396,12 @@ impl VmConfig {
             return Err(ConfigError::value("jail.directory", "/", rule));
         }
         let vsock = self.vsock.iter().map(|vsock| ("vsock.path", &vsock.path));
-        let template = self
-            .template
-            .iter()
-            .map(|made| ("template.path", &made.path));
+        let template = self.template.iter();
+        let booted = template.clone().filter_map(|made| made.booted.as_ref());
+        let made = template.map(|made| ("template.path", &made.path));
+        let made = made.chain(booted.map(|booted| ("template.booted.path", &booted.path)));
         let seen = |path: &Path| Some(folder_of(path)) == jail.directory.as_deref();
-        match vsock.chain(template).find(|(_, path)| !seen(path)) {
+        match vsock.chain(made).find(|(_, path)| !seen(path)) {
             Some((field, path)) => {
                 let directory = jail.directory.as_deref().unwrap_or(Path::new("none"));
                 let rule = format!("must be in `jail.directory`, {}", directory.display());
@@ -592,6 +612,7 @@ mod tests {
         let template = TemplateConfig {
             port: 1024,
             after: None,
+            booted: None,
             path: "t".into(),
         };
         let text = complaint(|c| c.template = Some(template.clone()));

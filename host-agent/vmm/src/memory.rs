@@ -10,12 +10,15 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::sync::Arc;
 
 use thiserror::Error;
 use vm_memory::mmap::{FromRangesError, MmapRegionBuilder};
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap,
+};
 
 /// The guest's memory, shared between vCPUs, devices and their threads.
 pub type GuestMemory = Arc<GuestMemoryMmap>;
@@ -108,23 +111,54 @@ fn map(file: &Arc<File>, mib: u64, flags: libc::c_int) -> Result<GuestMemory, Me
 ///
 /// When the host refuses; what is in the memory is not known then.
 pub fn clear(memory: &GuestMemory) -> io::Result<()> {
+    let nothing = (libc::MAP_ANONYMOUS, -1);
+    memory
+        .iter()
+        .try_for_each(|region| match give_back(region) {
+            true => Ok(()),
+            false => replace(region, nothing, 0),
+        })
+}
+
+/// Makes the memory what this file has, copy-on-write, as [`map_private`] does for a new one.
+/// The file must be as long as the memory, and nobody may use that meanwhile.
+///
+/// # Errors
+///
+/// When the host refuses; what is in the memory is not known then.
+pub fn map_again(memory: &GuestMemory, file: &File) -> io::Result<()> {
+    let mut in_file = 0;
     for region in memory.iter() {
-        let (start, length) = (region.as_ptr().cast(), region.size());
-        let private = region.flags() & libc::MAP_PRIVATE != 0;
-        let done = if private {
-            let flags = region.flags() | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-            // SAFETY: these are the addresses of the region, which stays mapped as
-            // what it was, readable and writable; whoever looks sees other bytes,
-            // as with all of a guest's memory.
-            let mapped = unsafe { libc::mmap(start, length, region.prot(), flags, -1, 0) };
-            mapped != libc::MAP_FAILED
-        } else {
-            // SAFETY: the same, and the file below is this mapping's alone.
-            unsafe { libc::madvise(start, length, libc::MADV_REMOVE) == 0 }
-        };
-        if !done {
-            return Err(io::Error::last_os_error());
-        }
+        give_back(region);
+        replace(region, (0, file.as_raw_fd()), in_file)?;
+        in_file += region.len();
+    }
+    Ok(())
+}
+
+/// Gives the pages of the memory's own file back, if that is mapped: it reads as zeroes then.
+fn give_back(region: &GuestRegionMmap) -> bool {
+    let shared = region.flags() & libc::MAP_SHARED != 0;
+    // SAFETY: these are the addresses of the region, and whoever looks sees other bytes, as
+    // with all of a guest's memory. A file that is mapped privately there is not changed.
+    shared
+        && unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_REMOVE) == 0 }
+}
+
+/// Maps something else, copy-on-write, in the place of a region.
+fn replace(
+    region: &GuestRegionMmap,
+    (flags, file): (libc::c_int, RawFd),
+    in_file: u64,
+) -> io::Result<()> {
+    let flags = flags | libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    let in_file = libc::off_t::try_from(in_file).map_err(io::Error::other)?;
+    let (start, length) = (region.as_ptr().cast(), region.size());
+    // SAFETY: these are the addresses of the region, which stays mapped, readable and
+    // writable; whoever looks sees other bytes, as with all of a guest's memory.
+    let mapped = unsafe { libc::mmap(start, length, region.prot(), flags, file, in_file) };
+    if mapped == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
     }
     Ok(())
 }
@@ -175,6 +209,28 @@ mod tests {
         let mut kept = [0; 4];
         file.read_exact_at(&mut kept, 0).unwrap();
         assert_eq!(&kept, b"left", "what it was mapped from is as it was");
+    }
+
+    #[test]
+    fn memory_that_is_mapped_again_has_what_the_file_has_and_leaves_it_so() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        file.write_all_at(&9u64.to_le_bytes(), 0x3008).unwrap();
+        let file = Arc::new(file);
+        let at = GuestAddress(0x3008);
+        for memory in [create(1).unwrap(), map_private(&file, 1).unwrap()] {
+            for _ in 0..2 {
+                memory.write_obj(7u64, at).unwrap();
+                map_again(&memory, &file).unwrap();
+                assert_eq!(memory.read_obj::<u64>(at).unwrap(), 9);
+            }
+            memory.write_obj(7u64, at).unwrap();
+            clear(&memory).unwrap();
+            assert_eq!(memory.read_obj::<u64>(at).unwrap(), 0);
+        }
+        let mut kept = [0; 8];
+        file.read_exact_at(&mut kept, 0x3008).unwrap();
+        assert_eq!(u64::from_le_bytes(kept), 9);
     }
 
     #[test]

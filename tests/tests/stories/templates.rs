@@ -11,6 +11,10 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use fabric_tests::{BOOT, Cluster, ServiceFile, Story, eventually, status, story, vmms_in};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 /// Says all that could give away that two guests were one once.
 const SCRIPT: &str = "\
@@ -19,6 +23,7 @@ const SCRIPT: &str = "\
     echo host-name $(cat /proc/sys/kernel/hostname); \
     echo random $(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' '); \
     echo time $(date +%s); \
+    echo >> /var/tmp/starts; echo starts $(wc -l < /var/tmp/starts); \
     echo said; exec sleep 1000000";
 
 /// What it says, by its first word.
@@ -29,6 +34,7 @@ pub(crate) const STORIES: &[Story] = &[
     story!(who_comes_after_another_of_its_package_finds_that_in_place),
     story!(a_damaged_template_is_refused_and_its_instance_boots),
     story!(a_template_that_a_killed_host_agent_was_making_is_cleared_away),
+    story!(a_machine_that_begins_again_goes_on_where_its_kernel_had_booted),
 ];
 
 async fn two_copies_of_a_template_share_nothing_that_tells_who_they_are() -> anyhow::Result<()> {
@@ -217,6 +223,66 @@ async fn a_template_that_a_killed_host_agent_was_making_is_cleared_away() -> any
         ensure!(gone, "the VMM {vmm} of a template is left over");
     }
     ensure!(!left.exists(), "{} is left over", left.display());
+    Ok(())
+}
+
+async fn a_machine_that_begins_again_goes_on_where_its_kernel_had_booted() -> anyhow::Result<()> {
+    const SHOP: &str = "shop-web-0";
+    let cluster = Cluster::start_with_own_templates().await?;
+    let service = ServiceFile::web("shop").script(SCRIPT);
+    let mut before = cluster.run(&service, SHOP).await?;
+    let first = said(&cluster, SHOP).await?;
+    let mut seen = vec![first.clone()];
+
+    for (start, how) in (2..).zip(["reset", "reset", "kill", "kill on a damaged template"]) {
+        let vmm = status(&before)?.vmm_pid;
+        if how.starts_with("kill") {
+            if how.contains("damaged") {
+                damage(&template(&cluster)?.join("booted/memory"))?;
+            }
+            kill(Pid::from_raw(i32::try_from(vmm)?), Signal::SIGKILL)?;
+        } else {
+            cluster.fabctl(&["instance", "restart", SHOP, "--scope", "reset"])?;
+        }
+        before = cluster
+            .until(SHOP, &format!("to be Ready after {how}"), |now| {
+                now.state == "Ready" && now.status.as_ref().is_some_and(|s| s.boots == start)
+            })
+            .await?;
+        // Who it is does not change, nor what is on its disk; all else is new.
+        let again = eventually(BOOT, "the role to have said who it is now", || async {
+            let again = said(&cluster, SHOP).await.map_err(|e| e.to_string())?;
+            if seen.contains(&again) {
+                return Err(format!("what it said before: {again:?}"));
+            }
+            Ok(again)
+        })
+        .await?;
+        ensure!(again[1..3] == first[1..3], "{first:?} became {again:?}");
+        for former in &seen {
+            let same = again[0] == former[0] || again[3] == former[3];
+            ensure!(!same, "after {how}: {former:?} and {again:?}");
+        }
+        ensure!(status(&before)?.boot_id == again[0], "{before:#?}");
+        let starts = last_word(&cluster, SHOP, "starts")?;
+        ensure!(starts == Some(start.to_string()), "{how}: {starts:?}");
+        seen.push(again);
+
+        // A guest agent that a kernel has started says so on the console.
+        let console = cluster.fabctl(&["instance", "console", SHOP])?;
+        let booted = console.contains("guest-agent: 0.");
+        ensure!(booted == how.contains("damaged"), "{how}: {console}");
+        let started = cluster.until_event(SHOP, "VmmStarted").await?;
+        match how {
+            "reset" => ensure!(status(&before)?.vmm_pid == vmm, "{before:#?}"),
+            "kill" => ensure!(started.message.contains("a booted kernel"), "{started:?}"),
+            _ => {
+                ensure!(!started.message.contains("booted"), "{started:?}");
+                let refused = cluster.until_event(SHOP, "TemplateRefused").await?;
+                ensure!(refused.message.contains("it boots instead"), "{refused:?}");
+            }
+        }
+    }
     Ok(())
 }
 

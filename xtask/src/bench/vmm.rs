@@ -90,6 +90,10 @@ struct Figures {
     resumed_ready_ms: f64,
     /// Restore call to Ready again, from a snapshot of an instance that was Ready.
     restored_ready_ms: f64,
+    /// Call to reset it in place to its guest agent's hello.
+    reset_hello_ms: f64,
+    /// The same to Ready again.
+    reset_ready_ms: f64,
     /// Of one core, by a guest whose role is Ready and does nothing but answer its
     /// probes.
     idle_core_percent: f64,
@@ -230,6 +234,8 @@ pub fn run(
         snapshot_kib: kept.snapshot_kib,
         resumed_ready_ms: kept.resumed_ready_ms,
         restored_ready_ms: kept.restored_ready_ms,
+        reset_hello_ms: kept.reset_hello_ms,
+        reset_ready_ms: kept.reset_ready_ms,
         idle_core_percent: kept.idle_core_percent,
         idle_exits_per_s: kept.idle_exits_per_s,
         idle_syscalls_per_s: kept.idle_syscalls_per_s,
@@ -330,6 +336,8 @@ struct Kept {
     snapshot_kib: f64,
     resumed_ready_ms: f64,
     restored_ready_ms: f64,
+    reset_hello_ms: f64,
+    reset_ready_ms: f64,
     idle_core_percent: f64,
     idle_exits_per_s: f64,
     idle_syscalls_per_s: f64,
@@ -382,6 +390,13 @@ fn keep(fabric: &mut Fabric, size: &Size, runs: u32) -> Result<Kept> {
             vmm_pid != before
         })?);
     }
+    let (mut reset_hellos, mut resets) = (Vec::new(), Vec::new());
+    for run in 1..=runs {
+        work.now(format!("reset {run}"));
+        let (hello, ready) = reset(fabric)?;
+        reset_hellos.push(hello);
+        resets.push(ready);
+    }
     fabric.fabctl(&["service", "delete", SERVICE, "--wait"])?;
     work.done("done");
     Ok(Kept {
@@ -391,6 +406,8 @@ fn keep(fabric: &mut Fabric, size: &Size, runs: u32) -> Result<Kept> {
         snapshot_kib,
         resumed_ready_ms: median(resumed),
         restored_ready_ms: median(restored),
+        reset_hello_ms: median(reset_hellos),
+        reset_ready_ms: median(resets),
         idle_core_percent: (used / IDLE.as_secs_f64() * 1000.0).round() / 10.0,
         idle_exits_per_s: per_second(exits(&after) - exits(&before)),
         idle_syscalls_per_s: per_second(after.repair.syscalls - before.repair.syscalls),
@@ -408,6 +425,25 @@ fn back(
     fabric.fabctl(&[&["instance"], call].concat())?;
     fabric.wait("the instance to be back", PATIENCE, |seen| match seen {
         Seen::Instance(now) if was_away(now) && now.is_ready() => Some(millis(begun)),
+        _ => None,
+    })
+}
+
+/// How long it takes from the call to reset the instance in place until its guest agent is
+/// back, and until it is Ready, in milliseconds.
+fn reset(fabric: &mut Fabric) -> Result<(f64, f64)> {
+    let begun = Instant::now();
+    fabric.fabctl(&["instance", "restart", INSTANCE, "--scope", "reset"])?;
+    let (mut was_reset, mut hello) = (false, None);
+    fabric.wait("the instance to be back", PATIENCE, |seen| match seen {
+        Seen::Event(event) if event.subject == INSTANCE => {
+            was_reset |= event.reason == "VmReset";
+            if was_reset && event.reason == "GuestHello" {
+                hello.get_or_insert_with(|| millis(begun));
+            }
+            None
+        }
+        Seen::Instance(now) if now.is_ready() => Some((hello?, millis(begun))),
         _ => None,
     })
 }

@@ -65,7 +65,9 @@ impl Machine {
                 self.begun_with = launch;
                 let patience = match launch {
                     Launch::Boot => limits.boot,
-                    Launch::Template | Launch::Snapshot => limits.boot.min(limits.from_template),
+                    Launch::Template | Launch::Booted | Launch::Snapshot => {
+                        limits.boot.min(limits.from_template)
+                    }
                 };
                 self.state = State::Booting {
                     launched: now,
@@ -74,6 +76,7 @@ impl Machine {
                 let message = match launch {
                     Launch::Boot => "the virtual machine was started",
                     Launch::Template => "the virtual machine was started from a template",
+                    Launch::Booted => "the virtual machine was started from a booted kernel",
                     Launch::Snapshot => "the virtual machine goes on from a snapshot",
                 };
                 tell(actions, Reason::VmmStarted, message, false);
@@ -136,7 +139,7 @@ impl Machine {
                 };
                 tell_anew(actions, Reason::VmmExited, &told(&end), !expected);
                 self.ended(end, actions);
-                if self.begun_with == Launch::Template && !exit.kind.is_a_kill() {
+                if self.begun_with.is_from_template() && !exit.kind.is_a_kill() {
                     let start = self.blames_template(&describe(exit), actions);
                     self.begin_or_rest(start, actions);
                 } else if self.wants() == Presence::Run {

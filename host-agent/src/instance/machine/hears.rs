@@ -40,9 +40,10 @@ impl Machine {
         if begun_with == Launch::Snapshot {
             self.end_restore(String::new());
         }
-        if begun_with == Launch::Template && !boot_id.is_empty() {
+        if begun_with.is_from_template() && !boot_id.is_empty() {
             // Every guest of that template would have this boot id.
             let why = "its guest agent had an identity before it was given one";
+            self.begun_with = begun_with;
             let then = Then::Start(self.blames_template(why, actions));
             self.put_down(now, why, then, limits, actions);
             return;

@@ -350,7 +350,7 @@ impl Machine {
     #[must_use]
     pub fn resume(&mut self, now: Duration, vm: bool, same_boot: bool, limits: &Limits) -> Actions {
         let mut actions = Actions::new();
-        if self.begun_with == Launch::Template {
+        if self.begun_with.is_from_template() {
             // Whatever it does from here on may have other causes.
             self.begun_with = Launch::Boot;
         }
@@ -473,12 +473,13 @@ impl Machine {
     /// Takes a template for the cause of what went wrong, and says how to start
     /// without it.
     fn blames_template(&mut self, why: &str, actions: &mut Actions) -> Start {
-        self.begun_with = Launch::Boot;
+        // A disk that was made for it goes with it; its own it had before.
+        let fresh = std::mem::take(&mut self.begun_with) == Launch::Template;
         actions.push(Action::RefuseTemplate {
             why: why.to_owned(),
         });
         Start {
-            fresh: true,
+            fresh,
             cold: true,
             ..Start::default()
         }

@@ -293,6 +293,47 @@ fn a_template_whose_guests_would_all_be_the_same_is_not_used() {
     assert_eq!(story.exits(ExitKind::Failed).did(), [COLD]);
 }
 
+/// A machine that ran, was started again where its template's kernel had booted, and has said
+/// nothing yet.
+fn booted() -> Story {
+    let mut story = copied();
+    story.becomes_ready().exits(ExitKind::KernelPanic);
+    story
+        .happens(Input::Prepared(Ok(())))
+        .happens(Input::Launched(Ok(Launch::Booted)));
+    story.did();
+    story
+}
+
+#[test]
+fn a_booted_kernel_from_which_no_guest_comes_up_costs_a_boot_and_not_the_disk() {
+    const COLD_ON_ITS_DISK: Action = Action::Prepare {
+        fresh: false,
+        cold: true,
+        restore: None,
+    };
+    let mut story = booted();
+    let did = story.exits(ExitKind::Refused).did();
+    assert!(refused(&did), "{did:?}");
+    assert_eq!(did[1..], [COLD_ON_ITS_DISK]);
+
+    let mut story = booted();
+    let began = story.now;
+    let did = story.waits().did();
+    assert_eq!(story.now - began, story.limits.from_template);
+    assert!(refused(&did), "{did:?}");
+    assert_eq!(story.exits(ExitKind::Failed).did(), [COLD_ON_ITS_DISK]);
+
+    let mut story = booted();
+    let did = story.says_hello("everyone's").did();
+    assert!(refused(&did), "{did:?}");
+    assert_eq!(story.exits(ExitKind::Failed).did(), [COLD_ON_ITS_DISK]);
+
+    // Killed from outside: once more, on the same disk.
+    let mut story = booted();
+    assert_eq!(story.exits(ExitKind::Killed).did(), [KEEP]);
+}
+
 #[test]
 fn a_template_is_not_to_blame_for_what_comes_after_hello_or_from_outside() {
     let mut story = copied();
@@ -1372,7 +1413,7 @@ enum Move {
     Keep(u8),
     Handled(bool),
     Prepared(bool, bool),
-    Launched(bool, bool),
+    Launched(bool, Launch),
     Exited(u8),
     Hello,
     Heartbeat,
@@ -1381,6 +1422,14 @@ enum Move {
     Role(u8, u32),
     Wait(u64),
     Resume(bool),
+}
+
+fn launches() -> impl Strategy<Value = Launch> {
+    prop_oneof![
+        Just(Launch::Boot),
+        Just(Launch::Template),
+        Just(Launch::Booted)
+    ]
 }
 
 fn moves() -> impl Strategy<Value = Vec<Move>> {
@@ -1396,7 +1445,7 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
             any::<bool>().prop_map(Move::Handled),
             any::<bool>().prop_map(Move::Handled),
             (any::<bool>(), any::<bool>()).prop_map(|(ok, passes)| Move::Prepared(ok, passes)),
-            (any::<bool>(), any::<bool>()).prop_map(|(ok, copied)| Move::Launched(ok, copied)),
+            (any::<bool>(), launches()).prop_map(|(ok, launch)| Move::Launched(ok, launch)),
             (0u8..5).prop_map(Move::Exited),
             Just(Move::Hello),
             Just(Move::Heartbeat),
@@ -1514,10 +1563,9 @@ proptest! {
                     let unprepared = Unprepared { reason: "no".to_owned(), may_pass };
                     story.happens(Input::Prepared(ok.then_some(()).ok_or(unprepared)));
                 }
-                Move::Launched(ok, copied) if world.launching => {
+                Move::Launched(ok, launch) if world.launching => {
                     world.launching = false;
                     world.vm = ok;
-                    let launch = if copied { Launch::Template } else { Launch::Boot };
                     story.happens(Input::Launched(ok.then_some(launch).ok_or("no".to_owned())));
                 }
                 Move::Exited(kind) if world.vm => {
@@ -1594,8 +1642,7 @@ proptest! {
                     let unprepared = Unprepared { reason: "no".to_owned(), may_pass };
                     story.happens(Input::Prepared(ok.then_some(()).ok_or(unprepared)));
                 }
-                Move::Launched(ok, copied) => {
-                    let launch = if copied { Launch::Template } else { Launch::Boot };
+                Move::Launched(ok, launch) => {
                     story.happens(Input::Launched(ok.then_some(launch).ok_or("no".to_owned())));
                 }
                 Move::Exited(_) => { story.exits(ExitKind::Failed); }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Actions, Limits, Machine, tell_anew};
 use crate::{
     events::Reason,
-    instance::state::{Action, Cause, Launch, Start, State, Stopping, Then},
+    instance::state::{Action, Cause, Start, State, Stopping, Then},
 };
 
 impl Machine {
@@ -29,7 +29,7 @@ impl Machine {
                     humantime::format_duration(deadline.saturating_sub(launched))
                 );
                 tell_anew(actions, Reason::HeartbeatsMissed, &why, true);
-                let then = if self.begun_with == Launch::Template {
+                let then = if self.begun_with.is_from_template() {
                     Then::Start(self.blames_template(&why, actions))
                 } else {
                     Then::Recover {

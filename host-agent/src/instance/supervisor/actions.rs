@@ -162,6 +162,7 @@ impl Supervisor {
                 let launched = self.node.hypervisor.launch(&self.directory, &spec).await;
                 let launch = match spec.origin {
                     Origin::Template(_) => Launch::Template,
+                    Origin::Booted(_) => Launch::Booted,
                     Origin::Snapshot(_) => Launch::Snapshot,
                     Origin::Boot
                     | Origin::BecomeTemplate { .. }

@@ -771,8 +771,13 @@ async fn an_instance_is_copied_restarted_on_its_disk_and_copied_again_when_reima
     stage.vm().kill();
     stage.until("restarted", |report| report.boots == 2).await;
     let _guest = stage.ready().await;
-    assert!(!is_copy(&stage.vm()), "its memory would not know its disk");
-    assert_eq!(stage.vm().spec.os_parents.len(), 2);
+    let again = stage.vm();
+    assert!(!is_copy(&again), "its memory would not know its disk");
+    assert_eq!(again.spec.os_parents.len(), 2);
+    let Origin::Booted(booted) = &again.spec.origin else {
+        panic!("{:?}", again.spec.origin);
+    };
+    assert_eq!(again.spec.booted.as_ref(), Some(booted), "for resets, too");
 
     stage.reimage(3).await;
     let _guest = stage.ready().await;

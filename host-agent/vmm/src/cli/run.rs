@@ -70,6 +70,10 @@ pub struct RunArgs {
     /// from, if it is named too, is for when the machine is reset.
     #[arg(long, value_name = "DIR")]
     restore: Option<PathBuf>,
+    /// When the machine is reset, go back to the snapshot in this directory instead of
+    /// booting the kernel: to one of a guest that holds nothing of its disks.
+    #[arg(long, value_name = "DIR")]
+    reset_to: Option<PathBuf>,
     /// An initial RAM disk.
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
@@ -116,10 +120,11 @@ pub struct RunArgs {
 }
 
 /// The flags that describe a machine.
-const DESCRIPTION: [&str; 14] = [
+const DESCRIPTION: [&str; 15] = [
     "name",
     "kernel",
     "restore",
+    "reset_to",
     "initrd",
     "cmdline",
     "root",
@@ -191,6 +196,7 @@ impl RunArgs {
         let config = VmConfig {
             name: self.name,
             restore: self.restore,
+            reset_to: self.reset_to,
             initrd: self.initrd,
             cmdline: self.cmdline,
             root: self.root,

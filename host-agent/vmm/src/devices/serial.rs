@@ -94,6 +94,24 @@ impl SerialPort {
         self.read(INTERRUPT_IDENTIFICATION);
     }
 
+    /// Has its driver find the registers as they were when that state was taken, and nothing
+    /// to read.
+    pub fn go_back(&mut self, state: &SerialState) {
+        self.reset();
+        let divisor_latch = state.line_control | 0x80;
+        for (register, value) in [
+            (LINE_CONTROL, divisor_latch),
+            (DATA, state.baud_divisor_low),
+            (INTERRUPT_ENABLE, state.baud_divisor_high),
+            (LINE_CONTROL, state.line_control),
+            (MODEM_CONTROL, state.modem_control),
+            (SCRATCH, state.scratch),
+            (INTERRUPT_ENABLE, state.interrupt_enable),
+        ] {
+            self.write(register, value);
+        }
+    }
+
     /// The registers and what has not been read.
     pub fn state(&self) -> SerialState {
         self.uart.state()
@@ -146,10 +164,13 @@ mod tests {
         ] {
             port.write(register, value);
         }
+        let driven = port.state();
         port.input(b"never read");
         assert_ne!(port.state(), at_power_on);
         port.reset();
         assert_eq!(port.state(), at_power_on);
+        port.go_back(&driven);
+        assert_eq!(port.state(), driven);
     }
 
     #[test]

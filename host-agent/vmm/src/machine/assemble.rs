@@ -20,7 +20,7 @@ use super::disks::{self, DiskError};
 use super::governor::Governor;
 use super::keeper::{self, DiskPart, KeepError, Parts, SharedTransport, VsockPart};
 use super::open::Opened;
-use super::reset::{BootFiles, FillError, ResetPlan};
+use super::reset::{BootFiles, Booted, FillError, ResetPlan};
 use super::restore::{self, RestoreError};
 use crate::boot::LoadedKernel;
 use crate::boot::layout::{KVM_TSS, MMIO_SIZE, MmioSlot};
@@ -33,7 +33,7 @@ use crate::devices::ports::Ports;
 use crate::devices::serial::{self, SerialPort};
 use crate::devices::virtio::mmio::QUEUE_NOTIFY_OFFSET;
 use crate::devices::virtio::{MmioTransport, VirtioDevice};
-use crate::devices::vsock::{VsockError, VsockEventHandler};
+use crate::devices::vsock::{VsockError, VsockEventHandler, VsockHandle};
 use crate::exit::{ExitReason, KvmKind};
 use crate::fail_point::{self, Step};
 use crate::jail::JailError;
@@ -191,6 +191,8 @@ pub struct Assembled {
     pub vsock: Option<VsockEventHandler>,
     /// Written when the guest calls the port at which it becomes a template.
     pub template_sign: Option<EventFd>,
+    /// Written when the guest, on its way there, has booted; with what lets it go on.
+    pub booted_sign: Option<(EventFd, VsockHandle)>,
     /// The virtual CPUs, not running yet.
     pub vcpus: Vec<Vcpu>,
     /// The disks' threads, not running yet.
@@ -268,23 +270,30 @@ pub fn assemble(
             transport: devices.add(Box::new(block))?,
         });
     }
-    let (mut vsock_events, mut vsock_part, mut template_sign) = (None, None, None);
+    let (mut vsock_events, mut vsock_part) = (None, None);
+    let (mut template_sign, mut booted_sign, mut vsock_handle) = (None, None, None);
     if let (Some(vsock), Some(device)) = (&config.vsock, opened.vsock) {
         vsock_events = Some(device.event_handler());
         governor.vsock = Some(device.handle());
         if let Some(template) = &config.template {
-            let sign = event()?;
-            let ours = sign
-                .try_clone()
-                .map_err(AssembleError::host("event descriptor"))?;
-            device.stop_at_call(template.port, template.after, sign);
-            template_sign = Some(ours);
+            let stop_at = |port, after| {
+                let sign = event()?;
+                let theirs = sign.try_clone();
+                let theirs = theirs.map_err(AssembleError::host("event descriptor"))?;
+                device.stop_at_call(port, after, theirs);
+                Ok::<_, AssembleError>(sign)
+            };
+            if let Some(booted) = &template.booted {
+                booted_sign = Some((stop_at(booted.port, None)?, device.handle()));
+            }
+            template_sign = Some(stop_at(template.port, template.after)?);
         }
         if let Origin::Snapshot(state) = &origin
             && let Some(former) = &state.vsock
         {
-            device.restored(u64::from(former.cid));
+            device.handle().restored(u64::from(former.cid));
         }
+        vsock_handle = Some(device.handle());
         vsock_part = Some(VsockPart {
             cid: vsock.cid,
             transport: devices.add(Box::new(device))?,
@@ -295,9 +304,11 @@ pub fn assemble(
     if let (Origin::Kernel(kernel), Some(files)) = (&origin, &files) {
         files.write_boot_data(&memory, config, kind, kernel, &slots)?;
     }
-    let reset = files.map(|files| ResetPlan {
+    let booted = opened.reset_to;
+    let reset = (files.is_some() || booted.is_some()).then(|| ResetPlan {
         config: config.clone(),
         files,
+        booted: booted.map(|files| Booted::new(files, vsock_handle)),
         devices: slots,
         chips,
     });
@@ -339,6 +350,7 @@ pub fn assemble(
         watch,
         vsock: vsock_events,
         template_sign,
+        booted_sign,
         vcpus,
         disk_threads,
         governor,
@@ -374,7 +386,7 @@ fn begin(
     let state = snapshot.state().map_err(RestoreError::from)?;
     let size = state.memory_mib << 20;
     let file = snapshot.memory(size).map_err(RestoreError::from)?;
-    let memory = memory::map_private(&file, state.memory_mib)?;
+    let memory = memory::map_private(file, state.memory_mib)?;
     let vm = create_vm(kvm, &memory)?;
     Ok((Origin::Snapshot(Box::new(state)), memory, vm))
 }

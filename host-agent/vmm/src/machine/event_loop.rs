@@ -9,7 +9,7 @@ use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use super::assemble::{AssembleError, Assembled};
 use super::events::{Input, Signals, Wake};
 use super::halt_check::HaltCheck;
-use super::keeper::{DiskPart, Keeper, Parts, TemplateMaker};
+use super::keeper::{BootedKeeper, DiskPart, Keeper, Parts, TemplateMaker};
 use super::report::{Operator, Reporter};
 use super::restore;
 use super::trim;
@@ -72,6 +72,7 @@ fn run_to_end(
         config,
         control,
         template_sign,
+        booted_sign,
         vcpus,
         disk_threads,
         governor,
@@ -98,6 +99,12 @@ fn run_to_end(
     if let Some(listener) = control {
         let operator = Operator::new(reporter.clone(), Arc::clone(&keeper), governor);
         manager.add_subscriber(Box::new(listener.serve(Box::new(operator))));
+    }
+    let booted = config.template.as_ref().and_then(|it| it.booted.as_ref());
+    if let (Some((sign, vsock)), Some(booted)) = (booted_sign, booted) {
+        let (path, keeper) = (booted.path.clone(), Arc::clone(&keeper));
+        let booted = BootedKeeper::new(sign, path, vsock, keeper, Arc::clone(&board));
+        manager.add_subscriber(Box::new(booted));
     }
     if let (Some(sign), Some(template)) = (template_sign, config.template) {
         let maker = TemplateMaker::new(sign, template, keeper, Arc::clone(&board));

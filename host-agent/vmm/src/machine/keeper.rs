@@ -10,7 +10,7 @@
 //! Everything here runs in the event loop, so that no packet is on its way
 //! through the vsock device meanwhile.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -27,6 +27,7 @@ use super::vcpus::Threads;
 use crate::config::TemplateConfig;
 use crate::devices::serial::SerialPort;
 use crate::devices::virtio::{ActivateError, MmioTransport};
+use crate::devices::vsock::VsockHandle;
 use crate::exit::KvmKind;
 use crate::fail_point::{self, Step};
 use crate::memory::GuestMemory;
@@ -122,6 +123,11 @@ pub struct Parts {
 }
 
 impl Parts {
+    /// Takes hold of the serial port.
+    pub fn serial(&self) -> MutexGuard<'_, SerialPort> {
+        self.serial.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Does something to every virtio device; the first error, when all have had
     /// their turn.
     pub fn for_each_device(
@@ -246,12 +252,7 @@ impl Keeper {
         if !self.is_paused() && !self.threads.park() {
             return Err(KeepError::DoesNotStop);
         }
-        let done =
-            plan.carry_out(&self.parts)
-                .and_then(|entry| match self.threads.restart(entry) {
-                    true => Ok(()),
-                    false => Err(KeepError::DoesNotStop),
-                });
+        let done = plan.carry_out(&self.parts, &self.threads);
         match &done {
             Ok(()) => {
                 self.paused_at = None;
@@ -297,11 +298,7 @@ impl Keeper {
             cid: vsock.cid,
             transport: lock_transport(&vsock.transport).suspend(),
         });
-        let serial = parts
-            .serial
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .state();
+        let serial = parts.serial().state();
         let disks = disks.collect();
         snapshot::write(directory, &parts.memory, |memory| MachineState {
             vmm_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -383,6 +380,60 @@ pub fn lock_transport(transport: &SharedTransport) -> MutexGuard<'_, MmioTranspo
     transport.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Takes a snapshot of a guest that has booted, when it calls, and lets it go on.
+#[derive(Debug)]
+pub struct BootedKeeper {
+    sign: EventFd,
+    path: PathBuf,
+    vsock: VsockHandle,
+    keeper: SharedKeeper,
+    board: Arc<Board>,
+}
+
+impl BootedKeeper {
+    /// Waits for the sign.
+    pub fn new(
+        sign: EventFd,
+        path: PathBuf,
+        vsock: VsockHandle,
+        keeper: SharedKeeper,
+        board: Arc<Board>,
+    ) -> BootedKeeper {
+        BootedKeeper {
+            sign,
+            path,
+            vsock,
+            keeper,
+            board,
+        }
+    }
+}
+
+impl MutEventSubscriber for BootedKeeper {
+    fn init(&mut self, ops: &mut EventOps) {
+        listen(ops, &self.sign);
+    }
+
+    fn process(&mut self, _events: Events, _ops: &mut EventOps) {
+        // It is readable, and if not, nothing is lost.
+        let _ = self.sign.read();
+        // Nobody looks at the device before this is done.
+        self.vsock.go_on();
+        if let Err(error) = lock(&self.keeper).snapshot(&self.path) {
+            self.board.ending.end(Outcome::Failed {
+                message: format!("there is no snapshot of the boot: {}", chain(&error)),
+                fault: None,
+            });
+        }
+    }
+}
+
+fn listen(ops: &mut EventOps, sign: &EventFd) {
+    if let Err(error) = ops.add(Events::new(sign, EventSet::IN)) {
+        crate::say!("fabric-vmm: cannot listen to the guest's call: {error}");
+    }
+}
+
 /// Makes the template when the guest calls, and ends the machine.
 #[derive(Debug)]
 pub struct TemplateMaker {
@@ -411,9 +462,7 @@ impl TemplateMaker {
 
 impl MutEventSubscriber for TemplateMaker {
     fn init(&mut self, ops: &mut EventOps) {
-        if let Err(error) = ops.add(Events::new(&self.sign, EventSet::IN)) {
-            crate::say!("fabric-vmm: cannot listen to the guest's call: {error}");
-        }
+        listen(ops, &self.sign);
     }
 
     fn process(&mut self, _events: Events, _ops: &mut EventOps) {

@@ -1,6 +1,8 @@
 //! Opens all that a machine is made of, as whoever started the process, and reads nothing
 //! of it: what a guest or another VMM may have written is read in the jail.
 
+use std::path::Path;
+
 use kvm_ioctls::Kvm;
 
 use super::assemble::AssembleError;
@@ -27,6 +29,8 @@ pub struct Opened {
     pub boot: Option<BootFiles>,
     /// The snapshot from which it goes on instead.
     pub snapshot: Option<snapshot::Files>,
+    /// The snapshot to which it goes back when it is reset.
+    pub reset_to: Option<snapshot::Files>,
     /// Its disks.
     pub disks: Vec<disks::Opened>,
     /// Where its console goes.
@@ -48,8 +52,14 @@ pub fn open(config: &VmConfig) -> Result<Opened, AssembleError> {
     let kvm = kvm::open()?;
     let detection = Detection::begin(config.repair)?;
     let boot = BootFiles::open(config)?;
-    let snapshot = config.restore.as_deref().map(snapshot::Files::open);
-    let snapshot = snapshot.transpose().map_err(RestoreError::from)?;
+    let snapshot = |directory: Option<&Path>| {
+        let files = directory.map(snapshot::Files::open).transpose();
+        files.map_err(RestoreError::from)
+    };
+    let (snapshot, reset_to) = (
+        snapshot(config.restore.as_deref())?,
+        snapshot(config.reset_to.as_deref())?,
+    );
     let disks = config.disks.iter().enumerate();
     let disks = disks.map(|(index, disk)| disks::open(index, disk));
     let disks = disks.collect::<Result<_, _>>()?;
@@ -66,6 +76,7 @@ pub fn open(config: &VmConfig) -> Result<Opened, AssembleError> {
         detection,
         boot,
         snapshot,
+        reset_to,
         disks,
         console,
         vsock,

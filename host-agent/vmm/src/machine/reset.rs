@@ -2,26 +2,38 @@
 //! its virtual CPUs' threads stay; all that a guest can have changed goes.
 //!
 //! ```text
-//!  vCPUs parked ── devices, serial port ── memory zero ── kernel, boot data ── chips ── vCPUs
+//!  vCPUs parked ─ devices, serial port ─┬─ memory zero ─ kernel, boot data ─ chips ─┬─ vCPUs
+//!                                       └─ memory, chips, devices of a snapshot ────┘
 //! ```
+//!
+//! To boot a kernel takes seconds where KVM interprets it. A machine that was given a
+//! snapshot of a guest that has booted, and holds nothing of its disks, goes back to that
+//! instead; if that cannot be, it says so and boots.
 //!
 //! Connections end as they do when a driver resets the vsock device. What is on the
 //! disks stays: it is what a guest finds after the reset button was pressed.
 
-use std::sync::PoisonError;
+use std::sync::Arc;
 
 use thiserror::Error;
 
 use super::keeper::{self, KeepError, Parts};
+use super::restore::{self, RestoreError};
+use super::vcpus::Threads;
 use crate::boot::layout::MmioSlot;
 use crate::boot::{
     self, BootError, BootFile, BootPlan, CmdlineParts, CmdlineTooLong, KernelError, LoadedKernel,
     cmdline, kernel,
 };
 use crate::config::VmConfig;
+use crate::devices::virtio::MmioTransport;
+use crate::devices::vsock::VsockHandle;
 use crate::exit::KvmKind;
 use crate::memory::{self, GuestMemory};
-use crate::snapshot::state::ChipsState;
+use crate::snapshot::state::{ChipsState, MachineState};
+use crate::snapshot::{self, SnapshotError};
+use crate::vcpu::fault::chain;
+use crate::vcpu::gate::Beginning;
 
 /// Why a guest's memory cannot be filled with what it boots from.
 #[derive(Debug, Error)]
@@ -109,13 +121,56 @@ impl BootFiles {
     }
 }
 
-/// All that it takes to start a machine anew.
+/// A guest that has booted, and holds nothing of its disks.
+#[derive(Debug)]
+pub struct Booted {
+    files: snapshot::Files,
+    /// Told to the guest: that its connections are gone.
+    vsock: Option<VsockHandle>,
+}
+
+impl Booted {
+    /// The snapshot, for a machine with this vsock device.
+    pub fn new(files: snapshot::Files, vsock: Option<VsockHandle>) -> Booted {
+        Booted { files, vsock }
+    }
+
+    /// Gives the machine the snapshot's memory and devices. Its chips come after its
+    /// virtual CPUs.
+    fn go_back(&self, config: &VmConfig, parts: &Parts) -> Result<MachineState, GoBackError> {
+        let state = self.files.state()?;
+        restore::check(config, parts.kvm, &state)?;
+        let memory = self.files.memory(config.memory_mib << 20)?;
+        memory::map_again(&parts.memory, memory).map_err(GoBackError::Map)?;
+        parts.serial().go_back(&state.serial.0);
+        restore::devices(parts, &state)?;
+        if let (Some(handle), Some(former)) = (&self.vsock, &state.vsock) {
+            handle.restored(u64::from(former.cid));
+        }
+        Ok(state)
+    }
+}
+
+/// Why a machine cannot go back to a snapshot.
+#[derive(Debug, Error)]
+enum GoBackError {
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    #[error("the snapshot's memory cannot be mapped")]
+    Map(#[source] std::io::Error),
+}
+
+/// All that it takes to start a machine anew; a kernel, a snapshot, or both.
 #[derive(Debug)]
 pub struct ResetPlan {
     /// What the machine was made of.
     pub config: VmConfig,
     /// What it boots from.
-    pub files: BootFiles,
+    pub files: Option<BootFiles>,
+    /// What it goes back to instead.
+    pub booted: Option<Booted>,
     /// Where its devices are.
     pub devices: Vec<MmioSlot>,
     /// Its chips, as they were made.
@@ -123,29 +178,58 @@ pub struct ResetPlan {
 }
 
 impl ResetPlan {
-    /// Takes away what the guest has changed, but for its virtual CPUs, which are
-    /// parked; returns where they are to begin.
+    /// Takes away what the guest has changed, and has the virtual CPUs, which are parked,
+    /// begin anew; they are parked again then.
     ///
     /// # Errors
     ///
     /// When something cannot be had again; the machine cannot go on then.
-    pub fn carry_out(&self, parts: &Parts) -> Result<u64, KeepError> {
-        parts.for_each_device(|device| {
-            device.reset();
-            Ok(())
-        })?;
-        let mut serial = parts.serial.lock().unwrap_or_else(PoisonError::into_inner);
-        serial.reset();
+    pub fn carry_out(&self, parts: &Parts, threads: &Threads) -> Result<(), KeepError> {
+        take_away(parts)?;
+        let booted = self.booted.as_ref();
+        let gone_back = booted.and_then(|booted| {
+            let gone_back = booted.go_back(&self.config, parts);
+            let say = |error: &GoBackError| {
+                crate::say!("fabric-vmm: the kernel is booted: {}", chain(error));
+            };
+            gone_back.inspect_err(say).ok()
+        });
+        let began = match gone_back {
+            Some(state) => {
+                let states = state.vcpus.iter().map(Arc::clone);
+                let began = threads.restart(states.map(Beginning::State));
+                keeper::restore_chips(&parts.vm, &state.chips)?;
+                parts.for_each_device(MmioTransport::resume)?;
+                began
+            }
+            None => {
+                let entry = self.fill(parts)?;
+                keeper::restore_chips(&parts.vm, &self.chips)?;
+                threads.restart(std::iter::repeat(Beginning::Kernel { entry }))
+            }
+        };
+        began.then_some(()).ok_or(KeepError::DoesNotStop)
+    }
+
+    /// Fills the memory with what a kernel finds there; returns where that begins.
+    fn fill(&self, parts: &Parts) -> Result<u64, KeepError> {
+        // What a snapshot may have left half done.
+        take_away(parts)?;
+        let files = self.files.as_ref().ok_or(KeepError::NoKernel)?;
         memory::clear(&parts.memory).map_err(KeepError::Clear)?;
-        let kernel = self.files.load_kernel(&parts.memory, &self.config)?;
-        self.files.write_boot_data(
-            &parts.memory,
-            &self.config,
-            parts.kvm,
-            &kernel,
-            &self.devices,
-        )?;
-        keeper::restore_chips(&parts.vm, &self.chips)?;
+        let (memory, config) = (&parts.memory, &self.config);
+        let kernel = files.load_kernel(memory, config)?;
+        files.write_boot_data(memory, config, parts.kvm, &kernel, &self.devices)?;
         Ok(kernel.entry)
     }
+}
+
+/// Resets the devices and the serial port.
+fn take_away(parts: &Parts) -> Result<(), KeepError> {
+    parts.for_each_device(|device| {
+        device.reset();
+        Ok(())
+    })?;
+    parts.serial().reset();
+    Ok(())
 }

@@ -12,6 +12,7 @@ use crate::exit::KvmKind;
 use crate::repair::{Repair, RepairError};
 use crate::snapshot::SnapshotError;
 use crate::snapshot::state::MachineState;
+use crate::vcpu;
 use crate::vcpu::state::{VcpuState, VcpuStateError};
 
 /// Why a machine cannot go on from a snapshot. Nothing of it has run.
@@ -159,12 +160,7 @@ pub fn vcpu(
     state
         .give(fd)
         .map_err(|source| RestoreError::Vcpu { id, source })?;
-    if let (Some(repair), Some(syscall)) = (repair, state.syscall()) {
-        repair
-            .restore(fd, syscall, &state.system_registers())
-            .map_err(|source| RestoreError::Repair { id, source })?;
-    }
-    Ok(())
+    vcpu::go_on(fd, state, repair).map_err(|source| RestoreError::Repair { id, source })
 }
 
 /// Gives the chips their state, after the virtual CPUs.

@@ -11,6 +11,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use super::assemble::AssembleError;
 use super::report::panic_text;
 use crate::jail::{CallLists, ThreadKind};
+use crate::vcpu::gate::Beginning;
 use crate::vcpu::{Board, Outcome, Vcpu};
 
 /// How long virtual CPUs may take to leave the guest when the machine has ended.
@@ -94,11 +95,11 @@ impl Threads {
         false
     }
 
-    /// Has every virtual CPU, parked, begin anew at a kernel's `entry` and park again;
-    /// false if one does not come back, or the machine has ended.
-    pub fn restart(&self, entry: u64) -> bool {
+    /// Has every virtual CPU, parked, begin anew and park again; false if one does not come
+    /// back, or the machine has ended.
+    pub fn restart(&self, beginnings: impl IntoIterator<Item = Beginning>) -> bool {
         let gate = &self.board.gate;
-        gate.restart(entry);
+        gate.restart(beginnings);
         let until = Instant::now() + PARK_TIMEOUT;
         while !self.board.ending.has_ended() && Instant::now() < until {
             if gate.wait_until_all_parked(LEAVE_INTERVAL) {

@@ -25,7 +25,7 @@ pub mod memory;
 pub mod state;
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -234,7 +234,7 @@ fn write_files(
 pub struct Files {
     state: File,
     state_path: PathBuf,
-    memory: File,
+    memory: Arc<File>,
     memory_path: PathBuf,
 }
 
@@ -255,12 +255,12 @@ impl Files {
         Ok(Files {
             state,
             state_path,
-            memory,
+            memory: Arc::new(memory),
             memory_path,
         })
     }
 
-    /// Reads the state and checks its version and digest.
+    /// Reads the state, as often as it is asked for, and checks its version and digest.
     ///
     /// # Errors
     ///
@@ -269,9 +269,9 @@ impl Files {
     pub fn state(&self) -> Result<MachineState, SnapshotError> {
         let path = &self.state_path;
         let mut text = String::new();
-        (&self.state)
-            .take(STATE_MAX + 1)
-            .read_to_string(&mut text)
+        let mut file = &self.state;
+        file.rewind()
+            .and_then(|()| file.take(STATE_MAX + 1).read_to_string(&mut text))
             .map_err(SnapshotError::file("read", path))?;
         if text.len() as u64 > STATE_MAX {
             return Err(SnapshotError::TooLong { path: path.clone() });
@@ -284,9 +284,9 @@ impl Files {
     /// # Errors
     ///
     /// When it has another one.
-    pub fn memory(self, size: u64) -> Result<Arc<File>, SnapshotError> {
+    pub fn memory(&self, size: u64) -> Result<&Arc<File>, SnapshotError> {
         memory::check_size(&self.memory, &self.memory_path, size)?;
-        Ok(Arc::new(self.memory))
+        Ok(&self.memory)
     }
 }
 

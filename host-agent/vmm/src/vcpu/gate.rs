@@ -27,8 +27,20 @@ enum Place {
     Away,
     /// Here.
     Parked(Parked),
-    /// Here, and told to begin anew, where a kernel begins.
-    Restarted { entry: u64 },
+    /// Here, and told to begin anew.
+    Restarted(Beginning),
+}
+
+/// How a virtual CPU begins anew.
+#[derive(Debug, Clone)]
+pub enum Beginning {
+    /// As it was when it was made, at a kernel's entry.
+    Kernel {
+        /// Where that is.
+        entry: u64,
+    },
+    /// In the state of another.
+    State(Arc<VcpuState>),
 }
 
 /// The gate of one machine.
@@ -68,8 +80,8 @@ impl Gate {
     }
 
     /// Parks virtual CPU `id` until the gate is open, or until it is to begin anew,
-    /// at a kernel's entry, and to park again. One that comes to an open gate goes on.
-    pub fn park(&self, id: u8, left: Parked) -> Option<u64> {
+    /// and to park again. One that comes to an open gate goes on.
+    pub fn park(&self, id: u8, left: Parked) -> Option<Beginning> {
         let id = usize::from(id);
         let mut places = self.lock();
         if !self.is_closed() {
@@ -84,14 +96,16 @@ impl Gate {
             .wait_while(places, |places| matches!(places[id], Place::Parked(_)))
             .unwrap_or_else(PoisonError::into_inner);
         match std::mem::replace(&mut places[id], Place::Away) {
-            Place::Restarted { entry } => Some(entry),
+            Place::Restarted(beginning) => Some(beginning),
             Place::Away | Place::Parked(_) => None,
         }
     }
 
-    /// Has all that are parked begin anew, at a kernel's `entry`. They park again.
-    pub fn restart(&self, entry: u64) {
-        self.lock().fill_with(|| Place::Restarted { entry });
+    /// Has all that are parked begin anew, each as it is said of it. They park again.
+    pub fn restart(&self, beginnings: impl IntoIterator<Item = Beginning>) {
+        for (place, beginning) in self.lock().iter_mut().zip(beginnings) {
+            *place = Place::Restarted(beginning);
+        }
         self.changed.notify_all();
     }
 
@@ -116,7 +130,7 @@ impl Gate {
             .map(|place| match place {
                 Place::Parked(Ok(state)) => Ok(Arc::clone(state)),
                 Place::Parked(left) => std::mem::replace(left, Err(VcpuStateError::NotParked)),
-                Place::Away | Place::Restarted { .. } => Err(VcpuStateError::NotParked),
+                Place::Away | Place::Restarted(_) => Err(VcpuStateError::NotParked),
             })
             .collect()
     }
@@ -161,10 +175,14 @@ mod tests {
         thread::scope(|scope| {
             let parked = scope.spawn(|| [gate.park(0, nothing()), gate.park(0, nothing())]);
             assert!(gate.wait_until_all_parked(Duration::from_secs(60)));
-            gate.restart(0x10);
+            gate.restart([Beginning::Kernel { entry: 0x10 }]);
             assert!(gate.wait_until_all_parked(Duration::from_secs(60)));
             gate.open();
-            assert_eq!(parked.join().unwrap(), [Some(0x10), None]);
+            let told = parked.join().unwrap();
+            assert!(
+                matches!(told, [Some(Beginning::Kernel { entry: 0x10 }), None]),
+                "{told:?}"
+            );
         });
     }
 
@@ -202,7 +220,7 @@ mod tests {
     #[test]
     fn who_comes_to_an_open_gate_is_not_counted_when_it_closes() {
         let gate = Gate::new(1);
-        assert_eq!(gate.park(0, Err(VcpuStateError::NotParked)), None);
+        assert!(gate.park(0, Err(VcpuStateError::NotParked)).is_none());
         gate.close();
         assert!(!gate.wait_until_all_parked(Duration::ZERO));
     }

@@ -34,6 +34,7 @@ use thiserror::Error;
 
 pub use board::{Board, Outcome};
 use counters::ExitKind;
+use gate::Beginning;
 
 use setup::SetupError;
 use state::{MsrList, VcpuState, VcpuStateError};
@@ -142,8 +143,8 @@ impl Vcpu {
         if settled.is_some() {
             return settled;
         }
-        while let Some(entry) = self.board.gate.park(self.id, self.state().map(Arc::new)) {
-            if let Err(error) = self.begin_anew(entry) {
+        while let Some(beginning) = self.board.gate.park(self.id, self.state().map(Arc::new)) {
+            if let Err(error) = self.begin_anew(&beginning) {
                 return Some(self.give_up(fault::chain(&error)));
             }
         }
@@ -155,13 +156,21 @@ impl Vcpu {
         VcpuState::take(&self.fd, &self.msrs, syscall)
     }
 
-    /// Becomes what it was when it was made, and starts at a kernel's entry.
-    fn begin_anew(&mut self, entry: u64) -> Result<(), ResetError> {
+    /// Becomes what it was when it was made, and starts at a kernel's entry; or becomes what
+    /// another was.
+    fn begin_anew(&mut self, beginning: &Beginning) -> Result<(), ResetError> {
         if let Some(repair) = &mut self.repair {
             repair.reset(&self.fd)?;
         }
         self.made.give(&self.fd)?;
-        Ok(setup::set_up(&self.fd, self.id, entry)?)
+        match beginning {
+            Beginning::Kernel { entry } => setup::set_up(&self.fd, self.id, *entry)?,
+            Beginning::State(state) => {
+                state.give(&self.fd)?;
+                go_on(&self.fd, state, self.repair.as_mut())?;
+            }
+        }
+        Ok(())
     }
 
     /// Does what an exit asks for.
@@ -303,6 +312,22 @@ impl Vcpu {
 
     fn fault(&mut self) -> crate::exit::CpuFault {
         fault::capture(self.id, &self.fd, &self.board.memory)
+    }
+}
+
+/// Has the repair of a virtual CPU, which has this state now, go on from it.
+///
+/// # Errors
+///
+/// When KVM refuses what follows from it.
+pub fn go_on(
+    fd: &VcpuFd,
+    state: &VcpuState,
+    repair: Option<&mut Repair>,
+) -> Result<(), RepairError> {
+    match (repair, state.syscall()) {
+        (Some(repair), Some(syscall)) => repair.restore(fd, syscall, &state.system_registers()),
+        _ => Ok(()),
     }
 }
 

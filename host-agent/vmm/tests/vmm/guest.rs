@@ -179,6 +179,7 @@ impl Drop for Running {
 #[derive(Debug)]
 pub struct Ended {
     pub console: String,
+    pub stderr: String,
     pub report: ExitReport,
     pub code: Option<i32>,
 }
@@ -207,6 +208,7 @@ fn ended(output: &Output) -> Ended {
         .map_or("", |(console, _)| console);
     Ended {
         console: console.trim_end().to_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         report,
         code: output.status.code(),
     }

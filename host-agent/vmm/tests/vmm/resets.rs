@@ -109,3 +109,88 @@ fn a_machine_from_a_snapshot_is_reset_to_its_kernel_if_it_knows_one() {
     counts_for_the(&bench, 1);
     ends_when_stopped(&bench, child);
 }
+
+/// The numbers that the guest has said whole; a line that a reset cut off is none.
+fn numbers(bench: &Bench) -> Vec<u32> {
+    let text = bench.said("ring").unwrap_or_default();
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    let lines = whole.lines().filter(|line| line.len() == 4);
+    let numbers = lines.map(|line| u32::from_str_radix(line, 16));
+    numbers.map(Result::unwrap).collect()
+}
+
+/// Takes a snapshot of a machine that counts, which ends; says how far it had come then.
+fn snapshot_of_one_that_counts(bench: &Bench) -> u32 {
+    let child = start(bench);
+    let path = bench.path(JAIL).join("snapshot");
+    assert!(bench.tell(Request::Snapshot { path }).ok);
+    ends_when_stopped(bench, child);
+    let last = numbers(bench).last().copied();
+    std::fs::remove_file(bench.path("ring")).unwrap();
+    last.unwrap()
+}
+
+#[test]
+fn a_machine_is_reset_to_a_snapshot_whether_it_began_with_it_or_with_its_kernel() {
+    if !kvm_is_here() {
+        return;
+    }
+    let bench = Bench::new(code!(counting_begin, counting_end));
+    // The line that it was at may be lost, and be another by what was said before.
+    let near = snapshot_of_one_that_counts(&bench) + 3;
+    let again = [&ARGUMENTS[..], &["--reset-to", "jail/snapshot"]].concat();
+    let of_snapshot = [&again[..], &["--kernel", "kernel"]].concat();
+    for restored in [false, true] {
+        let child = if restored {
+            Running::new(
+                bench
+                    .restore("jail/snapshot", &of_snapshot)
+                    .spawn()
+                    .unwrap(),
+            )
+        } else {
+            bench.start(&again)
+        };
+        for resets in 1..=3 {
+            eventually("the guest counts beyond the snapshot", || {
+                (*numbers(&bench).last()? > near).then_some(())
+            });
+            assert!(bench.tell(Request::Reset).ok);
+            eventually("the guest counts from where the snapshot is", || {
+                let numbers = numbers(&bench);
+                let steps = numbers.windows(2);
+                let back = steps.filter(|step| step[0] > near && (1..=near).contains(&step[1]));
+                (back.count() == resets).then_some(())
+            });
+        }
+        let zeroes = bench.said("ring").unwrap().matches("0000\n").count();
+        assert_eq!(zeroes, usize::from(!restored), "no kernel was booted again");
+        ends_when_stopped(&bench, child);
+        std::fs::remove_file(bench.path("ring")).unwrap();
+    }
+}
+
+#[test]
+fn a_machine_whose_snapshot_is_of_no_use_boots_its_kernel_and_says_so() {
+    if !kvm_is_here() {
+        return;
+    }
+    let bench = Bench::new(code!(counting_begin, counting_end));
+    snapshot_of_one_that_counts(&bench);
+    let state = bench.path(JAIL).join("snapshot/state.json");
+    let text = std::fs::read_to_string(&state).unwrap();
+    std::fs::write(&state, text.replacen("\"version\":1", "\"version\":2", 1)).unwrap();
+    let again = [&ARGUMENTS[..], &["--reset-to", "jail/snapshot"]].concat();
+    let child = bench.start(&again);
+    for resets in 1..=2 {
+        counts_for_the(&bench, resets);
+        assert!(bench.tell(Request::Reset).ok);
+    }
+    counts_for_the(&bench, 3);
+    assert!(bench.tell(Request::Stop).ok);
+    let ended = wait(child);
+    assert_eq!(ended.report.reason, ExitReason::Stopped);
+    let said = "the kernel is booted: ";
+    assert!(ended.stderr.contains(said), "{}", ended.stderr);
+    assert!(ended.stderr.contains("is of version 2"), "{}", ended.stderr);
+}

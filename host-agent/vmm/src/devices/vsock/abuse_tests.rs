@@ -357,7 +357,7 @@ mod restored {
     const EVENT_BUFFER: u64 = 0x9_0000;
 
     fn guest() -> Guest {
-        let mut guest = Guest::with_device(|vsock| vsock.restored(FORMER_CID));
+        let mut guest = Guest::with_device(|vsock| vsock.handle().restored(FORMER_CID));
         guest.event.add(&[writable(EVENT_BUFFER, 4)]);
         guest
             .memory
@@ -426,7 +426,7 @@ mod restored {
 
     #[test]
     fn one_without_a_buffer_for_it_is_left_to_find_out() {
-        let mut guest = Guest::with_device(|vsock| vsock.restored(FORMER_CID));
+        let mut guest = Guest::with_device(|vsock| vsock.handle().restored(FORMER_CID));
         let listener = guest.listen(1024);
         guest.start_driver();
         guest.give_buffers(RX_BUFFERS);

@@ -4,6 +4,7 @@
 //! reach it through one lock, which is never held for longer than one round of
 //! bounded work.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -90,7 +91,7 @@ impl Vsock {
             muxer: Muxer::new(cid, path)?,
             running: None,
             payload: vec![0; MAX_PAYLOAD].into_boxed_slice(),
-            held_call: None,
+            held_calls: VecDeque::new(),
             rebirth: Rebirth::Known,
             limiter: VsockLimiter::new().map_err(VsockError::Event)?,
         };
@@ -103,18 +104,11 @@ impl Vsock {
 
     /// Takes the guest's first call to a host port, or the first after one to another, for
     /// the sign to write to an event: it gets no answer, and the guest is not listened to
-    /// any more.
+    /// any more until somebody lets it go on ([`VsockHandle::go_on`]). Of several such calls
+    /// one follows the other; one that comes too early stands for those before.
     pub fn stop_at_call(&self, port: u32, after: Option<u32>, sign: EventFd) {
-        lock(&self.engine).held_call = Some(HeldCall { port, after, sign });
-    }
-
-    /// Tells the guest, when it goes on, that it is another machine now: its
-    /// connections are gone and its address is the one that it finds here
-    /// (5.10.6.7). It is listened to once it has taken note of that.
-    pub fn restored(&self, former_cid: u64) {
-        let mut engine = lock(&self.engine);
-        engine.muxer.set_former_cid(former_cid);
-        engine.rebirth = Rebirth::Untold;
+        let call = HeldCall { port, after, sign };
+        lock(&self.engine).held_calls.push_back(call);
     }
 
     /// What stays of the device outside when it has moved into its transport.
@@ -228,6 +222,21 @@ impl VsockHandle {
         }
     }
 
+    /// Lets through the call at which the guest was stopped. It is heard when the device is
+    /// next looked at.
+    pub fn go_on(&self) {
+        lock(&self.engine).held_calls.pop_front();
+    }
+
+    /// Tells the guest, when it goes on, that it is another machine now: its
+    /// connections are gone and its address is the one that it finds here
+    /// (5.10.6.7). It is listened to once it has taken note of that.
+    pub fn restored(&self, former_cid: u64) {
+        let mut engine = lock(&self.engine);
+        engine.muxer.set_former_cid(former_cid);
+        engine.rebirth = Rebirth::Untold;
+    }
+
     /// Calls a port of the guest, for this process itself; nothing if the guest's driver
     /// does not run. This end never blocks. As for who calls from outside, what is
     /// heard begins with `OK` and a port, or is the end: at once where nobody listens.
@@ -285,7 +294,7 @@ pub(super) struct Engine {
     pub(super) muxer: Muxer,
     running: Option<Running>,
     payload: Box<[u8]>,
-    held_call: Option<HeldCall>,
+    held_calls: VecDeque<HeldCall>,
     rebirth: Rebirth,
     pub(super) limiter: VsockLimiter,
 }
@@ -382,7 +391,7 @@ impl Engine {
             muxer,
             running: Some(running),
             payload,
-            held_call,
+            held_calls,
             rebirth,
             limiter,
         } = self
@@ -399,7 +408,7 @@ impl Engine {
             leftover.tx = true;
         }
         if listen {
-            leftover.tx = running.drain_tx(muxer, payload, held_call, limiter, now)?;
+            leftover.tx = running.drain_tx(muxer, payload, held_calls, limiter, now)?;
         }
         leftover.rx = running.fill_rx(muxer, payload, limiter, now)?;
         limiter.arm(now);
@@ -418,7 +427,7 @@ impl Running {
         &mut self,
         muxer: &mut Muxer,
         payload: &mut [u8],
-        held_call: &mut Option<HeldCall>,
+        held_calls: &mut VecDeque<HeldCall>,
         limiter: &mut VsockLimiter,
         now: Instant,
     ) -> Result<bool, QueueError> {
@@ -438,11 +447,13 @@ impl Running {
                 Some(Ok(chain)) => {
                     let bytes = chain.readable.len().min(HEADER_LEN + MAX_PAYLOAD);
                     limiter.charge(Direction::ToHost, bytes, now);
-                    if let Some(held) = held_call
-                        && self.called(&chain).is_some_and(|port| held.is(port))
+                    if !held_calls.is_empty()
+                        && let Some(port) = self.called(&chain)
+                        && let Some(at) = held_calls.iter_mut().position(|held| held.is(port))
                     {
+                        held_calls.drain(..at);
                         self.tx.undo_pop();
-                        let _ = held.sign.write(1);
+                        let _ = held_calls[0].sign.write(1);
                         return Ok(false);
                     }
                     self.receive(muxer, &chain, payload, now);

@@ -74,6 +74,38 @@ fn the_call_at_which_a_machine_becomes_a_template_is_not_answered() {
 }
 
 #[test]
+fn a_machine_stops_at_one_call_after_the_other_and_goes_on_when_it_is_let() {
+    let sign = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
+    let (booted, template) = (sign(), sign());
+    for comes_early in [false, true] {
+        let theirs = [&booted, &template].map(|sign| sign.try_clone().unwrap());
+        let mut guest = Guest::with_device(|vsock| {
+            for (port, sign) in [1028, 1024].into_iter().zip(theirs) {
+                vsock.stop_at_call(port, None, sign);
+            }
+        });
+        guest.start_driver();
+        guest.give_buffers(RX_BUFFERS);
+        let ports = |host| Ports { host, guest: host };
+        if !comes_early {
+            guest.send(ports(1028), Op::Request, &[]);
+            booted.read().unwrap();
+            guest.expect_nothing();
+            guest.handle.go_on();
+            // It is looked at again.
+            guest.send(ports(1030), Op::Request, &[]);
+            guest.expect(Op::Rst);
+            guest.expect(Op::Rst);
+        }
+        assert!(template.read().is_err(), "too soon");
+        guest.send(ports(1024), Op::Request, &[]);
+        template.read().unwrap();
+        assert!(booted.read().is_err(), "it was passed by");
+        guest.expect_nothing();
+    }
+}
+
+#[test]
 fn what_the_host_writes_before_the_ok_is_not_lost() {
     let mut guest = Guest::new();
     let mut host = UnixStream::connect(guest.path()).unwrap();
