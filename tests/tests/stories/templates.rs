@@ -23,7 +23,7 @@ const SCRIPT: &str = "\
     echo host-name $(cat /proc/sys/kernel/hostname); \
     echo random $(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' '); \
     echo time $(date +%s); \
-    echo >> /var/tmp/starts; echo starts $(wc -l < /var/tmp/starts); \
+    echo >> /var/tmp/starts; sync; echo starts $(wc -l < /var/tmp/starts); \
     echo said; exec sleep 1000000";
 
 /// What it says, by its first word.
