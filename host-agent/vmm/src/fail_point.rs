@@ -39,6 +39,12 @@ fabric_fail_points::fail_points! {
         /// The snapshot is whole, which is not told yet.
         SnapshotWritten,
     }
+    reset {
+        /// All that the guest had changed is gone, and nothing is there instead.
+        TakenAway,
+        /// It is about to begin anew, which is not told yet.
+        BegunAnew,
+    }
     restore {
         /// It has what is in the snapshot, and nobody can talk to it yet.
         Restored,

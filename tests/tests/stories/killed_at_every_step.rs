@@ -156,7 +156,7 @@ async fn a_host_agent_killed_at_any_step_keeps_what_it_was_told_to_keep() -> any
 async fn a_vmm_killed_while_it_is_kept_comes_back_as_its_goal_says() -> anyhow::Result<()> {
     let mut cluster = start(Options::default()).await?;
     let stays = cluster.vmm(STAY)?;
-    for of in ["pause", "snapshot", "restore"] {
+    for of in ["pause", "reset", "snapshot", "restore"] {
         for step in cluster.fail_points(&format!("fabric-vmm {of}"))? {
             if of == "restore" {
                 cluster.apply(&idle("shop"))?;
@@ -174,6 +174,9 @@ async fn a_vmm_killed_while_it_is_kept_comes_back_as_its_goal_says() -> anyhow::
                     cluster.fabctl(&["instance", "pause", SHOP])?;
                     live_on(&mut cluster, &mut ran, "at rest", is_at_rest).await?;
                     cluster.fabctl(&["instance", "resume", SHOP])?;
+                }
+                "reset" => {
+                    cluster.fabctl(&["instance", "restart", SHOP, "--scope", "reset"])?;
                 }
                 "snapshot" => {
                     cluster.fabctl(&["instance", "snapshot", SHOP, EARLY])?;

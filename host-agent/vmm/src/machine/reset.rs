@@ -29,6 +29,7 @@ use crate::config::VmConfig;
 use crate::devices::virtio::MmioTransport;
 use crate::devices::vsock::VsockHandle;
 use crate::exit::KvmKind;
+use crate::fail_point::{self, Step};
 use crate::memory::{self, GuestMemory};
 use crate::snapshot::state::{ChipsState, MachineState};
 use crate::snapshot::{self, SnapshotError};
@@ -186,6 +187,7 @@ impl ResetPlan {
     /// When something cannot be had again; the machine cannot go on then.
     pub fn carry_out(&self, parts: &Parts, threads: &Threads) -> Result<(), KeepError> {
         take_away(parts)?;
+        fail_point::reached(Step::TakenAway);
         let booted = self.booted.as_ref();
         let gone_back = booted.and_then(|booted| {
             let gone_back = booted.go_back(&self.config, parts);
@@ -208,6 +210,7 @@ impl ResetPlan {
                 threads.restart(std::iter::repeat(Beginning::Kernel { entry }))
             }
         };
+        fail_point::reached(Step::BegunAnew);
         began.then_some(()).ok_or(KeepError::DoesNotStop)
     }
 
