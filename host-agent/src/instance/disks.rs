@@ -160,6 +160,15 @@ pub struct How {
     pub restore: Option<SnapshotName>,
 }
 
+/// What there is of others for an instance to begin with.
+enum Base {
+    /// A template, of which it has a copy of the disk.
+    Template(Template),
+    /// Where the kernel of a template had booted; its disk is its own.
+    Booted(Key, PathBuf),
+    Nothing,
+}
+
 /// Makes an instance ready. A disk that is there stays, unless a fresh one is
 /// asked for.
 ///
@@ -201,12 +210,11 @@ pub async fn prepare(
     let wanted = || template_for(goal, &image, package.as_deref());
     let templates = workshop.templates.as_ref();
     let templates = templates.filter(|_| !how.cold && can_be_copied(goal));
-    let mut booted = None;
-    let template = if disk.exists() {
-        if let Some(templates) = templates {
-            booted = workshop.booted(templates, &goal.id, &wanted()).await;
+    let base = if disk.exists() {
+        match templates {
+            Some(templates) => workshop.booted(templates, &goal.id, &wanted()).await,
+            None => Base::Nothing,
         }
-        None
     } else {
         let stand_on = directory.file(TEMPLATE_DISK);
         remove_old(&stand_on)?;
@@ -234,30 +242,31 @@ pub async fn prepare(
         workshop
             .events
             .tell(goal.id.as_str(), Reason::DiskCreated, &message, false);
-        template
+        template.map_or(Base::Nothing, Base::Template)
     };
     // The disk stands on a template's disk if there is one beside it.
     let stand_on = directory.file(TEMPLATE_DISK);
     let stand_on = stand_on.exists().then(|| PathBuf::from(TEMPLATE_DISK));
-    let origin = match (&template, &booted, snapshot) {
-        (_, _, Some(snapshot)) => Origin::Snapshot(snapshot),
-        (Some(template), _, None) => Origin::Template(template.snapshot.clone()),
-        (None, Some((_, booted)), None) => Origin::Booted(booted.clone()),
-        (None, None, None) => Origin::Boot,
-    };
-    let (template, booted) = match (template, booted) {
-        (Some(template), _) => (Some(template.key), template.booted),
-        (None, Some((key, booted))) => {
-            let goes_on_from_it = matches!(origin, Origin::Booted(_));
-            (goes_on_from_it.then_some(key), Some(booted))
+    let (origin, template, booted) = match (base, snapshot) {
+        (Base::Booted(_, booted), Some(snapshot)) => {
+            (Origin::Snapshot(snapshot), None, Some(booted))
         }
-        (None, None) => (None, None),
+        (_, Some(snapshot)) => (Origin::Snapshot(snapshot), None, None),
+        (Base::Template(template), None) => {
+            let origin = Origin::Template(template.snapshot);
+            (origin, Some(template.key), template.booted)
+        }
+        (Base::Booted(key, booted), None) => {
+            (Origin::Booted(booted.clone()), Some(key), Some(booted))
+        }
+        (Base::Nothing, None) => (Origin::Boot, None, None),
     };
     let turn = match &origin {
         Origin::Template(_) => {
             let cold = goal.role.warm_start.is_none();
             coming.arrive(cold).await
         }
+        Origin::Booted(_) => coming.arrive(true).await,
         _ => Turn::Free,
     };
     let spec = VmSpec {
@@ -410,19 +419,15 @@ impl Workshop {
     }
 
     /// Where the kernel of an instance's template had booted, if there is one.
-    async fn booted(
-        &self,
-        templates: &Templates,
-        instance: &InstanceId,
-        wanted: &Wanted,
-    ) -> Option<(Key, PathBuf)> {
+    async fn booted(&self, templates: &Templates, instance: &InstanceId, wanted: &Wanted) -> Base {
         match templates.booted(wanted).await {
-            Ok(booted) => booted,
+            Ok(Some((key, booted))) => Base::Booted(key, booted),
+            Ok(None) => Base::Nothing,
             Err(error) => {
                 let message = format!("{}; it boots instead", chain(&error));
                 self.events
                     .tell(instance.as_str(), error.reason(), &message, true);
-                None
+                Base::Nothing
             }
         }
     }

@@ -6,7 +6,7 @@
 //! then, for its goal: to become somebody and to start its role. So guests arrive first,
 //! and rest, and their roles come after them.
 //!
-//! What boots has no turn: it takes long, and whoever never says hello would keep
+//! What boots its kernel has no turn: it takes long, and whoever never says hello would keep
 //! others waiting. A role that is in a template already runs when its copy arrives.
 
 use std::{sync::Arc, time::Duration};
