@@ -4,13 +4,7 @@
 //! the one before: after a restart of the guest agent, the old connection may hang
 //! about for a while.
 
-use std::{
-    fs::{self, Permissions},
-    io,
-    os::unix::fs::PermissionsExt as _,
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use fabric_proto::{
@@ -21,6 +15,7 @@ use fabric_proto::{
         session_request::Report,
     },
     id::InstanceId,
+    vmbus::SESSION_PORT,
 };
 use sha2::{Digest as _, Sha256};
 use tokio::{
@@ -37,22 +32,11 @@ use super::{
 };
 use crate::{
     clock::{self, Clock},
-    files,
     instance::directory::InstanceDirectory,
     instance::state::GuestSaid,
     output::role_log::RoleLog,
     policy::rate::Rate,
 };
-
-/// Name of the socket at which a guest's connection to the session port arrives.
-#[must_use]
-pub fn socket_name() -> String {
-    format!(
-        "{}_{}",
-        crate::instance::directory::VMBUS,
-        fabric_proto::vmbus::SESSION_PORT
-    )
-}
 
 /// Connections of one guest at a time: the session, and one that is about to
 /// replace it, and some that hang about.
@@ -178,11 +162,9 @@ impl GuestServer {
     ///
     /// When the socket cannot be made.
     pub fn listen(directory: &InstanceDirectory, link: GuestLink) -> io::Result<Self> {
-        let name = socket_name();
-        files::remove_if_there(&directory.file(&name))?;
-        let listener = UnixListener::bind(directory.socket(&name))?;
-        // The guest's VMM is another user, and nobody else comes into its directory.
-        fs::set_permissions(directory.socket(&name), Permissions::from_mode(0o666))?;
+        let listener = directory.listen(SESSION_PORT)?;
+        listener.set_nonblocking(true)?;
+        let listener = UnixListener::from_std(listener)?;
         let service = service(link);
         let task = tokio::spawn(async move {
             let served = tonic::transport::Server::builder()

@@ -6,9 +6,15 @@
 //! its sockets are reached through `/proc/self/fd`.
 
 use std::{
-    fs::{self, DirBuilder, File},
+    fs::{self, DirBuilder, File, Permissions},
     io,
-    os::{fd::AsRawFd as _, unix::fs::DirBuilderExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::{
+            fs::{DirBuilderExt as _, PermissionsExt as _},
+            net::UnixListener,
+        },
+    },
     path::{Path, PathBuf},
 };
 
@@ -41,6 +47,12 @@ pub const VMM_OUT: &str = "vmm.out";
 pub const VMM_ERR: &str = "vmm.err";
 /// The role's output.
 pub const ROLE_LOG: &str = "role.log";
+
+/// Name of the socket at which a guest's connections to a port of its host arrive.
+#[must_use]
+pub fn guest_socket(port: u32) -> String {
+    format!("{VMBUS}_{port}")
+}
 
 /// An instance's directory, held open.
 #[derive(Debug)]
@@ -85,6 +97,21 @@ impl InstanceDirectory {
     #[must_use]
     pub fn socket(&self, name: &str) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}/{name}", self.handle.as_raw_fd()))
+    }
+
+    /// Listens where the guest's connections to a port of its host arrive; what an earlier
+    /// process listened at is replaced.
+    ///
+    /// # Errors
+    ///
+    /// What the file system says.
+    pub fn listen(&self, port: u32) -> io::Result<UnixListener> {
+        let name = guest_socket(port);
+        files::remove_if_there(&self.file(&name))?;
+        let listener = UnixListener::bind(self.socket(&name))?;
+        // The guest's VMM is another user, and nobody else comes into its directory.
+        fs::set_permissions(self.socket(&name), Permissions::from_mode(0o666))?;
+        Ok(listener)
     }
 
     /// Removes everything in it, the record first: what is there without one is nobody's.

@@ -4,7 +4,7 @@
 use std::{
     fs::{self, Permissions},
     io,
-    os::unix::{fs::PermissionsExt as _, net::UnixListener},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -26,7 +26,7 @@ use crate::{
     files::{self, FileError, blocking, bytes_on_disk},
     hypervisor::{Hypervisor, Origin, PackageDisk, USUAL_CPU_WEIGHT, Vm, VmSpec},
     instance::{
-        directory::{InstanceDirectory, JAIL, VMBUS},
+        directory::{InstanceDirectory, JAIL},
         snapshots::SNAPSHOT,
         state::{Exit, ExitKind},
     },
@@ -110,11 +110,15 @@ impl Templates {
             )?),
             None => None,
         };
+        // It takes the guest's call when that has booted, by which the guest knows that it is to
+        // become a template: who goes on from there otherwise finds nobody.
         let booted = match origin {
-            Origin::BecomeTemplate { .. } => Some(listen(&directory).map_err(|source| {
-                let key = key.clone();
-                TemplateError::Listen { key, source }
-            })?),
+            Origin::BecomeTemplate { .. } => {
+                Some(directory.listen(BOOTED_PORT).map_err(|source| {
+                    let key = key.clone();
+                    TemplateError::Listen { key, source }
+                })?)
+            }
             _ => None,
         };
         let spec = VmSpec {
@@ -147,16 +151,6 @@ impl Templates {
             why = host.failure() => Err(TemplateError::Role { key: key.clone(), why }),
         }
     }
-}
-
-/// Takes the guest's call when it has booted, by which it knows that it is to become a
-/// template: who goes on from there otherwise finds nobody.
-fn listen(directory: &InstanceDirectory) -> io::Result<UnixListener> {
-    let socket = directory.socket(&format!("{VMBUS}_{BOOTED_PORT}"));
-    let listener = UnixListener::bind(&socket)?;
-    // The guest's VMM is another user, and nobody else comes into its directory.
-    fs::set_permissions(socket, Permissions::from_mode(0o666))?;
-    Ok(listener)
 }
 
 /// Makes the disk of a template's guest: empty over its image, or what was written before it

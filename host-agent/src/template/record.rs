@@ -72,12 +72,11 @@ impl Verified {
             files.insert(name.to_owned(), FileId::of(&directory.join(name))?);
         }
         // The snapshot of before may be another template's, too.
-        let booted = super::booted_in(directory);
-        let booted = booted.map(|_| ["booted/state.json", "booted/memory"]);
-        for name in [super::DISK]
-            .into_iter()
-            .chain(booted.into_iter().flatten())
-        {
+        let linked: &[&str] = match super::booted_in(directory) {
+            Some(_) => &[super::DISK, "booted/state.json", "booted/memory"],
+            None => &[super::DISK],
+        };
+        for &name in linked {
             files.insert(name.to_owned(), FileId::of_linked(&directory.join(name))?);
         }
         Ok(Self {

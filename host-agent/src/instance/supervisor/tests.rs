@@ -254,7 +254,9 @@ struct Guest {
 impl Guest {
     /// Calls, again and again, until somebody listens.
     async fn call(directory: &std::path::Path) -> Self {
-        let socket = directory.join(crate::guest::server::socket_name());
+        let socket = directory.join(crate::instance::directory::guest_socket(
+            fabric_proto::vmbus::SESSION_PORT,
+        ));
         let endpoint = tonic::transport::Endpoint::from_static("http://host");
         let call = || {
             let socket = socket.clone();

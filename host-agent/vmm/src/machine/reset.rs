@@ -188,14 +188,18 @@ impl ResetPlan {
     pub fn carry_out(&self, parts: &Parts, threads: &Threads) -> Result<(), KeepError> {
         take_away(parts)?;
         fail_point::reached(Step::TakenAway);
-        let booted = self.booted.as_ref();
-        let gone_back = booted.and_then(|booted| {
-            let gone_back = booted.go_back(&self.config, parts);
-            let say = |error: &GoBackError| {
-                crate::say!("fabric-vmm: the kernel is booted: {}", chain(error));
-            };
-            gone_back.inspect_err(say).ok()
-        });
+        let gone_back = match &self.booted {
+            None => None,
+            Some(booted) => match booted.go_back(&self.config, parts) {
+                Ok(state) => Some(state),
+                Err(error) => {
+                    crate::say!("fabric-vmm: the kernel is booted: {}", chain(&error));
+                    // The devices may have some of the snapshot.
+                    take_away(parts)?;
+                    None
+                }
+            },
+        };
         let began = match gone_back {
             Some(state) => {
                 let states = state.vcpus.iter().map(Arc::clone);
@@ -216,8 +220,6 @@ impl ResetPlan {
 
     /// Fills the memory with what a kernel finds there; returns where that begins.
     fn fill(&self, parts: &Parts) -> Result<u64, KeepError> {
-        // What a snapshot may have left half done.
-        take_away(parts)?;
         let files = self.files.as_ref().ok_or(KeepError::NoKernel)?;
         memory::clear(&parts.memory).map_err(KeepError::Clear)?;
         let (memory, config) = (&parts.memory, &self.config);
