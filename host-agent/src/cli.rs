@@ -20,7 +20,7 @@ use fabric_trust::{address::Address, token::JoinToken};
 use fabric_vmm::jail::Isolation;
 
 use crate::{
-    hypervisor::jails::{Jails, UserRange},
+    hypervisor::{jails::Jails, users::UserRange},
     lease,
     metrics::Metrics,
     preflight::{self, Finding, Preflight},
@@ -94,10 +94,11 @@ struct Machine {
 /// How virtual machines are kept apart.
 #[derive(Debug, Args)]
 struct IsolationArgs {
-    /// User and group ids that nobody else has, FIRST-LAST: each virtual machine is
-    /// one of them. Several host agents of one machine need a range each.
-    #[arg(long, value_name = "RANGE", default_value_t)]
-    uid_range: UserRange,
+    /// User and group ids that nobody else has, FIRST-LAST: each virtual machine is one of
+    /// them [default: the first 65536 from 600000 on that no other host agent of this
+    /// machine has].
+    #[arg(long, value_name = "RANGE")]
+    uid_range: Option<UserRange>,
     /// Runs virtual machines although the host lacks this for their jails: uid, user,
     /// pid, mount, network, ipc, uts, landlock, seccomp or cgroup; can be given several
     /// times. Without it, nothing is served where something is missing.
@@ -340,6 +341,7 @@ impl Serve {
             listen: self.listen,
             metrics_listen: self.metrics_listen,
             stop_vms_on_exit: self.stop_vms_on_exit,
+            users: self.isolation.uid_range.clone(),
             jails: self.isolation.into_jails(),
             templates: self.templates == Switch::On,
             template_dir: self.template_dir,
@@ -354,7 +356,7 @@ impl Serve {
 impl IsolationArgs {
     fn into_jails(self) -> Jails {
         Jails {
-            users: self.uid_range,
+            users: self.uid_range.unwrap_or_default(),
             allow_missing: self.allow_missing,
             cgroup: self.cgroup,
         }

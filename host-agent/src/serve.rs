@@ -26,7 +26,11 @@ use crate::{
     clock::{self, Clock},
     events::EventLog,
     files,
-    hypervisor::{jails::Jails, process::ProcessHypervisor},
+    hypervisor::{
+        jails::Jails,
+        process::ProcessHypervisor,
+        users::{UserRange, Users},
+    },
     instance::{
         disks::Workshop, machine::Limits, status::Board, supervisor::Node as Lent, turn::Turns,
     },
@@ -83,6 +87,8 @@ pub struct Options {
     pub metrics_listen: Option<MetricsAddress>,
     /// Whether to stop the virtual machines on the way out.
     pub stop_vms_on_exit: bool,
+    /// The users that virtual machines may be; some that are free, unless named.
+    pub users: Option<UserRange>,
     /// How virtual machines are jailed.
     pub jails: Jails,
     /// Whether instances are copied from templates.
@@ -116,11 +122,14 @@ impl std::str::FromStr for Listen {
 /// # Errors
 ///
 /// When it cannot start. Later failures are told and survived.
-pub async fn serve(options: Options) -> anyhow::Result<()> {
+pub async fn serve(mut options: Options) -> anyhow::Result<()> {
     // What we were started with is none of the guests' business.
     close_fds::set_fds_cloexec_threadsafe(3, &[]);
     let data = open_data(&options.data_dir)?;
     let _lock = lock(&data)?;
+    let users =
+        Users::take(options.users.as_ref()).context("virtual machines can have no users")?;
+    options.jails.users = users.range.clone();
     let stop = stop_signal()?;
     let controller = controller(&options, &data)?;
     let channel = session::channel(&controller.dial);

@@ -34,7 +34,6 @@ use tonic::transport::{Channel, Endpoint};
 use crate::{
     BOOT, Identity, Place, Program, SOON, ServiceFile, disagreements, eventually,
     traces::{groups, members},
-    users::uid_range,
 };
 
 /// How a cluster is started.
@@ -165,7 +164,6 @@ impl Cluster {
         host_agent.extend(["--kernel".into(), kernel.display().to_string()]);
         host_agent.extend(["--boot-deadline".into(), "120s".into()]);
         host_agent.extend(["--fault-injection".into(), "--stop-vms-on-exit".into()]);
-        host_agent.extend(["--uid-range".into(), uid_range()]);
         host_agent.extend(["--templates".into(), "on".into()]);
         if !options.own_templates {
             host_agent.extend([

@@ -8,7 +8,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{Cluster, Program, users::uid_range, vmms_in};
+use crate::{Cluster, Program, vmms_in};
 
 /// A host agent beside the cluster's own, with everything that it has.
 #[derive(Debug)]
@@ -33,7 +33,6 @@ impl Neighbour {
         for (option, value) in [
             ("--data-dir", dir.display().to_string()),
             ("--node-id", name.clone()),
-            ("--uid-range", uid_range()),
         ] {
             let at = command.iter().position(|one| one == option);
             let at = at.with_context(|| format!("{option} is not among {command:?}"))?;

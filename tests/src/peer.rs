@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{BOOT, Place, Program, eventually, users::users};
+use crate::{BOOT, Place, Program, eventually, users::user};
 
 /// Where `bus-peer` listens.
 const PORT: u32 = 1000;
@@ -60,7 +60,7 @@ impl Peer {
         });
         let jail = at(JAIL);
         fs::create_dir(&jail)?;
-        let user = nix::unistd::geteuid().is_root().then(|| *users().start());
+        let user = nix::unistd::geteuid().is_root().then(user);
         chown(&jail, user, user)?;
         for (name, value) in more.as_object().into_iter().flatten() {
             config[name] = value.clone();

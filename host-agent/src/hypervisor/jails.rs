@@ -2,17 +2,18 @@
 //! jails.
 
 use std::{
-    fmt, io,
-    ops::RangeInclusive,
+    io,
     os::unix::fs::lchown,
     path::{Path, PathBuf},
-    str::FromStr,
 };
 
 use fabric_vmm::{config::JailConfig, jail::Isolation};
 use rustix::process::{getegid, geteuid};
 
-use super::cgroups::{CgroupError, Cgroups};
+use super::{
+    cgroups::{CgroupError, Cgroups},
+    users::{NoUser, UserRange},
+};
 use crate::instance::directory::JAIL;
 
 /// How the virtual machines of this node are jailed.
@@ -26,59 +27,23 @@ pub struct Jails {
     pub cgroup: Option<PathBuf>,
 }
 
-/// Users that nobody else is: a virtual machine is one of them, and its group.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UserRange(RangeInclusive<u32>);
-
-/// What is left for machines to be: fewer are too few.
-const LEAST: u32 = 256;
-
-impl Default for UserRange {
-    fn default() -> Self {
-        Self(600_000..=665_535)
-    }
-}
-
-impl fmt::Display for UserRange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.0.start(), self.0.end())
-    }
-}
-
-impl FromStr for UserRange {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let range = text
-            .split_once('-')
-            .and_then(|(first, last)| Some(first.parse().ok()?..=last.parse().ok()?));
-        match range {
-            Some(range)
-                if *range.start() > 0 && range.clone().nth(LEAST as usize - 1).is_some() =>
-            {
-                Ok(Self(range))
-            }
-            _ => Err(format!(
-                "must be FIRST-LAST, of {LEAST} user ids or more, without 0"
-            )),
-        }
-    }
-}
-
 impl Jails {
     /// The jail of the machine of this number, which no other of this node has at the
     /// same time. Its group is somebody else's to make.
-    #[must_use]
-    pub fn jail(&self, number: u32, in_group: bool) -> JailConfig {
-        let (uid, gid) = self.user(number);
-        JailConfig {
+    ///
+    /// # Errors
+    ///
+    /// When there are more machines than users.
+    pub fn jail(&self, number: u32, in_group: bool) -> Result<JailConfig, NoUser> {
+        let (uid, gid) = self.user(number)?;
+        Ok(JailConfig {
             uid,
             gid,
             directory: Some(JAIL.into()),
             given: in_group.then_some(Isolation::Cgroup).into_iter().collect(),
             allow_missing: self.allow_missing.clone(),
             ends_with: None,
-        }
+        })
     }
 
     /// Makes a directory that machine's own.
@@ -87,7 +52,7 @@ impl Jails {
     ///
     /// What the file system says.
     pub fn give(&self, directory: &Path, number: u32) -> io::Result<()> {
-        let (uid, gid) = self.user(number);
+        let (uid, gid) = self.user(number)?;
         lchown(directory, Some(uid), Some(gid))
     }
 
@@ -108,27 +73,11 @@ impl Jails {
     }
 
     /// Its user and group; ours where we cannot give another.
-    pub(super) fn user(&self, number: u32) -> (u32, u32) {
+    pub(super) fn user(&self, number: u32) -> Result<(u32, u32), NoUser> {
         if !geteuid().is_root() {
-            return (geteuid().as_raw(), getegid().as_raw());
+            return Ok((geteuid().as_raw(), getegid().as_raw()));
         }
-        let range = &self.users.0;
-        let many = range.end() - range.start() + 1;
-        let user = range.start() + number % many;
-        (user, user)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_range_of_users_is_two_numbers_and_never_holds_root() {
-        let range = UserRange::default();
-        assert_eq!(range.to_string().parse(), Ok(range));
-        for wrong in ["", "1000", "0-65535", "7-1", "5-9", "a-b"] {
-            assert!(wrong.parse::<UserRange>().is_err(), "{wrong} was taken");
-        }
+        let user = self.users.user(number)?;
+        Ok((user, user))
     }
 }

@@ -12,6 +12,7 @@ pub mod proc;
 pub mod process;
 pub mod simulated;
 pub mod trial;
+pub mod users;
 
 use std::{fmt, io, path::Path, path::PathBuf, sync::Arc, time::Duration};
 
@@ -41,6 +42,9 @@ pub enum LaunchError {
         #[source]
         source: io::Error,
     },
+    /// It cannot have a user of its own.
+    #[error(transparent)]
+    User(#[from] users::NoUser),
     /// It cannot have a control group.
     #[error("cannot make its control group")]
     Cgroup(#[from] cgroups::CgroupError),

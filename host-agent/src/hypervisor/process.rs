@@ -37,10 +37,10 @@ use tokio::io::unix::AsyncFd;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::cgroups::{Cgroups, Group, Share};
-use super::jails::Jails;
 use super::{
     Hypervisor, LaunchError, OrderError, Origin, PackageDisk, Program, Vm, VmRecord, VmSpec, proc,
 };
+use super::{jails::Jails, users::NoUser};
 use crate::{
     clock,
     fail_point::{self, Step},
@@ -225,8 +225,9 @@ impl ProcessHypervisor {
 
     fn configure(&self, directory: &InstanceDirectory, spec: &VmSpec) -> Result<(), LaunchError> {
         let path = directory.file(CONFIGURATION);
+        let configuration = self.configuration(spec)?;
         let write = || {
-            let text = serde_json::to_vec_pretty(&self.configuration(spec))?;
+            let text = serde_json::to_vec_pretty(&configuration)?;
             files::write_atomically(&path, &text)
         };
         write().map_err(|source| LaunchError::Configuration {
@@ -235,7 +236,7 @@ impl ProcessHypervisor {
         })
     }
 
-    fn configuration(&self, spec: &VmSpec) -> VmConfig {
+    fn configuration(&self, spec: &VmSpec) -> Result<VmConfig, NoUser> {
         let shares = Shares::of(spec.vcpus, spec.memory_mib);
         let os = DiskConfig {
             path: spec.os_disk.into(),
@@ -296,7 +297,8 @@ impl ProcessHypervisor {
                 restore = Some(snapshot.clone());
             }
         }
-        VmConfig {
+        let jail = self.jails.jail(user_of(spec), self.cgroups.is_some())?;
+        Ok(VmConfig {
             name: spec.name.clone(),
             cmdline,
             template,
@@ -316,9 +318,9 @@ impl ProcessHypervisor {
             }),
             control: Some(CONTROL.into()),
             repair: self.repair,
-            jail: Some(self.jails.jail(user_of(spec), self.cgroups.is_some())),
+            jail: Some(jail),
             ..VmConfig::new(&self.kernel)
-        }
+        })
     }
 
     /// The group of the VMM that works in a directory, be that removed.

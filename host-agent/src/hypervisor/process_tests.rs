@@ -410,7 +410,7 @@ fn only_a_plain_path_gets_onto_a_kernel_command_line() {
 fn a_guest_that_becomes_a_template_and_one_that_is_copied_from_it_have_the_same_disks() {
     let stage = Stage::new(OBEDIENT);
     let configuration = |origin| {
-        stage.hypervisor.configuration(&VmSpec {
+        let configured = stage.hypervisor.configuration(&VmSpec {
             name: "x".to_owned(),
             vcpus: 1,
             memory_mib: 64,
@@ -421,7 +421,8 @@ fn a_guest_that_becomes_a_template_and_one_that_is_copied_from_it_have_the_same_
             cid: 3,
             origin,
             booted: Some("/t/booted".into()),
-        })
+        });
+        configured.unwrap()
     };
     let made = configuration(Origin::BecomeTemplate {
         program: Program::new("/bin/busybox"),

@@ -48,7 +48,7 @@ pub async fn try_jail(vmm: &Path, jails: &Jails) -> io::Result<Trial> {
         jails: jails.clone(),
         cgroups: None,
     };
-    let (uid, gid) = jails.user(USER);
+    let (uid, gid) = jails.user(USER)?;
     let (uid, gid) = (uid.to_string(), gid.to_string());
     let arguments = ["jail", "--directory", JAIL, "--uid", &uid, "--gid", &gid];
     let without = || hypervisor.spawn(&directory, USER, &arguments, None);

@@ -10,7 +10,9 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use fabric_tests::{Cluster, Place, ServiceFile, Story, control, files, skipped, story};
+use fabric_tests::{
+    Cluster, Neighbour, Place, ServiceFile, Story, control, files, skipped, story, vmms_in,
+};
 use nix::unistd::geteuid;
 use serde_json::json;
 
@@ -45,6 +47,7 @@ const ANONYMOUS: [&str; 5] = ["anon_inode:", "socket:", "pipe:", "/memfd:", "/de
 
 pub(crate) const STORIES: &[Story] = &[
     story!(the_vmm_of_an_instance_has_nothing_but_what_it_was_handed),
+    story!(no_two_machines_of_a_host_are_the_same_user),
     story!(a_host_agent_has_the_rights_that_it_names_and_no_others),
     story!(
         a_node_that_cannot_jail_says_what_is_missing_and_refuses,
@@ -110,6 +113,47 @@ async fn the_vmm_of_an_instance_has_nothing_but_what_it_was_handed() -> anyhow::
     ensure!(
         users.iter().all(|user| !user.starts_with("0\t")),
         "{users:?}"
+    );
+    Ok(())
+}
+
+async fn no_two_machines_of_a_host_are_the_same_user() -> anyhow::Result<()> {
+    if !geteuid().is_root() {
+        return skipped("without root all are the same user");
+    }
+    let cluster = Cluster::start().await?;
+    let neighbour = Neighbour::join(&cluster, 2).await?;
+    let service = ServiceFile::web("shop").instances(2);
+    cluster.run(&service, "shop-web-0").await?;
+    cluster.until_ready("shop-web-1").await?;
+
+    // One on either node.
+    let mut users = BTreeSet::new();
+    for node in [cluster.node_dir(), neighbour.dir()] {
+        let [vmm] = vmms_in(&node.join("instances"))[..] else {
+            anyhow::bail!("not one machine in {}", node.display());
+        };
+        let facts = facts(&PathBuf::from(format!("/proc/{vmm}")))?;
+        let user = facts["Uid"].split_whitespace().next();
+        users.insert(user.context("no user")?.parse::<u32>()?);
+    }
+    ensure!(users.len() == 2, "two machines are {users:?}");
+
+    // Whoever asks for users that are taken gets none.
+    let taken = users.pop_first().context("no user")?;
+    let other = tempfile::tempdir()?;
+    let refused = Command::new(cluster.place.program("host-agent"))
+        .args(["serve", "--controller", "unix:///nowhere", "--node-id", "x"])
+        .args(["--uid-range", &format!("{taken}-{}", taken + 999)])
+        .arg("--data-dir")
+        .arg(other.path())
+        .arg("--kernel")
+        .arg(&cluster.place.kernel)
+        .output()?;
+    let said = String::from_utf8_lossy(&refused.stderr);
+    ensure!(
+        refused.status.code() == Some(1) && said.contains("another host agent's"),
+        "{said}"
     );
     Ok(())
 }

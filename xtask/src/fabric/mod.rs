@@ -44,10 +44,6 @@ const LOG_TAIL: usize = 4000;
 const LONGEST_DIR: usize = 107 - "/node-1/instances//jail/vsock.sock".len() - 20;
 /// Where the controller listens to nodes that have networks of their own.
 const PORT: u16 = 7070;
-/// Users that a node's virtual machines can be.
-const USERS: u32 = 10_000;
-/// First of those of the first node: beyond those of a host agent by itself.
-const FIRST_USER: u32 = 0x7200_0000;
 
 /// A running fabric. The order of the fields is the order in which they end.
 pub struct Fabric {
@@ -189,10 +185,7 @@ impl Fabric {
     /// Starts the host agent of a node that has joined, and waits until it is there.
     pub fn serve_node(&mut self, node: u8) -> Result<()> {
         let mut command = self.on_node(node, "host-agent")?;
-        let first = FIRST_USER + u32::from(node) * USERS;
-        command
-            .args(["serve", "--label", &format!("fault-domain=rack-{node}")])
-            .args(["--uid-range", &format!("{first}-{}", first + USERS - 1)]);
+        command.args(["serve", "--label", &format!("fault-domain=rack-{node}")]);
         self.start_host_agent(node, command)
     }
 
