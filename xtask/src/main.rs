@@ -50,23 +50,14 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Install the Debian packages that building and testing need
     Setup(setup::Options),
-    /// Check that this machine can run guests, with a remedy for what is missing
     Preflight(preflight::Options),
-    /// Build the guest kernel and the guest OS image, or list and remove them
     Image(image::Options),
-    /// Show the whole system at work: a role gets Ready, four faults, four recoveries
     Demo(demo::Options),
-    /// Run every test, those on real KVM among them
     Test(test::Options),
-    /// Measure: `bench boot` times the way of a guest from start to Ready
     Bench(bench::Options),
-    /// Simulate whole clusters in one process, with faults from a seed
     Sim(sim::Options),
-    /// Run the fuzz targets: hostile guests, disks, files and peers, made up
     Fuzz(fuzz::Options),
-    /// Check formatting, lints and documentation, warnings being errors
     Check(check::Options),
 }
 

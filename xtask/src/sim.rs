@@ -9,7 +9,7 @@ use crate::{build, process, project::Project};
 /// The program.
 const PROGRAM: &str = "fabric-sim";
 
-/// Simulate whole clusters, with faults: `sim --help` says how.
+/// Simulate whole clusters in one process, with faults from a seed.
 #[derive(Debug, clap::Args)]
 #[command(disable_help_flag = true)]
 pub struct Options {

@@ -31,7 +31,7 @@ use crate::{
 /// How long a guest may take until its role is Ready.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// Measure the system.
+/// Measure the system: `bench boot` times the way of a guest from start to Ready.
 #[derive(Debug, clap::Args)]
 #[command(arg_required_else_help = true)]
 pub struct Options {

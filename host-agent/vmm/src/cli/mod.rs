@@ -15,7 +15,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 /// Runs one virtual machine on KVM.
 ///
 /// A machine is a kernel, memory, virtual CPUs, disks, and a vsock channel to
-/// its host. It runs in this process and ends with it; the last line on standard
+/// its host. It ends with the process that was started; the last line on standard
 /// output says why, as one JSON object.
 #[derive(Debug, Parser)]
 #[command(name = "fabric-vmm", version, max_term_width = 100)]
@@ -26,11 +26,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run one virtual machine.
     Run(Box<run::RunArgs>),
-    /// Say whether this host can run machines, and what to do where it cannot.
     Probe(probe::ProbeArgs),
-    /// Say what this host isolates machines by, by trying; started as they are.
     Jail(jail::JailArgs),
     /// Print completions for a shell.
     Completions {

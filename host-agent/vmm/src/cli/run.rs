@@ -58,6 +58,15 @@ pub struct RunArgs {
     /// Read the machine's description from this JSON file.
     #[arg(long, value_name = "FILE", conflicts_with_all = DESCRIPTION)]
     config: Option<PathBuf>,
+    #[command(flatten)]
+    description: Description,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// The machine, by flags.
+#[derive(Debug, Args)]
+struct Description {
     /// A name for reports.
     #[arg(long, default_value = "vm")]
     name: String,
@@ -115,11 +124,9 @@ pub struct RunArgs {
     /// Whether to repair a KVM that interprets guest kernels: auto, on or off.
     #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = parse_repair)]
     repair: RepairMode,
-    #[command(flatten)]
-    place: Place,
 }
 
-/// The flags that describe a machine.
+/// Its flags. A conflict with their group would name all of them, given or not.
 const DESCRIPTION: [&str; 15] = [
     "name",
     "kernel",
@@ -139,13 +146,15 @@ const DESCRIPTION: [&str; 15] = [
 ];
 
 /// Runs the machine.
-pub fn run(mut args: RunArgs, started: Instant) -> ExitCode {
+pub fn run(args: RunArgs, started: Instant) -> ExitCode {
     fail_point::reached(Step::Started);
-    let place = std::mem::take(&mut args.place);
-    let name = args.name.clone();
-    let config = args
-        .into_config()
-        .and_then(|config| place.check(&config).map(|()| config));
+    let place = args.place;
+    let name = args.description.name.clone();
+    let config = match &args.config {
+        Some(path) => VmConfig::from_file(path),
+        None => args.description.into_config(),
+    };
+    let config = config.and_then(|config| place.check(&config).map(|()| config));
     let report = match config {
         Err(error) => refuse(&error).of(&name, started),
         Ok(config) => match &config.jail {
@@ -188,11 +197,8 @@ fn run_guarded(config: &VmConfig, jail: &JailConfig, started: Instant) -> ExitRe
     report
 }
 
-impl RunArgs {
+impl Description {
     fn into_config(self) -> Result<VmConfig, ConfigError> {
-        if let Some(path) = &self.config {
-            return VmConfig::from_file(path);
-        }
         let config = VmConfig {
             name: self.name,
             restore: self.restore,
@@ -265,5 +271,12 @@ mod tests {
         assert_eq!(parse_console("ring:a.ring,64KiB"), ring("a.ring", 65536));
         parse_console("ring:a,b").unwrap_err();
         parse_console("tty").unwrap_err();
+    }
+
+    #[test]
+    fn a_file_excludes_every_flag_that_describes_a_machine() {
+        let command = Description::augment_args(clap::Command::new("run"));
+        let flags = command.get_arguments().map(|flag| flag.get_id().as_str());
+        assert_eq!(flags.collect::<Vec<_>>(), DESCRIPTION);
     }
 }

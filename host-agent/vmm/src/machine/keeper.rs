@@ -10,24 +10,20 @@
 //! Everything here runs in the event loop, so that no packet is on its way
 //! through the vsock device meanwhile.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip,
 };
 use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vmm_sys_util::errno;
-use vmm_sys_util::eventfd::EventFd;
 
 use super::reset::{FillError, ResetPlan};
 use super::vcpus::Threads;
-use crate::config::TemplateConfig;
 use crate::devices::serial::SerialPort;
 use crate::devices::virtio::{ActivateError, MmioTransport};
-use crate::devices::vsock::VsockHandle;
 use crate::exit::KvmKind;
 use crate::fail_point::{self, Step};
 use crate::memory::GuestMemory;
@@ -378,111 +374,4 @@ fn set_clock(vm: &VmFd, nanoseconds: u64) -> Result<(), KeepError> {
 /// Takes hold of a device.
 pub fn lock_transport(transport: &SharedTransport) -> MutexGuard<'_, MmioTransport> {
     transport.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Takes a snapshot of a guest that has booted, when it calls, and lets it go on.
-#[derive(Debug)]
-pub struct BootedKeeper {
-    sign: EventFd,
-    path: PathBuf,
-    vsock: VsockHandle,
-    keeper: SharedKeeper,
-    board: Arc<Board>,
-}
-
-impl BootedKeeper {
-    /// Waits for the sign.
-    pub fn new(
-        sign: EventFd,
-        path: PathBuf,
-        vsock: VsockHandle,
-        keeper: SharedKeeper,
-        board: Arc<Board>,
-    ) -> BootedKeeper {
-        BootedKeeper {
-            sign,
-            path,
-            vsock,
-            keeper,
-            board,
-        }
-    }
-}
-
-impl MutEventSubscriber for BootedKeeper {
-    fn init(&mut self, ops: &mut EventOps) {
-        listen(ops, &self.sign);
-    }
-
-    fn process(&mut self, _events: Events, _ops: &mut EventOps) {
-        // It is readable, and if not, nothing is lost.
-        let _ = self.sign.read();
-        // Nobody looks at the device before this is done.
-        self.vsock.go_on();
-        if let Err(error) = lock(&self.keeper).snapshot(&self.path) {
-            self.board.ending.end(Outcome::Failed {
-                message: format!("there is no snapshot of the boot: {}", chain(&error)),
-                fault: None,
-            });
-        }
-    }
-}
-
-fn listen(ops: &mut EventOps, sign: &EventFd) {
-    if let Err(error) = ops.add(Events::new(sign, EventSet::IN)) {
-        crate::say!("fabric-vmm: cannot listen to the guest's call: {error}");
-    }
-}
-
-/// Makes the template when the guest calls, and ends the machine.
-#[derive(Debug)]
-pub struct TemplateMaker {
-    sign: EventFd,
-    config: TemplateConfig,
-    keeper: SharedKeeper,
-    board: Arc<Board>,
-}
-
-impl TemplateMaker {
-    /// Waits for the sign.
-    pub fn new(
-        sign: EventFd,
-        config: TemplateConfig,
-        keeper: SharedKeeper,
-        board: Arc<Board>,
-    ) -> TemplateMaker {
-        TemplateMaker {
-            sign,
-            config,
-            keeper,
-            board,
-        }
-    }
-}
-
-impl MutEventSubscriber for TemplateMaker {
-    fn init(&mut self, ops: &mut EventOps) {
-        listen(ops, &self.sign);
-    }
-
-    fn process(&mut self, _events: Events, _ops: &mut EventOps) {
-        // It is readable, and if not, nothing is lost.
-        let _ = self.sign.read();
-        if self.board.ending.has_ended() {
-            return;
-        }
-        let mut keeper = lock(&self.keeper);
-        let made = keeper
-            .pause()
-            .and_then(|()| keeper.snapshot(&self.config.path));
-        self.board.ending.end(match made {
-            Ok(()) => Outcome::TemplateMade {
-                path: self.config.path.clone(),
-            },
-            Err(error) => Outcome::Failed {
-                message: format!("the template cannot be made: {}", chain(&error)),
-                fault: None,
-            },
-        });
-    }
 }

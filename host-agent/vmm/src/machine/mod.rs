@@ -18,6 +18,7 @@
 //! | [`vcpus`] | the virtual CPUs' threads |
 //! | [`governor`] | holds its devices to their limits |
 //! | [`keeper`] | pauses it, lets it go on, takes snapshots, resets it |
+//! | [`template`] | makes a template of it when its guest calls |
 //! | [`restore`] | gives a new machine a snapshot's state |
 //! | [`reset`] | starts a machine anew in place |
 //! | [`trim`] | gives back what only the start needed |
@@ -35,6 +36,7 @@ pub mod open;
 pub mod report;
 pub mod reset;
 pub mod restore;
+pub mod template;
 pub mod trim;
 pub mod vcpus;
 
