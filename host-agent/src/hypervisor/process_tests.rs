@@ -169,8 +169,7 @@ async fn a_vmm_that_wants_more_memory_than_it_may_have_is_killed_and_that_is_sai
     let exit = end_of(&stage.up().await).await;
     assert_eq!(exit.kind, ExitKind::OutOfMemory);
     assert!(exit.json.contains(r#""reason":"killed""#), "{}", exit.json);
-    for door in stage.group().doors() {
-        let group = door.parent().unwrap();
+    for group in stage.group().directories() {
         assert!(!group.exists(), "{} is left", group.display());
         assert!(
             !group.parent().unwrap().exists(),
@@ -351,13 +350,14 @@ async fn a_vmm_is_found_again_by_where_it_runs() {
 async fn a_vmm_whose_directory_is_gone_is_ended() {
     let stage = Stage::new(OBEDIENT);
     let vm = stage.up().await;
-    let doors = stage.has_groups().then(|| stage.group().doors());
+    let group = stage.has_groups().then(|| stage.group());
     assert_eq!(stage.hypervisor.end_strays(stage.data.path()).await, 0);
     stage.directory.clear().unwrap();
     stage.directory.remove().unwrap();
     // A child that the script has just forked looks as it does.
     assert_ne!(stage.hypervisor.end_strays(stage.data.path()).await, 0);
-    let left = doors.iter().flatten().find(|door| door.exists());
+    let mut directories = group.iter().flat_map(Group::directories);
+    let left = directories.find(|directory| directory.exists());
     assert_eq!(left, None, "its group is there");
     end_of(&vm).await;
 }

@@ -18,6 +18,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use fabric_vmm::jail::launch::Door;
 use sha2::{Digest as _, Sha256};
 
 use hierarchy::{Controller, Hierarchy, Version};
@@ -265,13 +266,22 @@ impl Group {
         Ok(())
     }
 
-    /// The files by which a process joins it.
+    /// How a process gets into it.
     #[must_use]
-    pub fn doors(&self) -> Vec<PathBuf> {
+    pub fn doors(&self) -> Vec<Door> {
         let directories = self.directories.iter();
         directories
-            .map(|(_, directory)| directory.join("cgroup.procs"))
+            .map(|(hierarchy, directory)| match hierarchy.version {
+                Version::One => Door::Tasks(directory.join("tasks")),
+                Version::Two => Door::Directory(directory.clone()),
+            })
             .collect()
+    }
+
+    /// Its directories.
+    #[cfg(test)]
+    pub fn directories(&self) -> impl Iterator<Item = &Path> {
+        self.directories.iter().map(|(_, directory)| &**directory)
     }
 
     /// Whether the kernel ended a process of it for going beyond its memory.

@@ -12,7 +12,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::ptr;
 
@@ -36,8 +36,20 @@ pub struct Launch<'a> {
     pub stdout: &'a File,
     /// Its standard error.
     pub stderr: &'a File,
-    /// The `cgroup.procs` files of the groups that it is to be in.
-    pub groups: &'a [std::path::PathBuf],
+    /// The control groups that it is to be in, one of each hierarchy.
+    pub groups: &'a [Door],
+}
+
+/// How a process gets into a control group (cgroups(7)).
+///
+/// Not by writing to `cgroup.procs`: for that the kernel keeps all processes from forking,
+/// and waits 10 to 20 ms until none does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Door {
+    /// Version 1: the group's `tasks`. The new process has one thread, which goes in.
+    Tasks(PathBuf),
+    /// Version 2: the group's directory. The process begins in there (`CLONE_INTO_CGROUP`).
+    Directory(PathBuf),
 }
 
 /// Starts it: in a session of its own, with no descriptor but these, and in a pid
@@ -97,7 +109,9 @@ struct Prepared {
     arguments: Vec<*const libc::c_char>,
     environment: Vec<*const libc::c_char>,
     directory: CString,
-    groups: Vec<CString>,
+    /// Files by which it goes into groups, and the group that it begins in.
+    tasks: Vec<CString>,
+    group: Option<File>,
     /// Kept for where nothing is to come.
     _null: File,
     stdin: RawFd,
@@ -129,14 +143,18 @@ impl Prepared {
             let strings = strings.iter().map(|text| text.as_ptr());
             strings.chain([ptr::null()]).collect()
         };
+        let (mut tasks, mut group) = (Vec::new(), None);
+        for door in launch.groups {
+            match door {
+                Door::Tasks(path) => tasks.push(c(path.as_os_str())?),
+                Door::Directory(path) => group = Some(File::open(path)?),
+            }
+        }
         let null = File::open("/dev/null")?;
         Ok(Prepared {
             directory: c(launch.directory.as_os_str())?,
-            groups: launch
-                .groups
-                .iter()
-                .map(|path| c(path.as_os_str()))
-                .collect::<Result<_, NulError>>()?,
+            tasks,
+            group,
             program,
             arguments: pointers(&arguments),
             environment: pointers(&environment),
@@ -171,6 +189,10 @@ impl Prepared {
         let mut arguments = unsafe { std::mem::zeroed::<libc::clone_args>() };
         arguments.flags = flags;
         arguments.exit_signal = libc::SIGCHLD as u64;
+        if let Some(group) = &self.group {
+            arguments.flags |= CLONE_INTO_CGROUP;
+            arguments.cgroup = group.as_raw_fd() as u64;
+        }
         let size = size_of::<libc::clone_args>();
         // No handler of ours is to run in the child, which shares its pipes with us.
         let blocked = Blocked::all()?;
@@ -223,8 +245,8 @@ impl Prepared {
                     return;
                 }
             }
-            for group in &self.groups {
-                if !write_file(group, b"0") {
+            for tasks in &self.tasks {
+                if !write_file(tasks, b"0") {
                     return;
                 }
             }
@@ -256,6 +278,8 @@ impl Prepared {
     }
 }
 
+/// `CLONE_INTO_CGROUP` (linux/sched.h), which libc has as a number that is too short for it.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
 /// The highest number of a signal (signal(7)).
 const SIGNALS: libc::c_int = 64;
 
@@ -290,5 +314,89 @@ impl Drop for Blocked {
     fn drop(&mut self) {
         // Fails for no set.
         let _ = self.0.thread_set_mask();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A group of this host, where it has a hierarchy of that type that we may use.
+    fn group(kind: &str) -> Option<PathBuf> {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let mut points = mounts.lines().filter_map(|line| {
+            let mut words = line.split_whitespace().skip(1);
+            let (point, its) = (words.next()?, words.next()?);
+            (its == kind).then(|| PathBuf::from(point))
+        });
+        let name = format!("fabric-launch-test-{kind}-{}", std::process::id());
+        points.find_map(|point| {
+            let path = point.join(&name);
+            std::fs::create_dir(&path).ok().map(|()| path)
+        })
+    }
+
+    /// What a process that is started in a group says of its groups.
+    fn said_in(door: Door) -> String {
+        let mut said = tempfile::tempfile().unwrap();
+        let pid = launch(&Launch {
+            program: Path::new("/bin/cat"),
+            arguments: &["/proc/self/cgroup"],
+            environment: &[],
+            directory: Path::new("/"),
+            stdin: None,
+            stdout: &said,
+            stderr: &said,
+            groups: &[door],
+        });
+        waitpid(Pid::from_raw(pid.unwrap() as i32), None).unwrap();
+        let mut text = String::new();
+        std::io::Seek::rewind(&mut said).unwrap();
+        said.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    #[test]
+    fn a_process_begins_in_its_group_of_either_version() {
+        for (kind, version_two) in [("cgroup", false), ("cgroup2", true)] {
+            let Some(group) = group(kind) else {
+                eprintln!("skipped: no group of type {kind} can be made here");
+                continue;
+            };
+            let said = said_in(if version_two {
+                Door::Directory(group.clone())
+            } else {
+                Door::Tasks(group.join("tasks"))
+            });
+            std::fs::remove_dir(&group).unwrap();
+            let name = group.file_name().unwrap().to_str().unwrap();
+            let its = said
+                .lines()
+                .find(|line| line.ends_with(&format!("/{name}")));
+            let its = its.unwrap_or_else(|| panic!("not in {name}: {said}"));
+            assert_eq!(its.starts_with("0::"), version_two, "{said}");
+        }
+    }
+
+    #[test]
+    fn a_group_that_is_not_there_is_an_error_and_no_process() {
+        for door in [
+            Door::Tasks("/nowhere/tasks".into()),
+            Door::Directory("/nowhere".into()),
+            Door::Directory("/tmp".into()),
+        ] {
+            let said = tempfile::tempfile().unwrap();
+            let started = launch(&Launch {
+                program: Path::new("/bin/true"),
+                arguments: &[],
+                environment: &[],
+                directory: Path::new("/"),
+                stdin: None,
+                stdout: &said,
+                stderr: &said,
+                groups: std::slice::from_ref(&door),
+            });
+            assert!(started.is_err(), "{door:?}: {started:?}");
+        }
     }
 }

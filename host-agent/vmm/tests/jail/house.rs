@@ -10,7 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 
 use fabric_vmm::config::JailConfig;
-use fabric_vmm::jail::{self, Isolation, Limits, ThreadKind, launch::Launch};
+use fabric_vmm::jail::{
+    self, Isolation, Limits, ThreadKind,
+    launch::{Door, Launch},
+};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, geteuid};
@@ -136,8 +139,13 @@ impl Group {
         })
     }
 
-    fn door(&self) -> PathBuf {
-        self.path.join("cgroup.procs")
+    fn door(&self) -> Door {
+        let tasks = self.path.join("tasks");
+        if tasks.exists() {
+            Door::Tasks(tasks)
+        } else {
+            Door::Directory(self.path.clone())
+        }
     }
 
     fn kills(&self) -> u64 {
