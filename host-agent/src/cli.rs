@@ -341,7 +341,6 @@ impl Serve {
             listen: self.listen,
             metrics_listen: self.metrics_listen,
             stop_vms_on_exit: self.stop_vms_on_exit,
-            users: self.isolation.uid_range.clone(),
             jails: self.isolation.into_jails(),
             templates: self.templates == Switch::On,
             template_dir: self.template_dir,
@@ -356,7 +355,7 @@ impl Serve {
 impl IsolationArgs {
     fn into_jails(self) -> Jails {
         Jails {
-            users: self.uid_range.unwrap_or_default(),
+            users: self.uid_range,
             allow_missing: self.allow_missing,
             cgroup: self.cgroup,
         }

@@ -3,7 +3,9 @@
 use std::{
     fs::{self, DirBuilder, File, Permissions},
     io::{self, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, lchown},
+    os::unix::fs::{
+        DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, lchown,
+    },
     path::{Path, PathBuf},
 };
 
@@ -58,6 +60,20 @@ pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     fail_point::reached(Step::FileWritten);
     file.persist(path)?;
     sync_directory(directory)
+}
+
+/// Opens a file for writing, as it is; one that is not there is made, for us alone.
+///
+/// # Errors
+///
+/// What the file system says.
+pub fn open_or_make(path: &Path) -> io::Result<File> {
+    File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
 }
 
 /// Removes files that an earlier process did not come to write to their ends. Nobody

@@ -26,11 +26,7 @@ use crate::{
     clock::{self, Clock},
     events::EventLog,
     files,
-    hypervisor::{
-        jails::Jails,
-        process::ProcessHypervisor,
-        users::{UserRange, Users},
-    },
+    hypervisor::{jails::Jails, process::ProcessHypervisor, users::Users},
     instance::{
         disks::Workshop, machine::Limits, status::Board, supervisor::Node as Lent, turn::Turns,
     },
@@ -87,8 +83,6 @@ pub struct Options {
     pub metrics_listen: Option<MetricsAddress>,
     /// Whether to stop the virtual machines on the way out.
     pub stop_vms_on_exit: bool,
-    /// The users that virtual machines may be; some that are free, unless named.
-    pub users: Option<UserRange>,
     /// How virtual machines are jailed.
     pub jails: Jails,
     /// Whether instances are copied from templates.
@@ -127,9 +121,9 @@ pub async fn serve(mut options: Options) -> anyhow::Result<()> {
     close_fds::set_fds_cloexec_threadsafe(3, &[]);
     let data = open_data(&options.data_dir)?;
     let _lock = lock(&data)?;
-    let users =
-        Users::take(options.users.as_ref()).context("virtual machines can have no users")?;
-    options.jails.users = users.range.clone();
+    let users = Users::take(options.jails.users.as_ref());
+    let users = users.context("virtual machines can have no users")?;
+    options.jails.users = Some(users.range.clone());
     let stop = stop_signal()?;
     let controller = controller(&options, &data)?;
     let channel = session::channel(&controller.dial);
@@ -436,14 +430,8 @@ fn open_data(path: &Path) -> anyhow::Result<PathBuf> {
 /// One host agent per data directory.
 fn lock(data: &Path) -> anyhow::Result<File> {
     let path = data.join(LOCK);
-    let open = || {
-        File::options()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-    };
-    let file = open().with_context(|| format!("cannot open {}", path.display()))?;
+    let file =
+        files::open_or_make(&path).with_context(|| format!("cannot open {}", path.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => anyhow::bail!(

@@ -22,7 +22,6 @@ mod runner;
 mod service;
 mod skip;
 mod traces;
-mod users;
 
 pub use cluster::{Cluster, Options, last_end, same_guest, same_vmm, status, vmms_in};
 pub use neighbour::{Neighbour, stand_still};

@@ -9,6 +9,7 @@ use std::{
         net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -16,7 +17,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{BOOT, Place, Program, eventually, users::user};
+use crate::{BOOT, Place, Program, eventually};
 
 /// Where `bus-peer` listens.
 const PORT: u32 = 1000;
@@ -24,8 +25,12 @@ const PORT: u32 = 1000;
 const JAIL: &str = "jail";
 /// Its channel to its guest.
 const CHANNEL: &str = "jail/v";
+/// The first of the users that such machines are: beyond those that host agents choose from.
+const FIRST_USER: u32 = 0x7100_0000;
 /// How long a step of a conversation may take.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+static MACHINES: AtomicU32 = AtomicU32::new(0);
 
 /// The machine.
 #[derive(Debug)]
@@ -60,7 +65,8 @@ impl Peer {
         });
         let jail = at(JAIL);
         fs::create_dir(&jail)?;
-        let user = nix::unistd::geteuid().is_root().then(user);
+        let is_root = nix::unistd::geteuid().is_root();
+        let user = is_root.then(|| FIRST_USER + MACHINES.fetch_add(1, Ordering::Relaxed));
         chown(&jail, user, user)?;
         for (name, value) in more.as_object().into_iter().flatten() {
             config[name] = value.clone();

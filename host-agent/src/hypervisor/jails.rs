@@ -19,8 +19,8 @@ use crate::instance::directory::JAIL;
 /// How the virtual machines of this node are jailed.
 #[derive(Debug, Clone, Default)]
 pub struct Jails {
-    /// Their users and groups.
-    pub users: UserRange,
+    /// Their users and groups; the first that there are to choose from, unless named.
+    pub users: Option<UserRange>,
     /// What may be missing where the host does not give it.
     pub allow_missing: Vec<Isolation>,
     /// The control group in which theirs are made; ours without it.
@@ -77,7 +77,7 @@ impl Jails {
         if !geteuid().is_root() {
             return Ok((geteuid().as_raw(), getegid().as_raw()));
         }
-        let user = self.users.user(number)?;
+        let user = self.users.clone().unwrap_or_default().user(number)?;
         Ok((user, user))
     }
 }

@@ -37,10 +37,11 @@ use tokio::io::unix::AsyncFd;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::cgroups::{Cgroups, Group, Share};
+use super::jails::Jails;
+use super::users::NoUser;
 use super::{
     Hypervisor, LaunchError, OrderError, Origin, PackageDisk, Program, Vm, VmRecord, VmSpec, proc,
 };
-use super::{jails::Jails, users::NoUser};
 use crate::{
     clock,
     fail_point::{self, Step},

@@ -9,7 +9,6 @@ use std::{
     fs::File,
     io,
     ops::RangeInclusive,
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -20,6 +19,8 @@ use nix::{
     libc,
 };
 use rustix::process::geteuid;
+
+use crate::files;
 
 /// The file in which ranges are taken.
 const FILE: &str = "/run/fabric-users.lock";
@@ -53,15 +54,9 @@ impl UserRange {
             .ok_or_else(|| NoUser(self.clone()))
     }
 
-    /// Takes these users until what is returned is dropped; none if another has some of
+    /// Locks these users in a file, for as long as that is open; whether no other has some of
     /// them.
-    fn take(&self, path: &Path) -> io::Result<Option<File>> {
-        let file = File::options()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)?;
+    fn lock(&self, file: &File) -> io::Result<bool> {
         let (first, last) = (i64::from(*self.0.start()), i64::from(*self.0.end()));
         let lock = libc::flock {
             l_type: libc::F_WRLCK as libc::c_short,
@@ -70,9 +65,9 @@ impl UserRange {
             l_len: last - first + 1,
             l_pid: 0,
         };
-        match fcntl(&file, FcntlArg::F_OFD_SETLK(&lock)) {
-            Ok(_) => Ok(Some(file)),
-            Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
+        match fcntl(file, FcntlArg::F_OFD_SETLK(&lock)) {
+            Ok(_) => Ok(true),
+            Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
@@ -170,24 +165,32 @@ impl Users {
     }
 
     fn take_in(path: &Path, asked: Option<&UserRange>) -> Result<Self, UsersError> {
-        let choices: Vec<UserRange> = match asked {
-            Some(range) => vec![range.clone()],
-            None => (0..RANGES).map(UserRange::choice).collect(),
+        let failed = |source| UsersError::Lock {
+            path: path.to_owned(),
+            source,
         };
-        for range in choices {
-            let lock = range.take(path).map_err(|source| UsersError::Lock {
-                path: path.to_owned(),
-                source,
-            })?;
-            if lock.is_some() {
-                return Ok(Self { range, _lock: lock });
-            }
-        }
-        Err(match asked {
-            Some(range) => UsersError::Taken(range.clone()),
-            None => UsersError::NoneFree(FIRST + RANGES * USERS - 1),
+        let file = files::open_or_make(path).map_err(failed)?;
+        let free = |range: &UserRange| range.lock(&file).map_err(failed);
+        let range = match asked {
+            Some(range) if free(range)? => range.clone(),
+            Some(range) => return Err(UsersError::Taken(range.clone())),
+            None => first(free)?,
+        };
+        Ok(Self {
+            range,
+            _lock: Some(file),
         })
     }
+}
+
+/// The first range that is free, of those to choose from.
+fn first(free: impl Fn(&UserRange) -> Result<bool, UsersError>) -> Result<UserRange, UsersError> {
+    for range in (0..RANGES).map(UserRange::choice) {
+        if free(&range)? {
+            return Ok(range);
+        }
+    }
+    Err(UsersError::NoneFree(FIRST + RANGES * USERS - 1))
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use anyhow::Context as _;
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::{Lease, record::Record};
-use crate::{clock, hypervisor::proc, hypervisor::process};
+use crate::{clock, files, hypervisor::proc, hypervisor::process};
 
 /// The command, by which it is known.
 pub const COMMAND: &str = "keep-lease";
@@ -145,12 +145,8 @@ fn left(record: &Record) -> Duration {
 fn take_place(data: &Path) -> anyhow::Result<File> {
     use std::io::Write as _;
     let path = data.join(LOCK);
-    let mut file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .with_context(|| format!("cannot open {}", path.display()))?;
+    let mut file =
+        files::open_or_make(&path).with_context(|| format!("cannot open {}", path.display()))?;
     file.lock()
         .with_context(|| format!("cannot lock {}", path.display()))?;
     file.set_len(0)?;

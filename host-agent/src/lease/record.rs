@@ -74,13 +74,7 @@ impl Record {
         };
         let file = match &self.file {
             Some(file) => file,
-            None => self.file.insert(
-                OpenOptions::new()
-                    .create(true)
-                    .truncate(false)
-                    .write(true)
-                    .open(&self.path)?,
-            ),
+            None => self.file.insert(crate::files::open_or_make(&self.path)?),
         };
         let line = format!("{} {:020}\n", self.host_boot_id, end.as_millis());
         file.write_all_at(line.as_bytes(), 0)

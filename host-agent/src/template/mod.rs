@@ -684,11 +684,7 @@ impl Templates {
     fn try_lock(&self) -> Result<Option<File>, TemplateError> {
         let path = self.directory.join(LOCK);
         let take = || {
-            let file = File::options()
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(&path)?;
+            let file = files::open_or_make(&path)?;
             match file.try_lock() {
                 Ok(()) => Ok(Some(file)),
                 Err(TryLockError::WouldBlock) => Ok(None),
